@@ -1,0 +1,336 @@
+"""The joblib backend ``"stateful"``: joblib's contract on top of a shared executor, and nothing else.
+
+A `StatefulBackend` that a user makes, by `parallel_config` or by hand, only holds a configuration. Each
+`joblib.Parallel` call gets a copy bound to it, because joblib does not tell a backend for which of several
+calls under the same configuration it is started, aborted or ended.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from concurrent.futures import Future
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import joblib
+
+# Not documented, but how joblib's own backends hand a call over to another one.
+from joblib._parallel_backends import FallbackToBackend, SequentialBackend
+from joblib.parallel import AutoBatchingMixin, ParallelBackendBase, get_active_backend
+
+from . import _check, _shared, engines, errors
+from ._outcome import packing_error_of
+from ._progress import Progress, check_progress
+from ._records import Call, Group
+from ._spec import make_spec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from joblib import Parallel
+
+    from ._core import Core
+    from ._progress import ProgressLike
+    from ._worker import Worker
+
+# After Ctrl-C, what runs has this long to end before its worker is killed.
+_INTERRUPT_GRACE = 0.5
+# What joblib itself passes to `configure` besides what the user gave.
+_JOBLIBS_OWN = ("prefer", "require", "verbose", "context", "max_nbytes", "temp_folder", "mmap_mode")
+
+
+class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]  # joblib is untyped
+    """The joblib backend ``"stateful"``: tasks run in workers that each have an object of their own.
+
+    Parameters
+    ----------
+    worker : class, functools.partial of a class, or factory(function), optional
+        What builds each worker's object, which `get_worker` returns in the tasks. None: a stateless pool.
+    shared_kwargs : dict, optional
+        Constructor kwargs that every worker gets.
+    worker_kwargs : list of dict, optional
+        One dict per worker, laid over ``shared_kwargs``; sets ``n_jobs`` where that is not given.
+    worker_env : list of dict, optional
+        Environment variables of each worker's process.
+    engine : {"loky", "threads", "inline"} or Engine, default "loky"
+        What a worker is.
+    item_timeout, init_timeout, retries, max_restarts
+        See `stateful_map`; an item is one task of joblib, which may be a batch of calls.
+    progress : bool, dict, tqdm class or bar, or callable, default False
+        See `stateful_map`; one bar per outermost `Parallel` call.
+    inner_max_num_threads : int, optional
+        Threads of BLAS and OpenMP in each worker.
+    nesting_level : int, optional
+        Set by joblib.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is wrong; nothing was started.
+
+    Notes
+    -----
+    An exception or an abandoned generator drops what is queued and lets what runs finish, so that workers keep
+    their objects. After joblib's own ``timeout``, or Ctrl-C, the workers that still run the call are killed.
+
+    Examples
+    --------
+    >>> from joblib import Parallel, delayed, parallel_config
+    >>> from joblib_stateful import get_worker
+    >>> def where(item):
+    ...     return get_worker()["device"], item
+    >>> with parallel_config(backend="stateful", worker=dict, worker_kwargs=[{"device": "cpu:0"}]):
+    ...     Parallel()(delayed(where)(item) for item in "ab")
+    [('cpu:0', 'a'), ('cpu:0', 'b')]
+    """
+
+    supports_retrieve_callback = True
+    supports_inner_max_num_threads = True
+    uses_threads = False
+    supports_sharedmem = False
+
+    def __init__(
+        self,
+        *,
+        worker: Any = None,
+        shared_kwargs: Mapping[str, Any] | None = None,
+        worker_kwargs: Sequence[Mapping[str, Any]] | None = None,
+        worker_env: Sequence[Mapping[str, str]] | None = None,
+        engine: str | engines.Engine = "loky",
+        item_timeout: float | None = None,
+        init_timeout: float | None = None,
+        retries: int = 0,
+        max_restarts: int = 3,
+        progress: ProgressLike = False,
+        inner_max_num_threads: int | None = None,
+        nesting_level: int | None = None,
+        **unknown: Any,
+    ) -> None:
+        super().__init__(nesting_level=nesting_level, inner_max_num_threads=inner_max_num_threads)
+        if unknown:
+            known = ", ".join(name for name in _OPTIONS if name != "inner_max_num_threads")
+            raise TypeError(
+                f'The backend "stateful" has no argument {", ".join(map(repr, unknown))}; it takes {known} and '
+                "inner_max_num_threads, besides what joblib takes for every backend.",
+            )
+        self._options: dict[str, Any] = {
+            "worker": worker,
+            "shared_kwargs": shared_kwargs,
+            "worker_kwargs": worker_kwargs,
+            "worker_env": worker_env,
+            "engine": engine,
+            "item_timeout": item_timeout,
+            "init_timeout": init_timeout,
+            "retries": retries,
+            "max_restarts": max_restarts,
+            "progress": progress,
+            "inner_max_num_threads": inner_max_num_threads,
+        }
+        check_progress(progress)
+        self._engine = engines.get(engine)
+        self._limits = _check.check_limits(self._engine, item_timeout, init_timeout, retries, max_restarts)
+        self._spec = make_spec(worker, shared_kwargs, worker_kwargs)
+        if worker is not None and self._spec.build is None:
+            raise TypeError(
+                "worker must be what builds the workers' objects (a class or factory(function)), not the stateless "
+                f"function {worker!r}; functions are what joblib's delayed() is for.",
+            )
+        if worker_env is not None and not self._engine.has_processes:
+            _check.check_env(worker_env, len(worker_env), self._engine)
+        if self._spec.worker_kwargs is not None:
+            self.default_n_jobs = len(self._spec.worker_kwargs)
+        self._ran_inline = False
+        self._warned = False
+        # Of a copy bound to one Parallel call:
+        self._bound_to: Parallel | None = None
+        self._lease: _shared.Lease | None = None
+        self._group = Group()
+        self._calls: dict[Call, None] = {}
+        self._raised: BaseException | None = None
+        self._bar = Progress(False, None)
+
+    # --- configuration --------------------------------------------------------------------------------
+
+    def effective_n_jobs(self, n_jobs: int | None) -> int:
+        """Return the number of slots that a Parallel call with this ``n_jobs`` gets."""
+        if n_jobs == 0:
+            raise ValueError("n_jobs == 0 in Parallel has no meaning")
+        own = self._spec.worker_kwargs
+        if n_jobs is None:
+            return 1
+        if own is not None and n_jobs > len(own):
+            if not self._warned:
+                self._warned = True
+                warnings.warn(
+                    f"n_jobs={n_jobs}, but there are worker_kwargs for {len(own)} workers: all {len(own)} are used.",
+                    stacklevel=3,
+                )
+            return len(own)
+        if n_jobs < 0:
+            n_all = int(joblib.cpu_count()) if own is None else len(own)
+            return max(n_all + 1 + n_jobs, 1)
+        return n_jobs
+
+    def configure(
+        self,
+        n_jobs: int = 1,
+        parallel: Parallel | None = None,
+        **backend_kwargs: Any,
+    ) -> int:
+        """Get ready for one Parallel call, on a copy of this backend that is bound to it."""
+        if self._bound_to is None or self._bound_to is not parallel:
+            own = {name: value for name, value in backend_kwargs.items() if name not in _JOBLIBS_OWN}
+            self._check_contradiction(n_jobs, own)
+            if self._effective_under(n_jobs, own) == 1:
+                self._ran_inline = True
+                if self._options["worker_env"] is not None:
+                    warnings.warn(
+                        "worker_env is not used: with n_jobs=1 joblib runs the calls in this process. Use n_jobs=2 or "
+                        "more, or set the variables before the program starts.",
+                        stacklevel=2,
+                    )
+                raise FallbackToBackend(SequentialBackend(nesting_level=self.nesting_level))
+            bound = StatefulBackend(nesting_level=self.nesting_level, **{**self._options, **own})
+            bound._bound_to = parallel
+            bound._warned = self._warned
+            raise FallbackToBackend(bound)
+        slots = self.effective_n_jobs(n_jobs)
+        self.parallel = parallel
+        if self._lease is None:
+            self._lease = self._prepare(slots)()
+        return slots
+
+    def _effective_under(self, n_jobs: int, own: Mapping[str, Any]) -> int:
+        if own.get("worker_kwargs") is None:
+            return self.effective_n_jobs(n_jobs)
+        return StatefulBackend(**{**self._options, **own}).effective_n_jobs(n_jobs)
+
+    def _check_contradiction(self, n_jobs: int, own: Mapping[str, Any]) -> None:
+        """Refuse two different numbers of workers in one and the same call."""
+        if own.get("worker_kwargs") is not None:  # Parallel(n_jobs=..., worker_kwargs=...)
+            if n_jobs > 1 or n_jobs < -1:
+                _check.resolve_n_jobs(n_jobs, own["worker_kwargs"])
+            return
+        active, configured = get_active_backend()  # parallel_config(n_jobs=..., worker_kwargs=...)
+        if active is self and configured is not None and configured > 0 and self._spec.worker_kwargs is not None:
+            _check.resolve_n_jobs(configured, self._spec.worker_kwargs)
+
+    def _prepare(self, slots: int) -> Callable[[], _shared.Lease]:
+        spec = self._spec
+        if spec.worker_kwargs is not None and slots < len(spec.worker_kwargs):
+            spec = make_spec(self._options["worker"], self._options["shared_kwargs"], list(spec.worker_kwargs[:slots]))
+        env = self._options["worker_env"]
+        if env is not None and len(env) > slots and spec is not self._spec:
+            env = env[:slots]
+        envs = _check.check_env(env, slots, self._engine)
+        return _shared.prepare(spec, slots, self._engine, envs, self.inner_max_num_threads)
+
+    def inline_worker(self) -> Worker | None:
+        """Return the worker for calls that joblib runs in this process; None if it has run none."""
+        if not self._ran_inline or self._spec.build is None:
+            return None
+        spec = self._spec
+        if spec.worker_kwargs is not None:
+            own = [spec.worker_kwargs[0]]
+            spec = make_spec(self._options["worker"], self._options["shared_kwargs"], own)
+        lease = _shared.prepare(spec, 1, engines.get("inline"), [{}])()
+        try:
+            lease.core.warm_up(self._limits)
+            return lease.core.local_worker()
+        finally:
+            lease.release()
+
+    # --- one Parallel call ----------------------------------------------------------------------------
+
+    @property
+    def _core(self) -> Core:
+        if self._lease is None:
+            raise errors.ShutdownError("This backend is not configured for a Parallel call.")
+        return self._lease.core
+
+    def start_call(self) -> None:
+        """Begin a Parallel call."""
+        self._group = Group(on_error=lambda _: None)  # its calls fail with it; that is how joblib learns of it
+        self._raised = None
+        if self.nesting_level == 0:
+            self._bar = Progress(self._options["progress"], getattr(self.parallel, "n_tasks", None))
+            self._bar.open()
+
+    def submit(self, func: Callable[[], Any], callback: Callable[[Future[Any]], None] | None = None) -> Future[Any]:
+        """Run a batch of joblib's in a worker."""
+        future: Future[Any] = Future()
+        parcel, faults = self._core.engine.transport.pack_all([(func, (), {})])
+        # joblib counts the tasks of a batch before it submits it.
+        first = getattr(self.parallel, "n_dispatched_tasks", 0) - getattr(callback, "batch_size", 0)
+        call = Call(1, self._group, self._limits, first=max(first, 0), parcel=parcel, unsent=frozenset(faults))
+        if faults:
+            call.fail(0, packing_error_of(faults[0], call.first))
+        call.on_settled = partial(self._settled, future)
+        if callback is not None:
+            future.add_done_callback(callback)
+        self._calls[call] = None
+        self._core.accept(call)
+        return future
+
+    def _settled(self, future: Future[Any], call: Call) -> None:
+        self._calls.pop(call, None)
+        error = call.fatal or call.errors.get(0)
+        if error is None and call.dropped:
+            error = errors.ShutdownError("This task was dropped, because its Parallel call ended before it ran.")
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(call.values[0])
+
+    def retrieve_result_callback(self, out: Future[Any]) -> Any:
+        """Return what a batch returned, or raise what it raised."""
+        error = out.exception()
+        if error is not None:
+            self._raised = error
+            raise error
+        return out.result()
+
+    def batch_completed(self, batch_size: int, duration: float) -> None:
+        """Learn how long a batch took, and show it."""
+        super().batch_completed(batch_size, duration)
+        self._bar.add(batch_size)
+
+    def abort_everything(self, ensure_ready: bool = True) -> None:  # noqa: FBT001, FBT002, ARG002 - joblib's signature; workers always stay ready
+        """Drop what is queued; what runs may finish, unless it hangs or the user has had enough of it."""
+        reason = sys.exception()
+        calls = list(self._calls)
+        if self._lease is None:
+            return
+        if isinstance(reason, KeyboardInterrupt):
+            self._core.interrupt(self._group, calls, _INTERRUPT_GRACE)
+        elif isinstance(reason, TimeoutError) and reason is not self._raised:  # joblib's own timeout
+            self._core.interrupt(self._group, calls, 0.0)
+        else:
+            self._core.drop(calls)
+
+    def stop_call(self) -> None:
+        """End a Parallel call."""
+        self._bar.close()
+
+    def terminate(self) -> None:
+        """Give the executor back; it keeps its objects for the next call."""
+        self.reset_batch_stats()
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            lease.release()
+
+
+_OPTIONS = (
+    "worker",
+    "shared_kwargs",
+    "worker_kwargs",
+    "worker_env",
+    "engine",
+    "item_timeout",
+    "init_timeout",
+    "retries",
+    "max_restarts",
+    "progress",
+    "inner_max_num_threads",
+)

@@ -1,0 +1,121 @@
+"""Arguments are refused here, at the call, before anything starts.
+
+Each message says what was given, what is allowed and what to write instead.
+"""
+
+from __future__ import annotations
+
+import numbers
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import joblib
+
+from ._records import Limits
+
+if TYPE_CHECKING:
+    from .engines import Engine
+
+
+def check_integer(name: str, value: Any, low: int, advice: str = "") -> int:
+    """Return an integer that is at least ``low``."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be an integer of {low} or more, not {value!r}.{advice}")
+    if value < low:
+        raise ValueError(f"{name} must be {low} or more, not {value}.{advice}")
+    return int(value)
+
+
+def check_seconds(name: str, value: Any) -> float | None:
+    """Return a time limit: None, or more than 0 seconds."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float, numbers.Real)):
+        raise TypeError(f"{name} must be a number of seconds or None for no limit, not {value!r}.")
+    seconds = float(value)
+    if not 0 < seconds < float("inf"):
+        raise ValueError(f"{name} must be more than 0 seconds, not {value}; write None for no limit.")
+    return seconds
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> Any:
+    """Return one of some words."""
+    if value not in choices:
+        known = ", ".join(map(repr, choices))
+        raise ValueError(f"{name} must be one of {known}, not {value!r}.")
+    return value
+
+
+def check_limits(engine: Engine, item_timeout: Any, init_timeout: Any, retries: Any, max_restarts: Any) -> Limits:
+    """Return the limits of a call."""
+    limits = Limits(
+        check_seconds("item_timeout", item_timeout),
+        check_seconds("init_timeout", init_timeout),
+        check_integer("retries", retries, 0, " 0 means that an item runs at most once."),
+        check_integer("max_restarts", max_restarts, 0, " 0 means that a slot's first death in idleness ends it."),
+    )
+    if limits.item_timeout is not None and not engine.has_processes:
+        raise ValueError(
+            f"item_timeout={item_timeout!r} can't be kept by engine={engine.name!r}: a thread can't be killed. "
+            'Use engine="loky", or leave item_timeout out.',
+        )
+    return limits
+
+
+def resolve_n_jobs(n_jobs: Any, worker_kwargs: Sequence[Any] | None, default: int | None = None) -> int:
+    """Return the number of slots.
+
+    None: one per dict in ``worker_kwargs``, else ``default``, else all CPUs. Negative as in joblib.
+    """
+    if n_jobs is None:
+        n_jobs = len(worker_kwargs) if worker_kwargs is not None else default
+    if n_jobs is None:
+        return int(joblib.cpu_count())
+    if isinstance(n_jobs, bool) or not isinstance(n_jobs, numbers.Integral):
+        raise TypeError(f"n_jobs must be an integer or None, not {n_jobs!r}.")
+    if n_jobs == 0:
+        raise ValueError("n_jobs=0 has no meaning. Write the number of workers, or -1 for all CPUs.")
+    if n_jobs < 0:
+        if worker_kwargs is not None:
+            return max(len(worker_kwargs) + 1 + int(n_jobs), 1)
+        return max(int(joblib.cpu_count()) + 1 + int(n_jobs), 1)
+    if worker_kwargs is not None and len(worker_kwargs) != n_jobs:
+        raise ValueError(
+            f"n_jobs={n_jobs}, but worker_kwargs has {len(worker_kwargs)} entries; there must be one dict per "
+            "worker. Leave n_jobs out to take it from worker_kwargs.",
+        )
+    return int(n_jobs)
+
+
+def check_env(worker_env: Any, n_jobs: int, engine: Engine) -> list[dict[str, str]]:
+    """Return the environment variables of each slot."""
+    if worker_env is None:
+        return [{} for _ in range(n_jobs)]
+    if not engine.has_processes:
+        raise ValueError(
+            f"worker_env sets environment variables of a worker's process, and engine={engine.name!r} has none of "
+            'its own. Use engine="loky", or pass what differs by worker_kwargs.',
+        )
+    if isinstance(worker_env, (Mapping, str)) or not isinstance(worker_env, Sequence):
+        raise TypeError(f"worker_env must be a list with one dict per worker, not {type(worker_env).__name__}.")
+    if len(worker_env) != n_jobs:
+        raise ValueError(
+            f"worker_env has {len(worker_env)} entries, but there are n_jobs={n_jobs} workers; give one dict each.",
+        )
+    return [_check_one_env(f"worker_env[{slot}]", env) for slot, env in enumerate(worker_env)]
+
+
+def _check_one_env(name: str, env: Any) -> dict[str, str]:
+    if not isinstance(env, Mapping):
+        raise TypeError(f"{name} must be a dict of environment variables, not {env!r}.")
+    for key, value in env.items():
+        if not isinstance(key, str) or not isinstance(value, (str, os.PathLike)):
+            raise TypeError(f'{name} must map names to strings, but has {key!r}: {value!r}. Write {key!r}: "{value}".')
+    return {key: os.fspath(value) for key, value in env.items()}
+
+
+def check_iterable(iterable: Any) -> None:
+    """Refuse what can't be iterated, without beginning to."""
+    if not isinstance(iterable, Iterable) and not hasattr(type(iterable), "__getitem__"):
+        raise TypeError(f"The input must be iterable, but {iterable!r} is not. Pass a list, a generator or the like.")

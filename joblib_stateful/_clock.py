@@ -1,0 +1,108 @@
+"""One thread that calls functions at given times, for time limits and idle release.
+
+It lives only while something is due, so that a program that sets no limit has no such thread.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import os
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_log = logging.getLogger("joblib_stateful")
+
+
+@dataclass(order=True, slots=True)
+class Alarm:
+    """A function to call at a time; ``function`` is None once it was called or cancelled."""
+
+    when: float
+    order: int
+    function: Callable[[], None] | None = field(compare=False)
+
+    def cancel(self) -> None:
+        """Don't call it."""
+        self.function = None
+        _clock.wake()
+
+
+class Clock:
+    """A heap of alarms and the thread that waits for the first of them."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition(threading.Lock())  # guards the two below
+        self._alarms: list[Alarm] = []
+        self._thread: threading.Thread | None = None
+        self._order = itertools.count()
+
+    def call_at(self, when: float, function: Callable[[], None]) -> Alarm:
+        """Call a function at a time of `time.monotonic`; it must be quick and not raise."""
+        alarm = Alarm(when, next(self._order), function)
+        with self._condition:
+            heapq.heappush(self._alarms, alarm)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="joblib_stateful-clock", daemon=True)
+                self._thread.start()
+            else:
+                self._condition.notify()
+        return alarm
+
+    def wake(self) -> None:
+        """Look again: an alarm was cancelled, perhaps the last one."""
+        with self._condition:
+            self._condition.notify()
+
+    def _run(self) -> None:
+        while (function := self._next()) is not None:
+            try:
+                function()
+            except Exception:  # noqa: BLE001 - the other limits must go on
+                _log.exception("A time limit could not be enforced; please report this.")
+            function = None
+
+    def _next(self) -> Callable[[], None] | None:
+        """Wait for the next alarm and return its function; None, and the thread is done, if there is none."""
+        with self._condition:
+            while True:
+                while self._alarms and self._alarms[0].function is None:
+                    heapq.heappop(self._alarms)
+                if not self._alarms:
+                    self._thread = None
+                    return None
+                wait = self._alarms[0].when - time.monotonic()
+                if wait > 0:
+                    self._condition.wait(wait)
+                    continue
+                alarm = heapq.heappop(self._alarms)
+                function, alarm.function = alarm.function, None
+                return function
+
+
+_clock = Clock()
+
+
+def call_at(when: float, function: Callable[[], None]) -> Alarm:
+    """Call a function at a time of `time.monotonic`, in a thread of ours."""
+    return _clock.call_at(when, function)
+
+
+def call_after(seconds: float, function: Callable[[], None]) -> Alarm:
+    """Call a function after some seconds, in a thread of ours."""
+    return _clock.call_at(time.monotonic() + seconds, function)
+
+
+def _start_anew() -> None:
+    global _clock  # noqa: PLW0603 - the parent's lock may be held for ever in a fork
+    _clock = Clock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_anew)

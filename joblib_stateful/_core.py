@@ -1,0 +1,375 @@
+"""The schedule put to work: one lock around it, its decisions carried out on an engine's workers.
+
+Events come from callers (`accept`, `drop`, ...), from workers (their replies, in any thread) and from the
+clock (time limits). Each is noted under the lock; what the schedule decides is done outside of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from . import _clock, _exit
+from ._outcome import init_error_of, report_of
+from ._records import (
+    Build,
+    BuildFailed,
+    Built,
+    Call,
+    Death,
+    Failure,
+    Finish,
+    Group,
+    Limits,
+    Phase,
+    Ran,
+    Reply,
+    Run,
+    WorkerInfo,
+)
+from ._schedule import Schedule
+from ._slots import (
+    CloseWorker,
+    Decision,
+    Decisions,
+    FailGroup,
+    KillWorker,
+    SendJob,
+    Settle,
+    StartWorker,
+    State,
+    StopJob,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from ._spec import PackedSpec
+    from ._worker import Worker
+    from .engines import Engine, EngineWorker
+
+_log = logging.getLogger("joblib_stateful")
+
+# A process that was started has this long to import things and begin building, on top of init_timeout.
+_STARTUP_SECONDS = 60.0
+
+
+class Core:
+    """Slots, their workers, and the calls given to them.
+
+    Parameters
+    ----------
+    packed : PackedSpec
+        What to build.
+    n_jobs : int
+        Number of slots.
+    engine : Engine
+        What opens workers.
+    envs : sequence of dict
+        Environment variables of each slot.
+    max_tasks : int or None
+        Items after which an object is built anew.
+    idle_timeout : float or None
+        Seconds without work after which idle workers are closed.
+    """
+
+    def __init__(
+        self,
+        packed: PackedSpec,
+        n_jobs: int,
+        engine: Engine,
+        envs: Sequence[dict[str, str]],
+        *,
+        max_tasks: int | None = None,
+        idle_timeout: float | None = None,
+    ) -> None:
+        self.packed, self.n_jobs, self.engine, self.idle_timeout = packed, n_jobs, engine, idle_timeout
+        self._envs = envs
+        # Not reentrant, so that a finaliser can see that its own thread may hold it.
+        self._changed = threading.Condition(threading.Lock())  # guards the schedule, the workers and the counts
+        self._schedule = Schedule(n_jobs, max_tasks=max_tasks, in_turn=engine.is_synchronous)
+        self._workers: list[tuple[int, EngineWorker] | None] = [None] * n_jobs  # (life, worker)
+        self._init_seconds: list[float | None] = [None] * n_jobs
+        self._busy_seconds = [0.0] * n_jobs
+        self._targets: list[Any] = [None] * n_jobs  # (worker, digest) of the function that it has
+        self._idle_alarm: _clock.Alarm | None = None
+        _exit.watch(self)
+
+    # --- for callers ----------------------------------------------------------------------------------
+
+    def accept(self, call: Call) -> None:
+        """Take a call; its ``on_settled`` is called when it is done with."""
+        self._note(lambda: self._schedule.submit(call))
+
+    def drop(self, calls: Iterable[Call]) -> None:
+        """Forget calls; items that run now finish in the background."""
+        self._note(lambda: self._schedule.drop(calls))
+
+    def curtail(self, calls: Iterable[Call]) -> None:
+        """Let items that run now finish, and drop the rest of these calls."""
+        self._note(lambda: self._schedule.curtail(calls))
+
+    def interrupt(self, group: Group, calls: Iterable[Call], grace: float) -> None:
+        """Drop calls, and kill the workers of their group that are still busy after ``grace`` seconds."""
+        self.drop(calls)
+        with self._changed:
+            if self._changed.wait_for(lambda: not self._schedule.is_running(group), grace):
+                return
+        self._note(lambda: self._schedule.kill(group))
+
+    def warm_up(self, limits: Limits) -> None:
+        """Build all objects that don't stand, and return when they do."""
+        found: list[BaseException] = []
+        group = Group(on_error=found.append)
+        self._note(lambda: self._schedule.warm(group, limits))
+        with self._changed:
+            self._changed.wait_for(lambda: found or group.error or not self._schedule.is_warming)
+        if found:
+            raise found[0]
+
+    def local_worker(self) -> Worker:
+        """Return the worker of slot 0 itself; only of a synchronous engine, once its object stands."""
+        worker = self._worker(0).local
+        assert worker is not None  # noqa: S101 - the caller knows the engine
+        return worker
+
+    def infos(self) -> list[WorkerInfo]:
+        """Return what is known of each slot."""
+        with self._changed:
+            return [self._info(index) for index in range(self.n_jobs)]
+
+    @property
+    def is_free(self) -> bool:
+        """False if somebody holds the lock, perhaps the calling thread itself."""
+        if self._changed.acquire(blocking=False):
+            self._changed.release()
+            return True
+        return False
+
+    @property
+    def is_idle(self) -> bool:
+        """True if no caller waits for anything."""
+        return self._schedule.is_idle
+
+    @property
+    def is_awaited(self) -> bool:
+        """True if somebody waits for a call that was submitted by itself."""
+        with self._changed:
+            return any(call.group.on_error is None for call in self._schedule.calls)
+
+    @property
+    def is_closed(self) -> bool:
+        """True once no further calls are taken."""
+        return self._schedule.closing
+
+    def close(self, *, wait: bool = True) -> None:
+        """Take no more calls, finish those taken, then close the workers."""
+        self._note(self._schedule.close)
+        if wait:
+            self.wait_until_empty()
+
+    def wait_until_empty(self, timeout: float | None = None) -> bool:
+        """Wait until no worker is left; False if that took longer than ``timeout`` seconds."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._schedule.is_empty and self._schedule.is_idle, timeout)
+
+    def cancel_queued(self) -> None:
+        """Drop what has not started."""
+        self._note(lambda: self._schedule.drop(self._schedule.not_started()))
+
+    def kill(self, *, only_busy: bool = False) -> None:
+        """Drop everything and kill workers; with ``only_busy``, not those that are idle."""
+        self._note(lambda: self._schedule.drop(list(self._schedule.calls)))
+        self._note(lambda: self._schedule.kill(idle_too=not only_busy))
+
+    def release(self) -> None:
+        """Close the workers that are idle; they come back when they are needed."""
+        self._note(self._schedule.release)
+
+    # --- events and decisions -------------------------------------------------------------------------
+
+    def _note(self, event: Callable[[], Decisions]) -> None:
+        with self._changed:
+            decisions = event()
+            self._changed.notify_all()
+        self._perform(decisions)
+
+    def _perform(self, decisions: Decisions) -> None:
+        todo: deque[Decision] = deque(decisions)
+        while todo:
+            decision = todo.popleft()
+            if isinstance(decision, SendJob):
+                todo.extend(self._send(decision))
+            elif isinstance(decision, Settle):
+                self._settle(decision.call)
+            elif isinstance(decision, StartWorker):
+                todo.extend(self._start(decision))
+            elif isinstance(decision, StopJob):
+                self._worker(decision.slot).progress.ask_to_stop(decision.seq)
+            elif isinstance(decision, CloseWorker):
+                on_closed = partial(self._closed, decision)
+                self._worker(decision.slot).close(Finish(decision.seq), on_closed)
+            elif isinstance(decision, KillWorker):
+                todo.extend(self._kill(decision))
+            else:
+                self._fail_group(decision)
+
+    def _fail_group(self, fail: FailGroup) -> None:
+        if fail.group.on_error is not None:
+            fail.group.on_error(fail.error)
+
+    def _worker(self, slot: int) -> EngineWorker:
+        entry = self._workers[slot]
+        assert entry is not None  # noqa: S101 - decisions about a worker follow its start
+        return entry[1]
+
+    def _start(self, start: StartWorker) -> Decisions:
+        worker = self.engine.open(start.slot, self._envs[start.slot])
+        with self._changed:
+            self._workers[start.slot] = (self._schedule.slots[start.slot].life, worker)
+        message = Build(start.seq, start.slot, self.n_jobs, self.packed.for_slot(start.slot))
+        decisions = self._exchange(start.slot, worker, message)
+        _exit.register(self.engine.name)
+        if start.limits.init_timeout is not None:
+            self._watch(worker, start.slot, start.seq, start.limits.init_timeout)
+        return decisions
+
+    def _send(self, send: SendJob) -> Decisions:
+        call, job, worker = send.job.call, send.job, self._worker(send.slot)
+        assert call.parcel is not None  # noqa: S101 - callers pack before they hand a call over
+        parcel = call.parcel
+        if len(job.positions) != call.size or parcel.n_values != call.size:
+            # The parcel holds those items that could be packed; errors known from the start are the others.
+            kept = [position for position in range(call.size) if position not in call.unsent]
+            places = [kept.index(position) for position in job.positions]
+            parcel = self.engine.transport.select(parcel, places)
+        target_id, target = call.target or (None, None)
+        if self._targets[send.slot] == (worker, target_id):
+            target = None  # it has this function already
+        elif target_id is not None:
+            self._targets[send.slot] = (worker, target_id)
+        message = Run(send.seq, call.mode, target_id, target, parcel, call.after_error)
+        decisions = self._exchange(send.slot, worker, message)
+        if call.limits.item_timeout is not None:
+            self._watch(worker, send.slot, send.seq, call.limits.item_timeout)
+        return decisions
+
+    def _exchange(self, slot: int, worker: EngineWorker, message: Build | Run) -> Decisions:
+        """Send a message; return what follows from the reply, if that is there already."""
+        on_reply = partial(self._received, slot, message.seq)
+        try:
+            reply = worker.send(message, on_reply)
+        except BaseException:  # a Ctrl-C under a synchronous engine, whose object is none the worse for it
+            if isinstance(message, Run):
+                reply = Ran(message.seq, 0, self.engine.transport.pack_all(())[0], {}, 0.0)
+            else:
+                reply = Death(reason="its construction was interrupted")
+            self._perform(self._answer(slot, message.seq, reply))
+            raise
+        return [] if reply is None else self._answer(slot, message.seq, reply)
+
+    def _received(self, slot: int, seq: int, reply: Reply | Death) -> None:
+        self._perform(self._answer(slot, seq, reply))
+
+    def _answer(self, slot: int, seq: int, reply: Reply | Death) -> Decisions:
+        """Note a reply: decoded before the lock is taken, for that runs users' code."""
+        schedule = self._schedule
+        if isinstance(reply, Ran):
+            report = self._report(slot, reply)
+            with self._changed:
+                self._busy_seconds[slot] += report.seconds
+        decoded = init_error_of(self._info(slot), reply, self.engine) if isinstance(reply, BuildFailed) else None
+        with self._changed:
+            if isinstance(reply, Ran):
+                decisions = schedule.finished(slot, seq, report)
+            elif isinstance(reply, Built):
+                self._init_seconds[slot] = reply.seconds
+                decisions = schedule.built(slot, seq)
+            elif decoded is not None:
+                decisions = schedule.build_failed(slot, seq, decoded)
+            else:
+                assert isinstance(reply, Death)  # noqa: S101 - the only other answer to a Build or Run
+                decisions = schedule.died(slot, seq, reply)
+            self._changed.notify_all()
+        return decisions
+
+    def _report(self, slot: int, reply: Ran) -> Any:
+        if any(failure.what == "function" for failure in reply.failures.values()):
+            self._targets[slot] = None
+        job = self._schedule.slots[slot].job
+        pid = self._worker(slot).pid
+        if job is None or job.call.settled:  # nobody wants it: don't unpack it
+            return report_of(None, reply, self.engine, slot, pid)
+        return report_of(job, reply, self.engine, slot, pid)
+
+    def _closed(self, close: CloseWorker, failure: Failure | None) -> None:
+        if failure is not None:
+            _log.warning("close() of the worker in slot %d raised:\n%s", close.slot, failure.traceback)
+        self._note(lambda: self._schedule.ended(close.slot, close.seq))
+
+    def _kill(self, kill: KillWorker) -> Decisions:
+        entry = self._workers[kill.slot]
+        if entry is not None and entry[0] == kill.life:
+            entry[1].kill()
+        with self._changed:
+            decisions = self._schedule.killed(kill.slot, kill.life)
+            self._changed.notify_all()
+        return decisions
+
+    def _settle(self, call: Call) -> None:
+        call.parcel = call.target = None
+        if call.on_settled is not None:
+            call.on_settled(call)
+        if self.idle_timeout is not None and self._schedule.is_idle:
+            self._restart_idle_alarm(self.idle_timeout)
+
+    # --- time -----------------------------------------------------------------------------------------
+
+    def _watch(self, worker: EngineWorker, slot: int, seq: int, limit: float) -> None:
+        _clock.call_after(limit, partial(self._check_limit, worker, slot, seq, limit, time.monotonic()))
+
+    def _check_limit(self, worker: EngineWorker, slot: int, seq: int, limit: float, sent: float) -> None:
+        """Expire a message whose current item, or construction, runs too long; else look again when it may."""
+        progress = worker.progress
+        with self._changed:
+            state = self._schedule.slots[slot]
+            if state.seq != seq or state.state not in (State.BUILDING, State.BUSY):
+                return
+        now = time.monotonic()
+        begun = progress.seq == seq and progress.phase is not Phase.IDLE
+        due = (progress.since if begun else sent + _STARTUP_SECONDS) + limit
+        if due > now:
+            _clock.call_at(min(due, now + limit), partial(self._check_limit, worker, slot, seq, limit, sent))
+            return
+        self._note(lambda: self._schedule.expire(slot, seq, progress.place))
+
+    def _restart_idle_alarm(self, seconds: float) -> None:
+        if self._idle_alarm is not None:
+            self._idle_alarm.cancel()
+        self._idle_alarm = _clock.call_after(seconds, self._release_if_idle)
+
+    def _release_if_idle(self) -> None:
+        if self._schedule.is_idle:
+            self.release()
+
+    # --- looking --------------------------------------------------------------------------------------
+
+    def _info(self, index: int) -> WorkerInfo:
+        slot, entry = self._schedule.slots[index], self._workers[index]
+        pid = None if entry is None or slot.state is State.EMPTY else entry[1].pid
+        return WorkerInfo(
+            index=index,
+            n_jobs=self.n_jobs,
+            kwargs=self.packed.spec.kwargs(index),
+            state=slot.state.value,
+            pid=pid,
+            n_done=slot.n_done,
+            n_restarts=slot.n_restarts,
+            n_builds=slot.n_builds,
+            init_seconds=self._init_seconds[index],
+            busy_seconds=self._busy_seconds[index],
+        )

@@ -1,0 +1,299 @@
+"""`StatefulExecutor`: a `concurrent.futures.Executor` whose workers have an object each.
+
+::
+
+      caller's thread                        loky's threads, ours                  worker processes
+    ┌──────────────────┐  Call   ┌─────────────────────────────────────┐ Build  ┌──────────────────┐
+    │ submit()         │ ──────> │ Core        lock                    │ ─────> │ Worker           │
+    │ stateful_map()   │         │  ├ Schedule  which slot, retry,     │  Run   │  builds object   │
+    │ StatefulBackend  │         │  │           restart: decisions     │ ─────> │  runs items      │
+    │                  │ <────── │  └ EngineWorker per slot: send,     │ <───── │  reports         │
+    └──────────────────┘ settled │                 close, kill         │  Ran   └──────────────────┘
+                                 └─────────────────────────────────────┘
+
+`submit` packs a function and its arguments into a `Call` and hands it to the `Core`. The `Schedule` decides
+which slot takes it. The slot's `EngineWorker` carries `Build`, `Run` and `Finish` to the `Worker` on the other
+side and brings its reply, or a `Death`, which the schedule turns into outcomes. Once all of a call's items
+have one, it is settled, and its future with it.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from concurrent.futures import Executor, Future
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+import joblib
+from joblib.parallel import ParallelBackendBase
+
+from . import _check, engines, errors
+from ._core import Core
+from ._outcome import packing_error_of
+from ._records import Call, Group, Limits, WorkerInfo
+from ._spec import PackedSpec, make_spec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from types import TracebackType
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class StatefulExecutor(Executor):
+    """Runs functions in workers that each have built an object of their own.
+
+    Parameters
+    ----------
+    worker : class, functools.partial of a class, or factory(function), optional
+        What builds each worker's object. None: the workers have none.
+    n_jobs : int, optional
+        Number of slots, each with one worker. None: one per dict in ``worker_kwargs``, else one per CPU.
+        Negative as in joblib.
+    shared_kwargs : dict, optional
+        Constructor kwargs that every worker gets.
+    worker_kwargs : list of dict, optional
+        Kwargs of each slot, laid over ``shared_kwargs``.
+    worker_env : list of dict, optional
+        Environment variables of each slot's process, set before any module is imported there.
+    engine : {"loky", "threads", "inline"} or Engine, default "loky"
+        What a worker is: a process, a thread, or whoever calls.
+    idle_timeout : float, optional
+        Seconds without work after which objects are closed; they are built again when needed. None: never.
+    item_timeout : float, optional
+        Seconds that one call may run; beyond it, its worker is killed and the call fails with
+        `errors.ItemTimeoutError`. None: no limit.
+    init_timeout : float, optional
+        Seconds that building an object may take. None: no limit.
+    retries : int, default 0
+        How often a call is tried again after its worker crashed or timed out.
+    max_restarts : int, default 3
+        How often in a row a slot's process may die without finishing anything.
+    max_tasks_per_worker : int, optional
+        Calls after which a worker is closed and its object built anew. None: never.
+    inner_max_num_threads : int, optional
+        Threads that BLAS and OpenMP may use in each worker. None: the CPUs divided by ``n_jobs``, as in joblib.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is wrong; nothing was started.
+    errors.EngineError
+        The engine can't be used in this process.
+
+    Notes
+    -----
+    A plain `concurrent.futures.Executor` otherwise. Each slot is one single-worker
+    `loky.ProcessPoolExecutor`, whence crash isolation comes.
+
+    Examples
+    --------
+    >>> from joblib_stateful import StatefulExecutor, call_worker
+    >>> class Adder:
+    ...     def __init__(self, to):
+    ...         self.to = to
+    ...     def __call__(self, item):
+    ...         return self.to + item
+    >>> with StatefulExecutor(Adder, shared_kwargs={"to": 40}, engine="inline") as executor:
+    ...     executor.submit(call_worker, 2).result()
+    42
+    """
+
+    def __init__(
+        self,
+        worker: Any = None,
+        n_jobs: int | None = None,
+        *,
+        shared_kwargs: Mapping[str, Any] | None = None,
+        worker_kwargs: Sequence[Mapping[str, Any]] | None = None,
+        worker_env: Sequence[Mapping[str, str]] | None = None,
+        engine: str | engines.Engine = "loky",
+        idle_timeout: float | None = None,
+        item_timeout: float | None = None,
+        init_timeout: float | None = None,
+        retries: int = 0,
+        max_restarts: int = 3,
+        max_tasks_per_worker: int | None = None,
+        inner_max_num_threads: int | None = None,
+    ) -> None:
+        self._engine = engines.get(engine)
+        self._limits = _check.check_limits(self._engine, item_timeout, init_timeout, retries, max_restarts)
+        spec = make_spec(worker, shared_kwargs, worker_kwargs)
+        if worker is not None and spec.build is None:
+            raise TypeError(
+                f"StatefulExecutor takes what builds the workers' objects (a class or factory(function)), not the "
+                f"stateless function {worker!r}: submit that instead.",
+            )
+        n_slots = _check.resolve_n_jobs(n_jobs, spec.worker_kwargs)
+        if max_tasks_per_worker is not None:
+            _check.check_integer("max_tasks_per_worker", max_tasks_per_worker, 1, " None means never.")
+        self._core = make_core(
+            PackedSpec(spec, self._engine.transport),
+            n_slots,
+            self._engine,
+            _check.check_env(worker_env, n_slots, self._engine),
+            max_tasks=max_tasks_per_worker,
+            idle_timeout=_check.check_seconds("idle_timeout", idle_timeout),
+            inner_max_num_threads=inner_max_num_threads,
+        )
+        self._group = Group()
+        # Dropped without shutdown(): what was submitted is finished, then the workers end.
+        self._finalizer = weakref.finalize(self, self._core.close, wait=False)
+        self._finalizer.atexit = False
+
+    @property
+    def core(self) -> Core:
+        """What runs the calls; for `stateful_map`."""
+        return self._core
+
+    @property
+    def limits(self) -> Limits:
+        """Limits of the calls; for `stateful_map`."""
+        return self._limits
+
+    @property
+    def n_jobs(self) -> int:
+        """Number of slots."""
+        return self._core.n_jobs
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Run a function in a worker, where `get_worker` returns that worker's object.
+
+        Parameters
+        ----------
+        fn : callable
+            The function; `call_worker` calls the worker's object.
+        *args, **kwargs
+            Its arguments; pickled at once, so changing them later does not matter.
+
+        Returns
+        -------
+        concurrent.futures.Future
+            If the call fails, the exception is the worker's own, with its traceback as ``__cause__``; or one
+            of `joblib_stateful.errors`.
+
+        Raises
+        ------
+        errors.ShutdownError
+            The executor is shut down; a RuntimeError.
+        """
+        future: Future[T] = Future()
+        parcel, faults = self._engine.transport.pack_all([(fn, args, kwargs)])
+        call = Call(1, self._group, self._limits, parcel=parcel, claim=future.set_running_or_notify_cancel)
+        call.on_settled = _Resolver(future)
+        if faults:
+            call.fail(0, packing_error_of(faults[0], None))
+        self._core.accept(call)
+        return future
+
+    def workers(self) -> list[WorkerInfo]:
+        """Return a `WorkerInfo` per slot."""
+        return self._core.infos()
+
+    def warm_up(self) -> None:
+        """Build every worker's object now, all at the same time, and return when they stand.
+
+        Raises
+        ------
+        errors.WorkerInitError
+            One of them could not be built.
+        errors.ShutdownError
+            The executor is shut down.
+        """
+        if self._core.is_closed:
+            raise errors.ShutdownError("This executor is shut down; make a new one.")
+        self._core.warm_up(self._limits)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, kill_workers: bool = False) -> None:  # noqa: FBT001, FBT002 - the standard library's signature
+        """Take no more calls and end the workers.
+
+        Parameters
+        ----------
+        wait : bool, default True
+            Return only when all submitted calls are done and all workers are gone.
+        cancel_futures : bool, default False
+            Cancel the calls that have not started.
+        kill_workers : bool, default False
+            Don't wait for calls that run: kill the workers. Their objects are not closed.
+        """
+        if cancel_futures:
+            self._core.cancel_queued()
+        if kill_workers:
+            self._core.close(wait=False)
+            self._core.kill()
+        self._core.close(wait=wait)
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        """Shut down; after a Ctrl-C without waiting for what still runs."""
+        self.shutdown(
+            wait=True, kill_workers=exc_type is KeyboardInterrupt, cancel_futures=exc_type is KeyboardInterrupt
+        )
+
+    def __repr__(self) -> str:
+        built = self._core.packed.spec.build
+        name = "no object" if built is None else getattr(built, "__qualname__", repr(built))
+        return f"<StatefulExecutor {name} n_jobs={self.n_jobs} engine={self._engine.name!r}>"
+
+
+class _Resolver:
+    """Turns a settled call of one item into its future's result."""
+
+    def __init__(self, future: Future[Any]) -> None:
+        self._future = future
+
+    def __call__(self, call: Call) -> None:
+        future = self._future
+        del self._future  # the result must live no longer than the future
+        error = call.fatal or call.errors.get(0)
+        if not call.claimed and call.abandoned:
+            future.cancel()
+            future.set_running_or_notify_cancel()
+            return
+        if not call.claimed and not future.set_running_or_notify_cancel():
+            return
+        if error is None and call.dropped:
+            error = errors.ShutdownError("The executor was shut down with kill_workers=True while this call ran.")
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(call.values[0])
+
+
+def make_core(
+    packed: PackedSpec,
+    n_jobs: int,
+    engine: engines.Engine,
+    envs: Sequence[Mapping[str, str]],
+    *,
+    max_tasks: int | None = None,
+    idle_timeout: float | None = None,
+    inner_max_num_threads: int | None = None,
+) -> Core:
+    """Return the core of an executor; nothing is started yet."""
+    if inner_max_num_threads is not None:
+        _check.check_integer("inner_max_num_threads", inner_max_num_threads, 1, " None means CPUs over workers.")
+    engine.check()
+    threads = _thread_limits(n_jobs, inner_max_num_threads) if engine.has_processes else {}
+    return Core(
+        packed,
+        n_jobs,
+        engine,
+        [{**threads, **env} for env in envs],
+        max_tasks=max_tasks,
+        idle_timeout=idle_timeout,
+    )
+
+
+def _thread_limits(n_jobs: int, explicit: int | None) -> dict[str, str]:
+    """Return joblib's rule for the threads of BLAS and OpenMP: CPUs over workers, unless the user set them."""
+    share = max(int(joblib.cpu_count()) // n_jobs, 1)
+    env = {
+        name: str(explicit) if explicit is not None else os.environ.get(name, str(share))
+        for name in ParallelBackendBase.MAX_NUM_THREADS_VARS
+    }
+    if ParallelBackendBase.TBB_ENABLE_IPC_VAR not in os.environ:
+        env[ParallelBackendBase.TBB_ENABLE_IPC_VAR] = "1"
+    return env

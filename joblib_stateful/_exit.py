@@ -1,0 +1,52 @@
+"""The end of the interpreter: no worker may outlive it, and what callers still wait for is finished first.
+
+`atexit` runs too late: only after loky has waited for all running tasks. `threading` has an internal hook
+that `concurrent.futures` uses too; hooks run last in, first out, so ours goes in after loky's.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+import weakref
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ._core import Core
+
+# After Ctrl-C, objects have this long to close; a script shall be gone within two seconds.
+_GRACE_AFTER_INTERRUPT = 0.8
+_GRACE = 10.0
+
+_cores: weakref.WeakSet[Core] = weakref.WeakSet()
+_lock = threading.Lock()
+_registered: set[str] = set()
+
+
+def watch(core: Core) -> None:
+    """See to it that a core's workers end with the interpreter."""
+    _cores.add(core)
+
+
+def register(engine: str) -> None:
+    """Put the hook in, once an engine has put in its own by starting a first worker."""
+    with _lock:
+        if engine not in _registered:
+            threading._register_atexit(_at_exit)  # type: ignore[attr-defined]  # see the module's docstring
+            _registered.add(engine)
+
+
+def _at_exit() -> None:
+    interrupted = getattr(sys, "last_type", None) is KeyboardInterrupt
+    cores = list(_cores)
+    for core in cores:
+        if not interrupted and core.is_awaited:
+            core.close(wait=True)
+    for core in cores:
+        core.kill(only_busy=True)
+        core.close(wait=False)
+    deadline = time.monotonic() + (_GRACE_AFTER_INTERRUPT if interrupted else _GRACE)
+    for core in cores:
+        if not core.wait_until_empty(max(0.0, deadline - time.monotonic())):
+            core.kill()

@@ -1,0 +1,375 @@
+"""`stateful_map`: its arguments, and the iterator that it returns."""
+
+from __future__ import annotations
+
+import operator
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypedDict, TypeVar, Unpack, overload
+
+from joblib.parallel import get_active_backend
+
+from . import _check, _shared, engines
+from ._batching import Batching
+from ._executor import StatefulExecutor
+from ._progress import ProgressLike, check_progress
+from ._records import Limits, TaskResult
+from ._run import AFTER_ERROR, MapRun, OnError, Plan
+from ._spec import Factory, make_spec
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from ._core import Core
+
+T = TypeVar("T")
+PassAs = Literal["item", "args", "kwargs"]
+
+
+class StatefulMap(Generic[T]):
+    """The results of a `stateful_map`: an iterator with a length.
+
+    Nothing starts before its first ``next()``. Leaving it early, by ``break``, `close`, an exception or garbage
+    collection, drops what is queued and leaves the workers and their objects alive.
+
+    Examples
+    --------
+    >>> from joblib_stateful import stateful_map
+    >>> with stateful_map(str.upper, ["a", "b"], n_jobs=1, engine="inline") as results:
+    ...     len(results), list(results)
+    (2, ['A', 'B'])
+    """
+
+    # The run refers to itself in many ways; this handle does not, so that dropping it ends the run at once.
+
+    def __init__(self, run: MapRun) -> None:
+        self._run = run
+        self._results = run.results()
+        self._thread: int | None = None
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> T:
+        run = self._run
+        with run.turn:
+            if not run.is_closed:
+                self._thread = threading.get_ident()
+                try:
+                    return next(self._results)  # type: ignore[no-any-return]  # T says what a run yields
+                except KeyboardInterrupt:
+                    run.shut(interrupted=True)
+                    raise
+                except BaseException:  # the end, or an error that is the caller's now
+                    run.shut()
+                    raise
+                finally:
+                    if run.is_closed:
+                        run.shut()
+        raise StopIteration
+
+    def __len__(self) -> int:
+        length = self._run.plan.length
+        if length is None:
+            raise TypeError("The length of this map is not known, for its input has none; give total=... to tell it.")
+        return length
+
+    def __length_hint__(self) -> int:
+        run = self._run
+        length = run.plan.length
+        if length is None:
+            length = operator.length_hint(run.plan.iterable) + run.n_pulled
+        return max(0, length - run.n_done)
+
+    def close(self) -> None:
+        """End the map: what is queued is dropped, what runs finishes in the background.
+
+        May be called from any thread, and more than once.
+        """
+        _close(self._run)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        run: MapRun | None = getattr(self, "_run", None)
+        if run is None or run.is_shut or run.core is None:
+            return
+        # Garbage may be collected at any point of any thread, also while it holds one of our locks.
+        if self._thread == threading.get_ident() and run.core.is_free and _shared.is_free():
+            _close(run)
+        else:
+            threading.Thread(target=_close, args=(run,), name="joblib_stateful-close", daemon=True).start()
+
+    def __repr__(self) -> str:
+        run = self._run
+        state = "closed" if run.is_shut else "not started" if run.core is None else "running"
+        length = "?" if run.plan.length is None else run.plan.length
+        return f"<StatefulMap {state}, {run.n_done} of {length} done>"
+
+
+def _close(run: MapRun) -> None:
+    run.is_closed = True
+    if run.turn.acquire(blocking=False):
+        try:
+            run.shut()
+        finally:
+            run.turn.release()
+    else:  # whoever advances the map shuts it
+        run.wake()
+
+
+# --- the function ---------------------------------------------------------------------------------------
+
+
+class _Options(TypedDict, total=False):
+    """What `stateful_map` takes besides worker, input and ``on_error``, for the overloads below."""
+
+    n_jobs: int | None
+    shared_kwargs: Mapping[str, Any] | None
+    worker_kwargs: Sequence[Mapping[str, Any]] | None
+    worker_env: Sequence[Mapping[str, str]] | None
+    pass_as: PassAs
+    ordered: bool
+    batch_size: int | Literal["auto"]
+    buffer: int | Literal["auto"]
+    item_timeout: float | None
+    init_timeout: float | None
+    retries: int
+    max_restarts: int
+    inner_max_num_threads: int | None
+    progress: ProgressLike
+    total: int | None
+    engine: str | engines.Engine
+
+
+@overload
+def stateful_map(
+    worker: type[Callable[..., T]] | Factory[Callable[..., T]] | Callable[..., T],
+    iterable: Iterable[Any],
+    *,
+    on_error: Literal["immediate", "wait_others"] = ...,
+    **options: Unpack[_Options],
+) -> StatefulMap[T]: ...
+@overload
+def stateful_map(
+    worker: type[Callable[..., T]] | Factory[Callable[..., T]] | Callable[..., T],
+    iterable: Iterable[Any],
+    *,
+    on_error: Literal["deferred"],
+    **options: Unpack[_Options],
+) -> StatefulMap[TaskResult[T]]: ...
+@overload
+def stateful_map(
+    worker: StatefulExecutor,
+    iterable: Iterable[Any],
+    *,
+    on_error: OnError = ...,
+    **options: Unpack[_Options],
+) -> StatefulMap[Any]: ...
+def stateful_map(
+    worker: Any,
+    iterable: Iterable[Any],
+    *,
+    n_jobs: int | None = None,
+    shared_kwargs: Mapping[str, Any] | None = None,
+    worker_kwargs: Sequence[Mapping[str, Any]] | None = None,
+    worker_env: Sequence[Mapping[str, str]] | None = None,
+    pass_as: PassAs = "item",  # noqa: S107 - no password
+    ordered: bool = True,
+    on_error: OnError = "immediate",
+    batch_size: int | Literal["auto"] = "auto",
+    buffer: int | Literal["auto"] = "auto",
+    item_timeout: float | None = None,
+    init_timeout: float | None = None,
+    retries: int = 0,
+    max_restarts: int = 3,
+    inner_max_num_threads: int | None = None,
+    progress: ProgressLike = False,
+    total: int | None = None,
+    engine: str | engines.Engine = "loky",
+) -> StatefulMap[Any]:
+    """Map items through workers that each have built an object of their own, once.
+
+    Parameters
+    ----------
+    worker : class, factory(function), callable, or StatefulExecutor
+        A class, or a `functools.partial` of one: built once per worker from its kwargs, then called with each
+        item. `factory` (function): likewise, with what the function returns. Any other callable is stateless and
+        called as it is. A `StatefulExecutor` is used as it is and stays the caller's.
+    iterable : iterable
+        The items; pulled only in the thread that calls ``next()``, never further ahead than ``buffer``.
+    n_jobs : int, optional
+        Number of workers. None: one per dict in ``worker_kwargs``, else as the active
+        `joblib.parallel_config` says, else one per CPU. Negative as in joblib.
+    shared_kwargs : dict, optional
+        Constructor kwargs that every worker gets.
+    worker_kwargs : list of dict, optional
+        One dict per worker, laid over ``shared_kwargs``.
+    worker_env : list of dict, optional
+        Environment variables of each worker's process, set before any module is imported there.
+    pass_as : {"item", "args", "kwargs"}, default "item"
+        Call ``worker(item)``, ``worker(*item)`` or ``worker(**item)``.
+    ordered : bool, default True
+        Yield results in the order of the input, or as they finish.
+    on_error : {"immediate", "wait_others", "deferred"}, default "immediate"
+        Raise a worker's exception as soon as it is known; or when the items that run have ended and their
+        results are yielded; or never, and yield a `TaskResult` for each item.
+    batch_size : int or "auto", default "auto"
+        Items sent in one message. "auto" follows the measured item times; long items travel alone.
+    buffer : int or "auto", default "auto"
+        Most items pulled from the input and not yet done with, the one in the consumer's hand included. "auto"
+        follows the batch size, and what items and results weigh (64 MiB in all, but one item per worker).
+    item_timeout : float, optional
+        Seconds one item may run; beyond it its worker is killed and the item fails with
+        `errors.ItemTimeoutError`. None: no limit.
+    init_timeout : float, optional
+        Seconds that building an object may take. None: no limit.
+    retries : int, default 0
+        How often an item is tried again, on another worker where there is one, after its worker crashed or timed
+        out. An exception that the worker raises is never retried.
+    max_restarts : int, default 3
+        How often in a row a worker may die without finishing anything.
+    inner_max_num_threads : int, optional
+        Threads of BLAS and OpenMP in each worker. None: CPUs over workers, as in joblib.
+    progress : bool, dict, tqdm class or bar, or callable, default False
+        True shows a `tqdm.auto` bar, a dict gives it arguments; a callable gets the number of items that newly
+        finished. Called in the consumer's thread only.
+    total : int, optional
+        The length of an input that has none.
+    engine : {"loky", "threads", "inline"} or Engine, default "loky"
+        Workers are processes, threads, or the calling thread.
+
+    Returns
+    -------
+    StatefulMap
+        An iterator over the results. Nothing starts before its first ``next()``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is wrong; nothing was started. While iterating: whatever the worker or the input raises,
+        and the exceptions of `joblib_stateful.errors`.
+
+    Notes
+    -----
+    The input is fed by hand through the generator mode of `joblib.Parallel`. When items travel in batches and a
+    worker dies, the item that was running pays, and the others of its batch run again one by one;
+    ``batch_size=1`` makes it strictly at most once.
+
+    Examples
+    --------
+    >>> from joblib_stateful import stateful_map
+    >>> class Adder:
+    ...     def __init__(self, to):
+    ...         self.to = to  # load a model, open a connection
+    ...     def __call__(self, item):
+    ...         return self.to + item
+    >>> list(stateful_map(Adder, range(3), n_jobs=2, shared_kwargs={"to": 10}))
+    [10, 11, 12]
+    """
+    _check.check_iterable(iterable)
+    _check.check_choice("pass_as", pass_as, ("item", "args", "kwargs"))
+    _check.check_choice("on_error", on_error, tuple(AFTER_ERROR))
+    check_progress(progress)
+    for name, value in (("batch_size", batch_size), ("buffer", buffer)):
+        if value != "auto":
+            _check.check_integer(name, value, 1, ' Or write "auto".')
+    if total is not None:
+        _check.check_integer("total", total, 0, " It is the number of items that the input will have.")
+    limits: dict[str, Any] = {
+        "item_timeout": item_timeout,
+        "init_timeout": init_timeout,
+        "retries": retries,
+        "max_restarts": max_restarts,
+    }
+    function = None
+    opening: Callable[[], tuple[Core, Callable[[], None]]]
+    if isinstance(worker, StatefulExecutor):
+        _refuse_next_to_executor(
+            n_jobs=n_jobs,
+            shared_kwargs=shared_kwargs,
+            worker_kwargs=worker_kwargs,
+            worker_env=worker_env,
+            inner_max_num_threads=inner_max_num_threads,
+            engine=None if engine == "loky" else engine,
+        )
+        chosen, slots, opening = _open_owned(worker)
+        checked = _inherit(_check.check_limits(chosen, **limits), worker.limits)
+    else:
+        chosen = engines.get(engine)
+        checked = _check.check_limits(chosen, **limits)
+        spec = make_spec(worker, shared_kwargs, worker_kwargs)
+        function = worker if spec.build is None else None
+        slots = _check.resolve_n_jobs(n_jobs, spec.worker_kwargs, get_active_backend()[1])
+        envs = _check.check_env(worker_env, slots, chosen)
+        lease = _shared.prepare(spec, slots, chosen, envs, inner_max_num_threads)
+
+        def opening() -> tuple[Core, Callable[[], None]]:
+            taken = lease()
+            return taken.core, taken.release
+
+    run = MapRun(
+        Plan(
+            open=opening,
+            function=function,
+            iterable=iterable,
+            length=_length_of(iterable, total),
+            pass_as=pass_as,
+            ordered=bool(ordered),
+            on_error=on_error,
+            limits=checked,
+            batching=Batching(slots, batch_size, buffer),
+            progress=progress,
+            synchronous=chosen.is_synchronous,
+        )
+    )
+    return StatefulMap(run)
+
+
+def _length_of(iterable: Any, total: int | None) -> int | None:
+    try:
+        return len(iterable)
+    except TypeError:  # it has none
+        return total
+
+
+def _refuse_next_to_executor(**own: Any) -> None:
+    given = [name for name, value in own.items() if value is not None]
+    if given:
+        raise TypeError(
+            f"{', '.join(given)} can't be given next to a StatefulExecutor, which has its own. Give them when you "
+            "make the executor, or pass the worker class instead of the executor.",
+        )
+
+
+def _open_owned(
+    executor: StatefulExecutor,
+) -> tuple[engines.Engine, int, Callable[[], tuple[Core, Callable[[], None]]]]:
+    """Return what a map needs of an executor that the caller owns."""
+    core = executor.core
+    if core.packed.spec.build is None:
+        raise TypeError(
+            "This StatefulExecutor was made without a worker, so that there is no object to call with the items. "
+            "Write StatefulExecutor(YourClass, ...), or pass the function itself to stateful_map.",
+        )
+
+    def give_back(_: StatefulExecutor = executor) -> None:
+        """Hold the executor until the map is done with it."""
+
+    return core.engine, core.n_jobs, lambda: (core, give_back)
+
+
+def _inherit(given: Limits, own: Limits) -> Limits:
+    """Return the limits given, and for those that are not given the executor's."""
+    default = Limits()
+    chosen = {
+        name: getattr(given if getattr(given, name) != getattr(default, name) else own, name)
+        for name in ("item_timeout", "init_timeout", "retries", "max_restarts")
+    }
+    return Limits(**chosen)

@@ -1,0 +1,107 @@
+"""From a worker's reply to values and exceptions as the caller shall see them."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from . import errors
+from ._records import Report
+
+if TYPE_CHECKING:
+    from ._records import BuildFailed, Failure, Ran, WorkerInfo
+    from ._slots import Job
+    from ._transport import Transport
+    from .engines import Engine
+
+
+def report_of(job: Job | None, reply: Ran, engine: Engine, slot: int, pid: int | None) -> Report:
+    """Unpack a reply to a job; without a job (nobody waits for it) only count."""
+    if job is None:
+        return Report(reply.n_run, [], {}, reply.seconds)
+    transport, call = engine.transport, job.call
+    faults: dict[int, BaseException] = {
+        place: exception_of(failure, transport, call.index(job.positions[place]), slot, pid)
+        for place, failure in reply.failures.items()
+    }
+    values = transport.unpack_joint(reply.values)
+    if values is None:
+        values = []
+        good = [place for place in range(reply.n_run) if place not in reply.failures]
+        for place, frame in zip(good, reply.values.frames, strict=True):
+            try:
+                values.append(transport.unpack(frame))
+            except Exception as error:  # noqa: BLE001 - loading runs users' code; it is this item's error
+                values.append(None)
+                faults[place] = _transfer_error(call.index(job.positions[place]), "result", error)
+    if reply.failures:
+        found = iter(values)
+        values = [None if place in reply.failures else next(found) for place in range(reply.n_run)]
+    return Report(reply.n_run, values, faults, reply.seconds, reply.values.nbytes)
+
+
+def exception_of(
+    failure: Failure, transport: Transport, index: int | None, slot: int, pid: int | None
+) -> BaseException:
+    """Return the exception that a worker's call raised, or what has to stand for it."""
+    if failure.what == "function":
+        # No item is to blame, but each that should have run through it fails.
+        return _with_traceback(errors.TransferError(index, "item", f"the function: {failure.message}."), failure)
+    if failure.what:
+        reason = f"{failure.type_name}: {failure.message}."
+        return _with_traceback(errors.TransferError(index, failure.what, reason), failure)
+    error = _rebuild(failure, transport)
+    if error is None:
+        error = errors.RemoteError(failure.type_name, failure.message, failure.traceback)
+    _add_note(error, index, slot, pid)
+    # Within one process the exception comes with its own traceback and cause.
+    return error if error.__traceback__ is not None else _with_traceback(error, failure)
+
+
+def packing_error_of(error: BaseException, index: int | None) -> errors.TransferError:
+    """Return the error of an item that could not be packed in the parent."""
+    return _transfer_error(index, "item", error)
+
+
+def init_error_of(info: WorkerInfo, reply: BuildFailed, engine: Engine) -> errors.WorkerInitError:
+    """Return the error for a constructor that raised."""
+    failure = reply.failure
+    reason = f"{failure.type_name}: {failure.message}."
+    error = errors.WorkerInitError(info.index, tuple(info.kwargs), reason, reply.pid)
+    cause = _rebuild(failure, engine.transport)
+    if cause is None:
+        cause = errors.RemoteError(failure.type_name, failure.message, failure.traceback)
+    error.__cause__ = cause if cause.__traceback__ is not None else _with_traceback(cause, failure)
+    return error
+
+
+def _rebuild(failure: Failure, transport: Transport) -> BaseException | None:
+    if failure.packed is None:
+        return None
+    try:
+        error = transport.unpack(failure.packed)
+    except Exception:  # noqa: BLE001 - loading runs users' code, which often doesn't fit its constructor
+        return None
+    return error if isinstance(error, BaseException) else None
+
+
+def _transfer_error(index: int | None, what: str, error: BaseException) -> errors.TransferError:
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 - a hostile __str__
+        text = "(its text could not be formatted)"
+    result = errors.TransferError(index, what, f"{type(error).__name__}: {text}.")
+    result.__cause__ = error
+    return result
+
+
+def _with_traceback(error: BaseException, failure: Failure) -> BaseException:
+    error.__cause__ = errors.RemoteTraceback(failure.traceback)
+    return error
+
+
+def _add_note(error: BaseException, index: int | None, slot: int, pid: int | None) -> None:
+    which = "call" if index is None else f"item {index}"
+    note = f"[joblib_stateful: {which}, slot {slot}, pid {pid}]"
+    with contextlib.suppress(Exception):  # an exception class that forbids attributes goes without a note
+        error.add_note(note)

@@ -1,0 +1,308 @@
+"""The records that travel between the rooms, one class per hop; frozen where nobody needs to change them.
+
+Stays in the parent: `WorkerSpec`, `Limits`, `Group`, `Call`, `Report`, `Death`.
+Goes out to a worker: `Build`, `Run`, `Finish`. Comes back: `Built`, `BuildFailed`, `Ran`, `Finished`.
+Is given to users: `TaskResult`, `WorkerInfo`.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeAlias, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from ._transport import Parcel
+
+T = TypeVar("T")
+
+# How a call's values are handed to what is called: "item", "args", "kwargs" as in `stateful_map`;
+# "call" runs (function, args, kwargs) triples.
+Mode: TypeAlias = Literal["item", "args", "kwargs", "call"]
+# What the first error of a call does to the rest of it.
+AfterError: TypeAlias = Literal["go_on", "finish_running", "drop"]
+
+
+# --- for users ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class TaskResult(Generic[T]):
+    """What became of one item; `stateful_map` yields these under ``on_error="deferred"``.
+
+    Attributes
+    ----------
+    index : int
+        Position of the item in the input, counted from 0.
+    value : object
+        What the worker returned; None if it raised.
+    exception : BaseException or None
+        What it raised. A worker that *returns* an exception has returned a value.
+
+    Examples
+    --------
+    >>> TaskResult(0, "a", None).unwrap()
+    'a'
+    """
+
+    index: int
+    value: T | None = None
+    exception: BaseException | None = None
+
+    @property
+    def ok(self) -> bool:
+        """True if the worker returned, False if the item failed."""
+        return self.exception is None
+
+    def unwrap(self) -> T:
+        """Return the value, or raise the exception."""
+        if self.exception is not None:
+            raise self.exception
+        return self.value  # type: ignore[return-value]  # None is a value a worker may return
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInfo:
+    """What is known of one slot and its worker.
+
+    Attributes
+    ----------
+    index : int
+        The slot, counted from 0.
+    n_jobs : int
+        Number of slots of the executor.
+    kwargs : mapping
+        What the worker's object is built from: shared kwargs with the slot's own laid over them.
+    state : str
+        ``"empty"`` (no worker yet), ``"building"``, ``"idle"``, ``"busy"`` or ``"closing"``.
+    pid : int or None
+        Its process, while it has one.
+    n_done : int
+        Items it finished, in all its lives.
+    n_restarts : int
+        How often its process died and was given up.
+    n_builds : int
+        How often its object was built.
+    init_seconds : float or None
+        What the latest construction took.
+    busy_seconds : float
+        Seconds spent in calls, in all its lives.
+    """
+
+    index: int
+    n_jobs: int
+    kwargs: Mapping[str, Any]
+    state: str = "busy"
+    pid: int | None = None
+    n_done: int = 0
+    n_restarts: int = 0
+    n_builds: int = 0
+    init_seconds: float | None = None
+    busy_seconds: float = 0.0
+
+
+# --- stays in the parent ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long and how often; see the arguments of `stateful_map` of the same names."""
+
+    item_timeout: float | None = None
+    init_timeout: float | None = None
+    retries: int = 0
+    max_restarts: int = 3
+
+
+NO_LIMITS = Limits()
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """What to build in each slot: ``build(*args, **kwargs[slot])``; nothing if ``build`` is None."""
+
+    build: Callable[..., Any] | None
+    args: tuple[Any, ...]
+    shared_kwargs: Mapping[str, Any]
+    worker_kwargs: tuple[Mapping[str, Any], ...] | None
+
+    def kwargs(self, slot: int) -> dict[str, Any]:
+        """Return the kwargs of one slot."""
+        own = {} if self.worker_kwargs is None else self.worker_kwargs[slot]
+        return {**self.shared_kwargs, **own}
+
+
+@dataclass(slots=True, eq=False)
+class Group:
+    """All calls of one map, or of one `joblib.Parallel` call: what fails and is dropped together."""
+
+    error: BaseException | None = None
+    # Called once, outside all locks, when something ends the whole group.
+    on_error: Callable[[BaseException], None] | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """Work accepted from one caller, for one message if all goes well: one or more items.
+
+    ``values`` has one entry per item; ``errors`` and ``dropped`` say which of them don't count.
+    """
+
+    size: int
+    group: Group
+    limits: Limits = NO_LIMITS
+    after_error: AfterError = "go_on"
+    first: int | None = None  # index in the input of the first item; None if there is no such thing
+    mode: Mode = "call"
+    target: tuple[str, Any] | None = None  # (digest, packed function); None: the worker's object
+    parcel: Parcel | None = None
+    claim: Callable[[], bool] | None = None  # False: the caller has cancelled it
+    on_settled: Callable[[Call], None] | None = None
+
+    values: list[Any] = field(default_factory=list)
+    errors: dict[int, BaseException] = field(default_factory=dict)
+    dropped: set[int] = field(default_factory=set)
+    fatal: BaseException | None = None
+    seconds: float = 0.0  # spent in the worker, all attempts together
+    result_bytes: int = 0
+    missing: int = 0
+    unsent: frozenset[int] = frozenset()  # positions that could not be packed
+    claimed: bool = False
+    settled: bool = False
+    abandoned: bool = False
+    stopping: bool = False  # what has not started of it shall not run
+
+    def __post_init__(self) -> None:
+        self.values = [None] * self.size
+        self.missing = self.size
+
+    def index(self, position: int) -> int | None:
+        """Return the index in the input of the item at a position, if there is an input."""
+        return None if self.first is None else self.first + position
+
+    def drop(self, positions: Sequence[int]) -> None:
+        """Mark items as not run, because nobody wants them any more."""
+        self.dropped.update(positions)
+        self.missing -= len(positions)
+
+    def fail(self, position: int, error: BaseException) -> None:
+        """Mark an item as failed."""
+        self.errors[position] = error
+        self.missing -= 1
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a worker's reply says of a job: ``values`` and ``errors`` by place in the job."""
+
+    n_run: int
+    values: list[Any]
+    errors: dict[int, BaseException]
+    seconds: float = 0.0
+    result_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """How a worker ended without being asked to.
+
+    ``started`` says whether it had begun the message it was sent, ``place`` which item of it ran (None: none,
+    its work was done and the reply was under way), ``n_finished`` how many items were behind it.
+    """
+
+    pid: int | None = None
+    exitcode: int | None = None
+    started: bool = False
+    place: int | None = None
+    n_finished: int = 0
+    reason: str = ""
+
+
+# --- goes out to a worker -----------------------------------------------------------------------------
+
+
+class Build(NamedTuple):
+    """Build the object. ``spec`` is a packed ``(build, args, shared kwargs)`` and the slot's own, packed, or None."""
+
+    seq: int
+    slot: int
+    n_jobs: int
+    spec: Any
+
+
+class Run(NamedTuple):
+    """Run the values of a parcel, on the object or on the target function."""
+
+    seq: int
+    mode: Mode
+    target_id: str | None
+    target: Any  # the packed function, or None if the worker has it already
+    parcel: Parcel
+    after_error: AfterError
+
+
+class Finish(NamedTuple):
+    """Close the object; no further message follows."""
+
+    seq: int
+
+
+# --- comes back from a worker -------------------------------------------------------------------------
+
+
+class Failure(NamedTuple):
+    """An exception, as far as it could be packed; the texts serve when it can't be rebuilt."""
+
+    packed: Any
+    type_name: str
+    message: str
+    traceback: str
+    what: str = ""  # "item", "result" or "function": what could not be unpacked or packed
+
+
+class Built(NamedTuple):
+    """The object stands."""
+
+    seq: int
+    pid: int
+    seconds: float
+
+
+class BuildFailed(NamedTuple):
+    """The constructor raised."""
+
+    seq: int
+    pid: int
+    failure: Failure
+
+
+class Ran(NamedTuple):
+    """Items ``0 .. n_run - 1`` of the message were run; ``values`` has those that did not fail, in order."""
+
+    seq: int
+    n_run: int
+    values: Parcel
+    failures: dict[int, Failure]
+    seconds: float
+
+
+class Finished(NamedTuple):
+    """The object is closed; ``failure`` if its ``close()`` raised."""
+
+    seq: int
+    failure: Failure | None
+
+
+Message: TypeAlias = Build | Run | Finish
+Reply: TypeAlias = Built | BuildFailed | Ran | Finished
+
+
+class Phase(enum.IntEnum):
+    """What a worker does at the moment, as its record says."""
+
+    IDLE = 0
+    BUILDING = 1
+    RUNNING = 2
+    REPLYING = 3

@@ -1,0 +1,316 @@
+"""One run of a map: its loop, its feeding and its end, in the consumer's thread.
+
+Each step first gives the workers what they can use (`_pull`), as far as the buffer has room, then yields the next
+result, waiting for it if need be (`_next_batch`). Everything else is policy: what an exception does.
+"""
+
+from __future__ import annotations
+
+import operator
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Literal
+
+from ._feed import Feed
+from ._outcome import packing_error_of
+from ._progress import Progress, ProgressLike
+from ._records import AfterError, Call, Group, Limits, TaskResult
+from ._spec import pack_function
+
+if TYPE_CHECKING:
+    from ._batching import Batching
+    from ._core import Core
+    from ._records import Mode
+
+OnError = Literal["immediate", "wait_others", "deferred"]
+
+AFTER_ERROR: dict[OnError, AfterError] = {
+    "immediate": "drop",
+    "wait_others": "finish_running",
+    "deferred": "go_on",
+}
+# After Ctrl-C, what runs has this long to end before its worker is killed (a notebook keeps the others).
+_INTERRUPT_GRACE = 0.5
+# A slow input must not hold results up: a batch is sent as it is when pulling it has taken so long.
+_PULL_SECONDS = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a map was asked to do; nothing of it has started."""
+
+    open: Callable[[], tuple[Core, Callable[[], None]]]  # the core, and how to give it back
+    function: Any  # to be called with each item, if not the worker's object
+    iterable: Iterable[Any]
+    length: int | None
+    pass_as: Mode
+    ordered: bool
+    on_error: OnError
+    limits: Limits
+    batching: Batching
+    progress: ProgressLike
+    synchronous: bool
+
+
+class MapRun:
+    """The state of one map.
+
+    Parameters
+    ----------
+    plan : Plan
+        What to do.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.turn = threading.Lock()  # held while the map is advanced or shut
+        self.is_closed = False  # no more results are wanted
+        self.is_shut = False  # everything is let go
+        self.n_pulled = 0
+        self.n_done = 0  # yielded and no longer in the consumer's hand
+        self.core: Core | None = None
+        self._group = Group(on_error=self._on_group_error)
+        self._progress = Progress(plan.progress, plan.length)
+        self._feed: Feed | None = None
+        self._give_back: Callable[[], None] | None = None
+        self._target: tuple[str, Any] | None = None
+        self._input: Iterator[Any] | None = None
+        self._input_error: Exception | None = None
+        self._n_finished = 0  # settled, as the workers report it
+        self._n_shown = 0
+        self._fatal: BaseException | None = None
+        self._failed: Call | None = None  # a batch with an error, as soon as that is known
+        self._is_curtailed = False
+
+    # --- the loop -------------------------------------------------------------------------------------
+
+    def results(self) -> Generator[Any, None, None]:
+        """Yield the results; to be advanced and shut under `turn`."""
+        deferred = self.plan.on_error == "deferred"
+        failures: list[tuple[int, BaseException]] = []
+        while (call := self._next_batch()) is not None:
+            first = call.first or 0
+            for position in range(call.size):
+                error = call.errors.get(position)
+                if position in call.dropped:
+                    pass
+                elif error is not None and not deferred:
+                    failures.append((first + position, error))
+                else:
+                    value, call.values[position] = call.values[position], None
+                    yield TaskResult(first + position, value, error) if deferred else value
+                    del value
+                    # The consumer has come back for the next: room appears.
+                    self._check()
+                    self._show_progress()
+                    self._pull_if_starving()
+                self.n_done += 1
+        self._show_progress()
+        if self.is_closed:
+            return
+        if failures:
+            raise _first_of(failures)
+        if self._input_error is not None:
+            raise self._input_error
+
+    def _next_batch(self) -> Call | None:
+        """Return the next batch whose results are there; None at the end."""
+        while not self.is_closed:
+            self._check()
+            self._show_progress()
+            feed = self._feed
+            if feed is not None and feed.is_ready:
+                self._pull_if_starving()
+                return feed.take()
+            if self._has_room() and self._pull():
+                continue
+            feed = self._feed
+            if feed is None or (feed.n_running == 0 and not feed.is_ready):
+                if self._input is None:
+                    return None
+                continue
+            self._wait(feed)
+        return None
+
+    def _wait(self, feed: Feed) -> None:
+        """Wait until something can be done, or shown."""
+        with feed.changed:
+            feed.changed.wait_for(
+                lambda: (
+                    feed.is_ready
+                    or self.is_closed
+                    or self._fatal is not None
+                    or (self._failed is not None and self.plan.on_error == "immediate")
+                    or (self._n_finished != self._n_shown and self._progress.is_wanted)
+                    or self._has_room()
+                )
+            )
+
+    def _check(self) -> None:
+        """Raise, or stop feeding, if something went wrong."""
+        if self._fatal is not None:
+            raise self._fatal
+        if self._failed is not None and self.plan.on_error == "immediate":
+            raise _first_of([((self._failed.first or 0) + at, error) for at, error in self._failed.errors.items()])
+        if self._failed is not None and self.plan.on_error == "wait_others" and not self._is_curtailed:
+            self._is_curtailed = True
+            self._end_input()
+            if self.core is not None and self._feed is not None:
+                self.core.curtail(list(self._feed.pending))
+
+    # --- feeding --------------------------------------------------------------------------------------
+
+    def _has_room(self) -> bool:
+        """Tell whether a batch should be pulled now: all of it has room, or a worker has nothing to do."""
+        plan, feed = self.plan, self._feed
+        if self._input is None and feed is not None:
+            return False
+        room = plan.batching.buffer - (self.n_pulled - self.n_done)
+        running = 0 if feed is None else feed.n_running
+        if plan.synchronous:
+            return room > 0 and running == 0
+        n_jobs = 1 if self.core is None else self.core.n_jobs
+        return room > 0 and (room >= plan.batching.batch or running < n_jobs)
+
+    def _pull_if_starving(self) -> None:
+        """Pull one batch if the workers will soon have nothing to do; results that are there go first."""
+        if self._input is None or self._feed is None or self.core is None or self.plan.synchronous:
+            return
+        if self._feed.n_running < 2 * self.core.n_jobs and self._has_room():
+            self._pull()
+
+    def _pull(self) -> bool:
+        """Pull a batch and send it; False if the input has ended."""
+        if self.n_pulled == 0 and self._input is None:
+            self._input = iter(self.plan.iterable)
+        if self._input is None:
+            return False
+        plan = self.plan
+        room = plan.batching.buffer - (self.n_pulled - self.n_done)
+        remaining = None if plan.length is None else max(0, plan.length - self.n_pulled)
+        items = self._take_items(plan.batching.next_batch(room, remaining))
+        if items:
+            self._send(items)
+        return bool(items)
+
+    def _take_items(self, wanted: int) -> list[Any]:
+        """Pull up to ``wanted`` items; fewer if the input ends, breaks or is slow."""
+        assert self._input is not None  # noqa: S101 - the caller looked
+        items: list[Any] = []
+        chunk, deadline = 1, time.perf_counter() + _PULL_SECONDS
+        while len(items) < wanted:
+            before = len(items)
+            chunk = min(chunk, wanted - before)
+            try:
+                items.extend(islice(self._input, chunk))
+            except Exception as error:  # noqa: BLE001 - it is raised when the items before it are done with
+                self._input_error = error
+                self._input = None
+                break
+            if len(items) < before + chunk:
+                self._input = None
+                break
+            if time.perf_counter() > deadline:
+                break
+            chunk *= 2  # to look at the clock seldom, but early enough
+        return items
+
+    def _send(self, items: list[Any]) -> None:
+        if self._feed is None:
+            self._start()
+        assert self.core is not None and self._feed is not None  # noqa: S101, PT018 - _start made them
+        first = self.n_pulled
+        self.n_pulled += len(items)
+        parcel, faults = self.core.engine.transport.pack_all(items)
+        call = Call(
+            len(items),
+            self._group,
+            self.plan.limits,
+            after_error=AFTER_ERROR[self.plan.on_error],
+            first=first,
+            mode=self.plan.pass_as,
+            target=self._target,
+            parcel=parcel,
+            unsent=frozenset(faults),
+        )
+        for position, error in faults.items():
+            call.fail(position, packing_error_of(error, first + position))
+        if parcel.n_values:
+            self.plan.batching.note_sent(parcel.nbytes, parcel.n_values)
+        self._feed.send(call)
+
+    def _start(self) -> None:
+        self.core, self._give_back = self.plan.open()
+        if self.plan.function is not None:
+            self._target = pack_function(self.plan.function, self.core.engine.transport)
+        self._feed = Feed(self.core, self._on_back, ordered=self.plan.ordered)
+        self._progress.open()
+
+    # --- news, in any thread --------------------------------------------------------------------------
+
+    def _on_back(self, call: Call) -> None:
+        if call.fatal is not None:
+            self._fatal = call.fatal
+        elif call.errors and self._failed is None:
+            self._failed = call
+        self.plan.batching.note_back(call)
+        self._n_finished += call.size - len(call.dropped)
+
+    def _on_group_error(self, error: BaseException) -> None:
+        self._fatal = error
+        self.wake()
+
+    def wake(self) -> None:
+        """Have a consumer that waits look again."""
+        if self._feed is not None:
+            with self._feed.changed:
+                self._feed.changed.notify_all()
+
+    # --- the end --------------------------------------------------------------------------------------
+
+    def _show_progress(self) -> None:
+        finished = self._n_finished
+        if finished != self._n_shown:
+            new, self._n_shown = finished - self._n_shown, finished
+            self._progress.add(new)
+
+    def _end_input(self) -> None:
+        source, self._input = self._input, None
+        if isinstance(source, Generator):
+            source.close()
+
+    def shut(self, *, interrupted: bool = False) -> None:
+        """Let go of everything; what runs finishes in the background."""
+        if self.is_shut:
+            return
+        self.is_shut = self.is_closed = True
+        core, feed = self.core, self._feed
+        try:
+            if core is not None and feed is not None:
+                if interrupted:
+                    core.interrupt(self._group, list(feed.pending), _INTERRUPT_GRACE)
+                    feed.abort()
+                else:
+                    core.drop(list(feed.pending))
+                    feed.end()
+            self._end_input()
+        finally:
+            self._progress.close()
+            if self._give_back is not None:
+                self._give_back()
+
+
+def _first_of(failures: Sequence[tuple[int, BaseException]]) -> BaseException:
+    """Return the error of the lowest index, with the others noted on it."""
+    (_, error), *others = sorted(failures, key=operator.itemgetter(0))
+    for index, other in others:
+        error.add_note(f"[joblib_stateful: item {index} failed too: {type(other).__name__}: {other}]")
+    if isinstance(error, StopIteration):
+        # Raised from __next__ it would end the caller's loop as if nothing had happened.
+        replacement = RuntimeError("The worker's call raised StopIteration.")
+        replacement.__cause__ = error
+        return replacement
+    return error

@@ -1,0 +1,486 @@
+"""Which slot runs what: state in, decisions out.
+
+No I/O, no threads, no clock: each method takes one event, changes the state and returns the decisions that
+follow from it, for somebody else to carry out in that order. A slot is marked busy in the very step that
+assigns it. The rules, in one place:
+
+- Work goes to slots that have their object, and only then to empty ones: no more objects than are needed.
+- A slot runs one job at a time. What waits, waits here, where it can still be dropped or go elsewhere.
+- When a worker dies, the item that ran pays (a retry on another slot, or its error); the other items of its
+  message run again one by one. What had not been started costs nothing.
+- Deaths that are nobody's fault are counted per slot and in a row; beyond ``max_restarts`` they end the group.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from . import errors
+from ._slots import (
+    CloseWorker,
+    Decisions,
+    FailGroup,
+    Job,
+    KillWorker,
+    SendJob,
+    Settle,
+    Slot,
+    StartWorker,
+    State,
+    StopJob,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from ._records import Call, Death, Group, Limits, Report
+
+
+@dataclass(eq=False)
+class Schedule:
+    """The state of all slots and all accepted calls.
+
+    Parameters
+    ----------
+    n_slots : int
+        Number of slots.
+    max_tasks : int or None
+        Items after which a worker is closed and its object built anew; None: never.
+    in_turn : bool
+        Give work to the slot that has waited longest, built or not, instead of to as few as possible.
+    """
+
+    n_slots: int
+    max_tasks: int | None = None
+    in_turn: bool = False
+    closing: bool = False
+    queue: deque[Job] = field(default_factory=deque)
+    calls: dict[Call, None] = field(default_factory=dict)
+    slots: list[Slot] = field(init=False)
+    # Free slots by index, in the order in which they became free.
+    _idle: dict[int, None] = field(default_factory=dict)
+    _empty: dict[int, None] = field(init=False)
+    _building: int = 0
+    _seq: int = 0
+
+    def __post_init__(self) -> None:
+        self.slots = [Slot(index) for index in range(self.n_slots)]
+        self._empty = dict.fromkeys(range(self.n_slots))
+
+    def __repr__(self) -> str:
+        states = " ".join(slot.state.value for slot in self.slots)
+        return f"<Schedule [{states}] {len(self.queue)} queued, {len(self.calls)} open>"
+
+    # --- events from callers --------------------------------------------------------------------------
+
+    def submit(self, call: Call) -> Decisions:
+        """Accept a call."""
+        if self.closing:
+            raise errors.ShutdownError("cannot schedule new futures after shutdown")
+        self.calls[call] = None
+        if call.group.error is not None:
+            return self._fail(call, call.group.error)
+        if call.missing == 0:
+            return self._settle(call)
+        positions: Sequence[int] = range(call.size)
+        if call.unsent:
+            positions = [position for position in positions if position not in call.unsent]
+            if call.after_error != "go_on":
+                return self.drop([call])
+        self.queue.append(Job(call, positions))
+        return self._assign()
+
+    def warm(self, group: Group, limits: Limits) -> Decisions:
+        """Have every slot build its object now."""
+        for slot in self.slots:
+            if slot.state in (State.EMPTY, State.CLOSING):
+                slot.warm, slot.group, slot.limits = True, group, limits
+            elif slot.state is State.BUILDING:
+                slot.warm = True
+        return self._assign()
+
+    def drop(self, calls: Iterable[Call]) -> Decisions:
+        """Forget calls: what is queued is not run, what runs is stopped after its item, nobody is told of it."""
+        decisions: Decisions = []
+        for call in [call for call in calls if call in self.calls]:
+            call.abandoned = True
+            call.drop([p for p in range(call.size) if p not in call.errors and p not in call.dropped])
+            decisions += self._stop_running(call)
+            decisions += self._settle(call)
+        self.queue = deque(job for job in self.queue if not job.call.abandoned)
+        return decisions
+
+    def curtail(self, calls: Iterable[Call]) -> Decisions:
+        """Let what runs of these calls finish its current item, and drop the rest."""
+        decisions: Decisions = []
+        for call in [call for call in calls if call in self.calls]:
+            self._drop_queued(call)
+            decisions += self._stop_running(call)
+            decisions += self._settle_if_done(call)
+        return decisions
+
+    def kill(self, group: Group | None = None, *, idle_too: bool = False) -> Decisions:
+        """Kill the workers that run, or are built for, a group (None: any group), and those that are idle."""
+        decisions: Decisions = []
+        for slot in self.slots:
+            if slot.state is State.EMPTY or (group is not None and slot.owner is not group):
+                continue
+            if slot.state is State.IDLE:
+                if not idle_too:
+                    continue
+                del self._idle[slot.index]
+                slot.state = State.CLOSING
+            slot.warm, slot.doomed = False, True
+            decisions.append(KillWorker(slot.index, slot.life))
+        return decisions
+
+    def not_started(self) -> list[Call]:
+        """Return the calls of which nothing was sent yet."""
+        started = {slot.job.call for slot in self.slots if slot.job is not None}
+        queued = dict.fromkeys(job.call for job in self.queue if job.attempt == 1)
+        return [call for call in queued if call not in started and not call.claimed]
+
+    def close(self) -> Decisions:
+        """Take no more calls; close each worker once nothing is left for it."""
+        self.closing = True
+        for slot in self.slots:
+            slot.warm = False
+        return self._assign()
+
+    def release(self) -> Decisions:
+        """Close the workers that are idle now."""
+        return [decision for slot in self.slots if slot.state is State.IDLE for decision in self._close(slot)]
+
+    # --- events from workers --------------------------------------------------------------------------
+
+    # Each carries the number of the message that it answers, so that late news of a former worker is ignored.
+
+    def built(self, index: int, seq: int) -> Decisions:
+        """Note that a slot's object stands."""
+        slot = self.slots[index]
+        if slot.seq != seq or slot.state is not State.BUILDING:
+            return []
+        self._building -= 1
+        slot.n_builds += 1
+        slot.tasks, slot.warm, slot.group = 0, False, None
+        self._free_after_work(slot)
+        return self._assign()
+
+    def build_failed(self, index: int, seq: int, error: errors.WorkerInitError) -> Decisions:
+        """Note that a slot's constructor raised; its worker is of no use."""
+        slot = self.slots[index]
+        if slot.seq != seq or slot.state is not State.BUILDING:
+            return []
+        self._building -= 1
+        decisions = self._fail_group(slot, error)
+        return [*self._close(slot), *decisions, *self._assign()]
+
+    def finished(self, index: int, seq: int, report: Report) -> Decisions:
+        """Note what became of a slot's job."""
+        slot = self.slots[index]
+        job = slot.job
+        if slot.seq != seq or job is None:
+            return []
+        slot.job = None
+        slot.deaths = 0
+        slot.n_done += report.n_run
+        slot.tasks += report.n_run
+        decisions: Decisions = []
+        if not job.call.settled:
+            decisions = self._note(job, report)
+        if self.max_tasks is not None and slot.tasks >= self.max_tasks and not slot.doomed:
+            decisions += self._close(slot)
+        else:
+            self._free_after_work(slot)
+        return decisions + self._assign()
+
+    def died(self, index: int, seq: int, death: Death) -> Decisions:
+        """Note that a slot's process is gone."""
+        slot = self.slots[index]
+        state, job = slot.state, slot.job
+        if slot.seq != seq or state is State.EMPTY:
+            return []
+        slot.job = None
+        expired, unwanted = slot.expired, slot.doomed and not slot.expired
+        if state is State.BUILDING:
+            self._building -= 1
+        self._idle.pop(index, None)
+        self._free(slot, State.EMPTY)
+        slot.n_restarts += state is not State.CLOSING
+        decisions: Decisions = []
+        if state is State.BUILDING and not unwanted:
+            decisions = self._died_building(slot, death, expired=expired)
+        elif job is not None and not job.call.settled:
+            decisions = self._died_running(slot, job, death, expired=expired)
+        elif state is State.IDLE:
+            slot.deaths += 1
+        return decisions + self._assign()
+
+    def killed(self, index: int, life: int) -> Decisions:
+        """Note that a `KillWorker` was carried out; if its last message was answered before, no death follows."""
+        slot = self.slots[index]
+        if slot.life != life or not slot.doomed:
+            return []
+        slot.gone = True
+        if slot.state is not State.CLOSING:
+            return []
+        self._free(slot, State.EMPTY)
+        return self._assign()
+
+    def ended(self, index: int, seq: int) -> Decisions:
+        """Note that a slot's worker has ended after a `CloseWorker`."""
+        slot = self.slots[index]
+        if slot.seq != seq or slot.state is not State.CLOSING:
+            return []
+        self._free(slot, State.EMPTY)
+        return self._assign()
+
+    def expire(self, index: int, seq: int, place: int | None = None) -> Decisions:
+        """Note that a slot's message is over its time limit, with an item or during construction."""
+        slot = self.slots[index]
+        if slot.seq != seq or slot.state not in (State.BUILDING, State.BUSY):
+            return []
+        slot.expired = slot.doomed = True
+        slot.expired_place = place
+        return [KillWorker(index, slot.life)]
+
+    # --- what callers ask -----------------------------------------------------------------------------
+
+    @property
+    def is_idle(self) -> bool:
+        """True if no caller waits for anything."""
+        return not self.calls
+
+    @property
+    def is_warming(self) -> bool:
+        """True if objects are being built that no job waits for."""
+        return any(slot.warm for slot in self.slots)
+
+    @property
+    def is_empty(self) -> bool:
+        """True if no worker is left."""
+        return len(self._empty) == self.n_slots
+
+    def is_running(self, group: Group) -> bool:
+        """Tell whether a worker runs something of a group, wanted or not, or is built for it."""
+        return any(slot.owner is group for slot in self.slots)
+
+    # --- assigning ------------------------------------------------------------------------------------
+
+    def _assign(self) -> Decisions:
+        decisions: Decisions = []
+        while self.queue and self._idle:
+            pair = self._next_pair()
+            if pair is None:
+                break
+            decisions += self._send(*pair)
+        decisions += self._start_workers()
+        if self.closing and not self.queue:
+            decisions += self.release()
+        return decisions
+
+    def _next_pair(self) -> tuple[Job, Slot] | None:
+        """Return the first job in the queue that an idle slot may run, with that slot."""
+        # In turn: as long as there are empty slots, those built ones that had their turn wait for the others.
+        idle = [i for i in self._idle if not (self.in_turn and self._empty and self.slots[i].tasks)]
+        for at, job in enumerate(self.queue):
+            if not self._is_wanted(job):
+                del self.queue[at]
+                return self._next_pair()
+            index = next((i for i in idle if i != job.avoid), None)
+            if index is not None:
+                del self.queue[at]
+                return job, self.slots[index]
+        return None
+
+    def _is_wanted(self, job: Job) -> bool:
+        """Ask, just before a call's first item is sent, whether its owner has cancelled it."""
+        call = job.call
+        if call.claimed or call.claim is None:
+            return True
+        call.claimed = call.claim()
+        if not call.claimed:
+            call.settled = True
+            del self.calls[call]
+        return call.claimed
+
+    def _send(self, job: Job, slot: Slot) -> Decisions:
+        room = len(job.positions) if self.max_tasks is None else self.max_tasks - slot.tasks
+        if room < len(job.positions):
+            self.queue.appendleft(Job(job.call, job.positions[room:], job.attempt, job.avoid))
+            job = Job(job.call, job.positions[:room], job.attempt, job.avoid)
+        del self._idle[slot.index]
+        slot.state, slot.job, slot.seq = State.BUSY, job, self._next_seq()
+        return [SendJob(slot.index, slot.seq, job)]
+
+    def _start_workers(self) -> Decisions:
+        """Start a worker for each slot to be warmed, and for each waiting job that none is being built for."""
+        decisions: Decisions = []
+        for index in [i for i in self._empty if self.slots[i].warm]:
+            decisions.append(self._start(self.slots[index]))
+        waiting = len(self.queue) - self._building
+        for index in list(self._empty) if waiting > 0 else ():
+            # Jobs further back have no worker coming for them yet.
+            job = next((job for job in list(self.queue)[-waiting:] if job.avoid != index), None)
+            if job is None:
+                continue
+            slot = self.slots[index]
+            slot.group, slot.limits = job.call.group, job.call.limits
+            decisions.append(self._start(slot))
+            waiting -= 1
+            if waiting == 0:
+                break
+        return decisions
+
+    def _start(self, slot: Slot) -> StartWorker:
+        del self._empty[slot.index]
+        self._building += 1
+        slot.state, slot.seq = State.BUILDING, self._next_seq()
+        slot.life += 1
+        return StartWorker(slot.index, slot.seq, slot.limits)
+
+    def _close(self, slot: Slot) -> Decisions:
+        self._idle.pop(slot.index, None)
+        slot.state, slot.seq = State.CLOSING, self._next_seq()
+        return [CloseWorker(slot.index, slot.seq)]
+
+    def _free(self, slot: Slot, state: State) -> None:
+        slot.state = state
+        (self._idle if state is State.IDLE else self._empty)[slot.index] = None
+        slot.doomed = slot.expired = slot.gone = False
+
+    def _free_after_work(self, slot: Slot) -> None:
+        if not slot.doomed:
+            self._free(slot, State.IDLE)
+        elif slot.gone:
+            self._free(slot, State.EMPTY)
+        else:
+            slot.state = State.CLOSING
+
+    def _next_seq(self) -> int:
+        self._seq += 1
+        return self._seq
+
+    # --- outcomes -------------------------------------------------------------------------------------
+
+    def _note(self, job: Job, report: Report) -> Decisions:
+        call = job.call
+        if report.n_run == call.size and not report.errors:
+            call.values = report.values
+        else:
+            for place, position in enumerate(job.positions[: report.n_run]):
+                call.values[position] = report.values[place]
+                if place in report.errors:
+                    call.errors[position] = report.errors[place]
+        call.missing -= report.n_run
+        call.seconds += report.seconds
+        call.result_bytes += report.result_bytes
+        call.drop(job.positions[report.n_run :])
+        return self._after_errors(call) if report.errors else self._settle_if_done(call)
+
+    def _after_errors(self, call: Call) -> Decisions:
+        if call.after_error != "go_on":
+            self._drop_queued(call)
+        if call.after_error == "drop" and call.missing:
+            return self.drop([call])
+        return self._settle_if_done(call)
+
+    def _died_building(self, slot: Slot, death: Death, *, expired: bool) -> Decisions:
+        slot.deaths += 1
+        if expired:
+            reason = f"it was still at it after init_timeout={slot.limits.init_timeout:g} s and was killed."
+        elif slot.deaths > slot.limits.max_restarts:
+            reason = (
+                f"its process died {slot.deaths} times in a row without finishing anything, the last time during "
+                f"construction ({death.reason or _exit_text(death)}); max_restarts={slot.limits.max_restarts}."
+            )
+        else:
+            return []
+        return self._fail_group(slot, errors.WorkerInitError(slot.index, reason=reason, pid=death.pid))
+
+    def _died_running(self, slot: Slot, job: Job, death: Death, *, expired: bool) -> Decisions:
+        if death.n_finished:
+            slot.deaths = 0
+        if not death.started:
+            slot.deaths += 1
+            self.queue.appendleft(job)
+            if slot.deaths > job.call.limits.max_restarts:
+                slot.group = job.call.group
+                detail = f"It died {slot.deaths} times in a row without finishing anything."
+                return self._fail_group(
+                    slot, errors.WorkerCrashedError(None, slot.index, death.pid, death.exitcode, detail)
+                )
+            return []
+        guilty = 0 if len(job.positions) == 1 else death.place
+        if expired and len(job.positions) > 1 and guilty != slot.expired_place:
+            guilty = None  # the slow item had just ended when its worker was killed: let the single run tell
+        others = [position for place, position in enumerate(job.positions) if place != guilty]
+        if job.call.stopping:
+            job.call.drop(others)
+        else:
+            self.queue.extendleft(Job(job.call, (position,)) for position in reversed(others))
+        if guilty is None:
+            return self._settle_if_done(job.call)
+        return self._blame(slot, job, job.positions[guilty], death, expired=expired)
+
+    def _blame(self, slot: Slot, job: Job, position: int, death: Death, *, expired: bool) -> Decisions:
+        call = job.call
+        if job.attempt <= call.limits.retries and not call.stopping:
+            avoid = slot.index if self.n_slots > 1 else None
+            self.queue.appendleft(Job(call, (position,), job.attempt + 1, avoid))
+            return []
+        slot.deaths = 0  # the item is done with, so this slot has got somewhere
+        slot.n_done += 1
+        index = call.index(position)
+        if expired:
+            limit = call.limits.item_timeout or 0.0
+            call.fail(position, errors.ItemTimeoutError(index, slot.index, death.pid, limit))
+        else:
+            call.fail(position, errors.WorkerCrashedError(index, slot.index, death.pid, death.exitcode))
+        return self._after_errors(call)
+
+    def _fail_group(self, slot: Slot, error: BaseException) -> Decisions:
+        group, slot.group, slot.warm, slot.deaths = slot.group, None, False, 0
+        if group is None or group.error is not None:
+            return []
+        if group.on_error is not None:  # a map or a Parallel call: nothing more of it can count
+            group.error = error
+        for other in self.slots:
+            if other.group is group and other.state in (State.EMPTY, State.CLOSING):
+                other.warm = False
+        decisions: Decisions = [FailGroup(group, error)]
+        queued = {job.call for job in self.queue}
+        for call in [call for call in self.calls if call.group is group]:
+            # Of calls that were submitted one by one, those fail that wait for a worker.
+            if group.on_error is not None or call in queued:
+                decisions += self._fail(call, error)
+        self.queue = deque(job for job in self.queue if not job.call.settled)
+        return decisions
+
+    def _fail(self, call: Call, error: BaseException) -> Decisions:
+        call.fatal = error
+        return [*self._stop_running(call), *self._settle(call)]
+
+    def _stop_running(self, call: Call) -> Decisions:
+        running = [slot for slot in self.slots if slot.job is not None and slot.job.call is call]
+        return [StopJob(slot.index, slot.seq) for slot in running]
+
+    def _drop_queued(self, call: Call) -> None:
+        call.stopping = True
+        for job in [job for job in self.queue if job.call is call]:
+            self.queue.remove(job)
+            call.drop(job.positions)
+
+    def _settle_if_done(self, call: Call) -> Decisions:
+        return [] if call.missing else self._settle(call)
+
+    def _settle(self, call: Call) -> Decisions:
+        call.settled = True
+        del self.calls[call]
+        return [Settle(call)]
+
+
+def _exit_text(death: Death) -> str:
+    return f"exit code {death.exitcode}"

@@ -1,0 +1,182 @@
+"""Executors that `stateful_map` and the backend share, so that a second call finds its objects built.
+
+An executor is reused as long as what it was made from is the same. It is let go after 300 idle seconds, or
+when another worker is asked for while it is idle (a GPU's memory comes back before the next model loads), or
+by `shutdown`. One that somebody uses is never taken away.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from . import _clock
+from ._executor import make_core
+from ._spec import PackedSpec, spec_key
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Sequence
+
+    from ._core import Core
+    from ._records import WorkerSpec
+    from .engines import Engine
+
+# joblib's own figure for its idle workers.
+IDLE_SECONDS = 300.0
+
+
+@dataclass(slots=True, eq=False)
+class _Entry:
+    """A shared executor, who uses it, and when it is let go."""
+
+    core: Core
+    engine: Engine  # kept, so that its identity in the key stays its own
+    is_stateless: bool
+    n_leases: int = 0
+    listed: bool = True  # False: to be ended by its last user
+    alarm: _clock.Alarm | None = field(default=None)
+
+
+class Lease:
+    """The right to use a shared executor, until `release`."""
+
+    def __init__(self, key: Hashable, entry: _Entry) -> None:
+        self.core = entry.core
+        self._key, self._entry = key, entry
+        self._released = False
+
+    def release(self) -> None:
+        """Give the executor back; it keeps its objects for the next one who needs them."""
+        entry, end = self._entry, False
+        with _lock:
+            if self._released:
+                return
+            self._released = True
+            entry.n_leases -= 1
+            if entry.n_leases == 0:
+                end = not entry.listed
+                if not end:
+                    entry.alarm = _clock.call_after(IDLE_SECONDS, lambda: _let_go(self._key, entry))
+        if end:
+            _end([entry], wait=False)
+
+
+_lock = threading.Lock()  # guards the two below and the entries
+_entries: dict[Hashable, _Entry] = {}
+
+
+def prepare(
+    spec: WorkerSpec,
+    n_jobs: int,
+    engine: Engine,
+    envs: Sequence[dict[str, str]],
+    inner_max_num_threads: int | None = None,
+) -> Callable[[], Lease]:
+    """Check that an executor can be had, and return how to take one; nothing is started yet.
+
+    Parameters
+    ----------
+    spec, n_jobs, engine, envs, inner_max_num_threads
+        What it is made from; see `StatefulExecutor`.
+
+    Returns
+    -------
+    callable
+        Returns a `Lease` of the executor that is there for these, or of a new one.
+    """
+    packed = PackedSpec(spec, engine.transport)
+    core = make_core(packed, n_jobs, engine, envs, inner_max_num_threads=inner_max_num_threads)
+    own = tuple(tuple(sorted(env.items())) for env in envs)
+    key = (spec_key(spec), n_jobs, id(engine), own, inner_max_num_threads)
+    return lambda: _lease(key, _Entry(core, engine, is_stateless=spec.build is None))
+
+
+def _lease(key: Hashable, new: _Entry) -> Lease:
+    with _lock:
+        found = _take(key)
+        # What makes way: idle workers with other objects, for an object; idle pools without, for one without.
+        others = [] if found else _unlist(lambda entry: entry.is_stateless is new.is_stateless)
+    if found is not None:
+        return found
+    _end(others, wait=True)
+    with _lock:
+        if key not in _entries or _entries[key].core.is_closed:  # else another thread was faster
+            _entries[key] = new
+        found = _take(key)
+    assert found is not None  # noqa: S101 - it was just put there
+    return found
+
+
+def shutdown() -> None:
+    """End the shared executors of `stateful_map` and the backend now, and free their objects.
+
+    What only finishes items that nobody waits for is killed. Executors in use end with their last user.
+    Executors that you made yourself are yours to shut down.
+
+    Examples
+    --------
+    >>> import joblib_stateful
+    >>> joblib_stateful.shutdown()
+    """
+    with _lock:
+        for entry in _entries.values():
+            entry.listed = False
+        free = _unlist(lambda _: True)
+        _entries.clear()
+    _end(free, wait=True)
+
+
+def is_free() -> bool:
+    """Tell whether nobody, perhaps the calling thread itself, holds the lock."""
+    if _lock.acquire(blocking=False):
+        _lock.release()
+        return True
+    return False
+
+
+def _take(key: Hashable) -> Lease | None:
+    entry = _entries.get(key)
+    if entry is None or entry.core.is_closed:
+        return None
+    entry.n_leases += 1
+    if entry.alarm is not None:
+        entry.alarm.cancel()
+        entry.alarm = None
+    return Lease(key, entry)
+
+
+def _unlist(which: Any) -> list[_Entry]:
+    """Take the entries that nobody uses out of the list."""
+    free = [key for key, entry in _entries.items() if entry.n_leases == 0 and which(entry)]
+    return [_entries.pop(key) for key in free]
+
+
+def _let_go(key: Hashable, entry: _Entry) -> None:
+    with _lock:
+        if entry.n_leases or _entries.get(key) is not entry:
+            return
+        del _entries[key]
+    _end([entry], wait=False)
+
+
+def _end(entries: Sequence[_Entry], *, wait: bool) -> None:
+    for entry in entries:
+        if entry.alarm is not None:
+            entry.alarm.cancel()
+        entry.core.kill(only_busy=True)  # nobody uses it: what is busy finishes abandoned items
+        entry.core.close(wait=False)
+    for entry in entries if wait else ():
+        entry.core.wait_until_empty()
+
+
+def _forget() -> None:
+    """In a fork: the processes are the parent's, and its locks may be held for ever."""
+    global _lock  # noqa: PLW0603 - a fork starts anew
+    _lock = threading.Lock()
+    _entries.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

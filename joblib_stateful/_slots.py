@@ -1,0 +1,128 @@
+"""The records of scheduling: slots, jobs, and the decisions that the schedule hands out."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from ._records import NO_LIMITS, Call, Group, Limits
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class State(enum.Enum):
+    """What a slot is doing."""
+
+    EMPTY = "empty"
+    BUILDING = "building"
+    IDLE = "idle"
+    BUSY = "busy"
+    CLOSING = "closing"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Job:
+    """Items of one call that go out in one message."""
+
+    call: Call
+    positions: Sequence[int]
+    attempt: int = 1
+    avoid: int | None = None  # the slot that this item's worker died in
+
+
+@dataclass(slots=True, eq=False)
+class Slot:
+    """What is known of one slot."""
+
+    index: int
+    state: State = State.EMPTY
+    job: Job | None = None
+    seq: int = 0  # of the latest message
+    group: Group | None = None  # for whom it is being built
+    limits: Limits = NO_LIMITS  # of that group
+    warm: bool = False  # to be built even if no job waits
+    life: int = 0  # counts the workers that this slot has had
+    doomed: bool = False  # its worker is to be killed: nothing more is sent to it
+    expired: bool = False  # ... for being over a time limit
+    expired_place: int | None = None
+    gone: bool = False  # ... and that was done
+    deaths: int = 0  # in a row, without finishing anything
+    tasks: int = 0  # finished by the present worker
+    n_done: int = 0
+    n_restarts: int = 0
+    n_builds: int = 0
+
+    @property
+    def owner(self) -> Group | None:
+        """For whom it works at the moment."""
+        return self.job.call.group if self.job is not None else self.group
+
+    def __repr__(self) -> str:
+        job = f" {list(self.job.positions)}" if self.job is not None else ""
+        return f"<Slot {self.index} {self.state.value}{job}>"
+
+
+# --- decisions ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StartWorker:
+    """Open a worker for a slot and have it build its object."""
+
+    slot: int
+    seq: int
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True)
+class SendJob:
+    """Send a job to a slot's worker."""
+
+    slot: int
+    seq: int
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class StopJob:
+    """Ask a worker to stop its message after the current item."""
+
+    slot: int
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class CloseWorker:
+    """End a slot's worker in an orderly way."""
+
+    slot: int
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class KillWorker:
+    """End a slot's worker at once, if it still is the one of that life."""
+
+    slot: int
+    life: int
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """A call is done with: tell its owner."""
+
+    call: Call
+
+
+@dataclass(frozen=True, slots=True)
+class FailGroup:
+    """Something ended a whole group: tell its owner."""
+
+    group: Group
+    error: BaseException
+
+
+Decision: TypeAlias = StartWorker | SendJob | StopJob | CloseWorker | KillWorker | Settle | FailGroup
+Decisions: TypeAlias = list[Decision]

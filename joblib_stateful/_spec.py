@@ -1,0 +1,222 @@
+"""From what users pass as ``worker`` to a `WorkerSpec` that can be sent, compared and refused early."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import types
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, Generic, ParamSpec, TypeVar
+
+import cloudpickle
+
+from ._records import WorkerSpec
+from ._transport import PROTOCOL, Transport
+
+P = ParamSpec("P")
+W = TypeVar("W")
+
+
+class Factory(Generic[W]):
+    """A function that builds the worker's object; made by `factory`."""
+
+    def __init__(self, function: Callable[..., W]) -> None:
+        self.function = function
+
+    def __repr__(self) -> str:
+        return f"factory({_name(self.function)})"
+
+
+def factory(function: Callable[..., W]) -> Factory[W]:
+    """Mark a function as one that builds the worker's object.
+
+    Parameters
+    ----------
+    function : callable
+        Called once in each worker with its kwargs; what it returns is the worker's object.
+
+    Returns
+    -------
+    Factory
+        To be passed as ``worker``.
+
+    Raises
+    ------
+    TypeError
+        ``function`` is not callable.
+
+    Examples
+    --------
+    >>> from joblib_stateful import factory, stateful_map
+    >>> def open_multiplier(by):
+    ...     return by.__mul__
+    >>> list(stateful_map(factory(open_multiplier), [1, 2], n_jobs=1, shared_kwargs={"by": 10}, engine="inline"))
+    [10, 20]
+    """
+    if not callable(function):
+        raise TypeError(f"factory() takes a function that builds the worker's object, not {function!r}.")
+    return Factory(function)
+
+
+def make_spec(
+    worker: Any,
+    shared_kwargs: Mapping[str, Any] | None,
+    worker_kwargs: Sequence[Mapping[str, Any]] | None,
+) -> WorkerSpec:
+    """Return the spec of a worker class, a partial of one, or a `Factory`; nothing to build for other callables."""
+    shared = _check_kwargs("shared_kwargs", shared_kwargs)
+    own = _check_worker_kwargs(worker_kwargs)
+    build, args, preset = _unfold(worker)
+    if build is None:
+        if worker is not None and not callable(worker):
+            raise TypeError(
+                f"worker must be a class, factory(function), a callable or a StatefulExecutor, not {worker!r}.",
+            )
+        if shared or any(own or ()):
+            named = ", ".join(sorted({*shared, *(key for kwargs in own or () for key in kwargs)}))
+            raise TypeError(
+                f"{_name(worker)} is a stateless function: it is called with each item, and nothing is built from "
+                f"kwargs ({named}). If it is to be called once per worker with these kwargs and to return the "
+                f"worker's object, write factory({_name(worker)}); to fix its arguments, use functools.partial.",
+            )
+        return WorkerSpec(None, (), {}, own)
+    spec = WorkerSpec(build, args, {**preset, **shared}, own)
+    for slot in range(1 if own is None else len(own)):
+        _check_signature(spec, slot)
+    return spec
+
+
+def _unfold(worker: Any) -> tuple[Callable[..., Any] | None, tuple[Any, ...], dict[str, Any]]:
+    """Return what builds the object, with arguments fixed by a partial; None for a stateless callable."""
+    core: Any = worker.function if isinstance(worker, Factory) else worker
+    args: tuple[Any, ...] = ()
+    preset: dict[str, Any] = {}
+    if isinstance(core, functools.partial):
+        core, args, preset = core.func, core.args, core.keywords
+    if isinstance(worker, Factory):
+        return core, args, preset
+    if not inspect.isclass(core):
+        return None, (), {}
+    if not any("__call__" in base.__dict__ for base in core.__mro__):
+        raise TypeError(
+            f"Objects of class {core.__qualname__} can't be called: stateful_map builds one per worker and calls "
+            f"it with each item. Give the class a __call__ method; or, if {core.__qualname__}(item) itself is to "
+            f"be called with each item, pass `lambda item: {core.__qualname__}(item)`.",
+        )
+    return core, args, preset
+
+
+def _check_kwargs(what: str, kwargs: Any) -> dict[str, Any]:
+    if kwargs is None:
+        return {}
+    if not isinstance(kwargs, Mapping) or not all(isinstance(key, str) for key in kwargs):
+        raise TypeError(f"{what} must be a dict with argument names as keys, not {kwargs!r}.")
+    return dict(kwargs)
+
+
+def _check_worker_kwargs(worker_kwargs: Any) -> tuple[dict[str, Any], ...] | None:
+    if worker_kwargs is None:
+        return None
+    if isinstance(worker_kwargs, (Mapping, str)) or not isinstance(worker_kwargs, Sequence):
+        raise TypeError(
+            f"worker_kwargs must be a list with one dict per worker, not {type(worker_kwargs).__name__}. "
+            "Kwargs that are the same for all workers go to shared_kwargs.",
+        )
+    if not worker_kwargs:
+        raise ValueError("worker_kwargs is empty; give one dict per worker, or leave it out.")
+    return tuple(_check_kwargs(f"worker_kwargs[{i}]", kwargs) for i, kwargs in enumerate(worker_kwargs))
+
+
+def _check_signature(spec: WorkerSpec, slot: int) -> None:
+    assert spec.build is not None  # noqa: S101 - called for specs that build something
+    try:
+        signature = inspect.signature(spec.build)
+    except (ValueError, TypeError):  # some C callables don't tell theirs
+        return
+    kwargs = spec.kwargs(slot)
+    try:
+        signature.bind(*spec.args, **kwargs)
+    except TypeError as error:
+        where = "" if spec.worker_kwargs is None else f" (with worker_kwargs[{slot}])"
+        raise TypeError(
+            f"{_name(spec.build)} can't be called with the kwargs given{where}: {error}. Given: "
+            f"{', '.join(sorted(kwargs)) or 'none'}; its signature is {_name(spec.build)}{signature}.",
+        ) from None
+
+
+def _name(function: Any) -> str:
+    return getattr(function, "__qualname__", None) or repr(function)
+
+
+class PackedSpec:
+    """A spec in the form in which it goes to workers; packed once."""
+
+    def __init__(self, spec: WorkerSpec, transport: Transport) -> None:
+        self.spec = spec
+        self._own: list[Any] | None = None
+        self._common = None
+        if spec.build is None:
+            return
+        try:
+            self._common = transport.pack((spec.build, spec.args, dict(spec.shared_kwargs)))
+            if spec.worker_kwargs is not None:
+                self._own = [transport.pack(dict(kwargs)) for kwargs in spec.worker_kwargs]
+        except Exception as error:
+            raise TypeError(_unpicklable(spec, transport, error)) from error
+
+    def for_slot(self, slot: int) -> tuple[Any, Any] | None:
+        """Return what the `Build` message of a slot carries."""
+        if self.spec.build is None:
+            return None
+        return self._common, None if self._own is None else self._own[slot]
+
+
+def _unpicklable(spec: WorkerSpec, transport: Transport, error: Exception) -> str:
+    parts = [(f"the worker {_name(spec.build)}", spec.build), ("an argument fixed by partial", spec.args)]
+    parts += [(f"kwarg {key!r}", value) for key, value in spec.shared_kwargs.items()]
+    for slot, own in enumerate(spec.worker_kwargs or ()):
+        parts += [(f"worker_kwargs[{slot}][{key!r}]", value) for key, value in own.items()]
+    culprit = "the worker or its kwargs"
+    for what, value in parts:
+        try:
+            transport.pack(value)
+        except Exception as inner:  # noqa: BLE001 - whatever it is, this is the part to name
+            culprit, error = what, inner
+            break
+    return (
+        f"{culprit} can't be pickled to be sent to the workers: {type(error).__name__}: {error}. Pass what it is "
+        "made from instead (a path, a host name) and build it in the constructor, which runs inside each worker."
+    )
+
+
+def spec_key(spec: WorkerSpec) -> Hashable:
+    """Return what tells specs apart: the class by identity, kwargs by digest of their encoded bytes."""
+    own = None if spec.worker_kwargs is None else tuple(_digest(kwargs) for kwargs in spec.worker_kwargs)
+    return _identity(spec.build), tuple(map(_digest_value, spec.args)), _digest(spec.shared_kwargs), own
+
+
+def _identity(function: Any) -> Hashable:
+    # Each access to a bound method, such as Model.from_pretrained, makes a new object.
+    if isinstance(function, types.MethodType):
+        return id(function.__self__), id(function.__func__)
+    return id(function)
+
+
+def _digest(kwargs: Mapping[str, Any]) -> Hashable:
+    # Value by value, so that equal values give equal bytes whether or not they are the same object.
+    return tuple(sorted((key, _digest_value(value)) for key, value in kwargs.items()))
+
+
+def _digest_value(value: Any) -> str:
+    try:
+        return hashlib.sha256(cloudpickle.dumps(value, PROTOCOL)).hexdigest()
+    except Exception:  # noqa: BLE001 - what can't be pickled (engines within this process) is told by identity
+        return f"id {id(value)}"
+
+
+def pack_function(function: Callable[..., Any], transport: Transport) -> tuple[str, Any]:
+    """Return a digest of a function and the function packed, for calls that bring their own."""
+    packed = transport.pack(function)
+    digest = hashlib.sha256(packed).hexdigest() if isinstance(packed, bytes) else f"id {id(function)}"
+    return digest, packed

@@ -1,0 +1,327 @@
+"""What runs in a worker: build the object, run items on it, catch, report, close.
+
+One `Worker` is one life of one slot, in a process of its own (engine ``loky``), a thread or the caller's
+thread. It answers one message at a time and writes what it is doing into its `Progress`, which the parent
+reads: for exact blame when the process dies, and for time limits. This module imports almost nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import traceback
+from array import array
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, assert_never
+
+from ._records import (
+    Build,
+    BuildFailed,
+    Built,
+    Failure,
+    Finish,
+    Finished,
+    Message,
+    Mode,
+    Phase,
+    Ran,
+    Reply,
+    Run,
+    WorkerInfo,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from ._transport import Transport
+
+
+class Progress:
+    """What a worker is doing: a few numbers that it writes and the parent reads, without a lock.
+
+    Between processes they lie in shared memory. Each number is one aligned double, so none is ever seen torn;
+    those that belong together are written in an order that makes a reader in between err on the safe side.
+    """
+
+    SIZE = 6
+    _SEQ, _PHASE, _PLACE, _SINCE, _FINISHED, _STOP = range(SIZE)
+
+    def __init__(self, numbers: Any = None) -> None:
+        self._numbers: Any = array("d", bytes(8 * self.SIZE)) if numbers is None else numbers
+
+    def enter(self, seq: int, phase: Phase) -> None:
+        """Note the start of a message, or of another part of it."""
+        numbers = self._numbers
+        numbers[self._PHASE] = Phase.IDLE
+        numbers[self._PLACE] = -1
+        numbers[self._FINISHED] = 0
+        numbers[self._SINCE] = time.monotonic()
+        numbers[self._SEQ] = seq
+        numbers[self._PHASE] = phase
+
+    def reply(self, n_run: int) -> None:
+        """Note that the items are run and their results being packed."""
+        self._numbers[self._FINISHED] = n_run
+        self._numbers[self._PLACE] = -1
+        self._numbers[self._PHASE] = Phase.REPLYING
+
+    def start_item(self, place: int) -> None:
+        """Note which item starts now."""
+        numbers = self._numbers
+        numbers[self._SINCE] = time.monotonic()
+        numbers[self._PLACE] = place
+        numbers[self._FINISHED] = place
+
+    def should_stop(self, seq: int) -> bool:
+        """Tell whether the parent asked to stop this message after the current item."""
+        return bool(self._numbers[self._STOP] == seq)
+
+    def ask_to_stop(self, seq: int) -> None:
+        """Ask the worker, from the parent, to stop this message after the current item."""
+        self._numbers[self._STOP] = seq
+
+    @property
+    def seq(self) -> int:
+        """The latest message that was begun."""
+        return int(self._numbers[self._SEQ])
+
+    @property
+    def phase(self) -> Phase:
+        """What is being done."""
+        return Phase(int(self._numbers[self._PHASE]))
+
+    @property
+    def place(self) -> int | None:
+        """The item that runs, by its place in the message."""
+        place = int(self._numbers[self._PLACE])
+        return None if place < 0 else place
+
+    @property
+    def since(self) -> float:
+        """When the current item, or else the current phase, began (`time.monotonic`)."""
+        return float(self._numbers[self._SINCE])
+
+    @property
+    def n_finished(self) -> int:
+        """How many items of the message are behind it."""
+        return int(self._numbers[self._FINISHED])
+
+
+class Worker:
+    """One life of one slot, on the worker's side."""
+
+    def __init__(self, transport: Transport, progress: Progress, *, interruptible: bool = False) -> None:
+        self.transport = transport
+        self.progress = progress
+        self.object: Any = None
+        self.has_object = False
+        self.info = WorkerInfo(index=-1, n_jobs=0, kwargs={})
+        # In the caller's own thread a KeyboardInterrupt is the user's Ctrl-C and no item's error.
+        self._lets_through: tuple[type[BaseException], ...] = (KeyboardInterrupt,) if interruptible else ()
+        self._target: tuple[str, Callable[..., Any]] | None = None
+
+    def handle(self, message: Message) -> Reply:
+        """Answer one message; raises nothing but a Ctrl-C in the caller's own thread."""
+        previous = getattr(_local, "worker", None)
+        _local.worker = self
+        try:
+            if isinstance(message, Run):
+                return self._run(message)
+            if isinstance(message, Build):
+                return self._build(message)
+            if isinstance(message, Finish):
+                return self._finish(message)
+            assert_never(message)
+        finally:
+            _local.worker = previous
+            self.progress.enter(message.seq, Phase.IDLE)
+
+    def _build(self, message: Build) -> Built | BuildFailed:
+        self.progress.enter(message.seq, Phase.BUILDING)
+        started = time.perf_counter()
+        try:
+            if message.spec is not None:
+                common, own = message.spec
+                build, args, shared = self.transport.unpack(common)
+                kwargs = {**shared, **({} if own is None else self.transport.unpack(own))}
+                self.info = WorkerInfo(message.slot, message.n_jobs, kwargs, pid=os.getpid())
+                self.object = build(*args, **kwargs)
+                self.has_object = True
+            else:
+                self.info = WorkerInfo(message.slot, message.n_jobs, {}, pid=os.getpid())
+        except self._lets_through:
+            raise
+        except BaseException as error:  # noqa: BLE001 - a constructor may raise anything, SystemExit too
+            return BuildFailed(message.seq, os.getpid(), self._describe(error))
+        return Built(message.seq, os.getpid(), time.perf_counter() - started)
+
+    def _run(self, message: Run) -> Ran:
+        self.progress.enter(message.seq, Phase.RUNNING)
+        started = time.perf_counter()
+        values: list[Any] = []
+        failures: dict[int, Failure] = {}
+        try:
+            call = self._callable(message)
+        except BaseException as error:  # noqa: BLE001 - unpacking a function runs users' code
+            n_run = message.parcel.n_values
+            failures = dict.fromkeys(range(n_run), self._describe(error, "function"))
+        else:
+            n_run = self._run_items(message, call, values, failures)
+        seconds = time.perf_counter() - started
+        self.progress.reply(n_run)
+        return Ran(message.seq, n_run, self._pack(values, failures, n_run), failures, seconds)
+
+    def _run_items(
+        self, message: Run, call: Callable[[Any], Any], values: list[Any], failures: dict[int, Failure]
+    ) -> int:
+        progress, seq = self.progress, message.seq
+        items = self._items(message)
+        for place in range(message.parcel.n_values):
+            if place and progress.should_stop(seq):
+                return place
+            progress.start_item(place)
+            what = "item"
+            try:
+                item = next(items)
+                what = ""
+                values.append(call(item))
+            except self._lets_through:
+                raise
+            except BaseException as error:  # noqa: BLE001 - one item's error, whatever it is; the worker lives on
+                failures[place] = self._describe(error, what)
+                if what:  # the iterator ended with its error; go on behind the bad frame
+                    items = self._items(message, place + 1)
+                if message.after_error != "go_on":
+                    return place + 1
+            item = None
+        return message.parcel.n_values
+
+    def _items(self, message: Run, start: int = 0) -> Iterator[Any]:
+        joint = self.transport.unpack_joint(message.parcel)
+        if joint is not None:
+            yield from joint[start:]
+            return
+        for frame in message.parcel.frames[start:]:
+            yield self.transport.unpack(frame)
+
+    def _callable(self, message: Run) -> Callable[[Any], Any]:
+        """Return what is called with each item of a message."""
+        if message.mode == "call":
+            return _call_triple
+        if message.target_id is None:
+            target = self.object
+        else:
+            if message.target is not None:
+                self._target = (message.target_id, self.transport.unpack(message.target))
+            assert self._target is not None  # noqa: S101 - the parent sends it whenever it changes
+            target = self._target[1]
+        return _MODES[message.mode](target)
+
+    def _pack(self, values: list[Any], failures: dict[int, Failure], n_run: int) -> Any:
+        parcel, errors = self.transport.pack_all(values, catch=BaseException)
+        if errors:
+            places = [place for place in range(n_run) if place not in failures]
+            for at, error in errors.items():
+                failures[places[at]] = self._describe(error, "result")
+        return parcel
+
+    def _describe(self, error: BaseException, what: str = "") -> Failure:
+        kind = type(error)
+        text = _traceback_of(error)
+        packed = None
+        if not what:
+            try:
+                packed = self.transport.pack(error)
+            except BaseException:  # noqa: BLE001 - then its texts have to do
+                packed = None
+        return Failure(packed, f"{kind.__module__}.{kind.__qualname__}", _text_of(error), text, what)
+
+    def _finish(self, message: Finish) -> Finished:
+        worker, self.object, self.has_object = self.object, None, False
+        try:
+            close = getattr(worker, "close", None)
+            if callable(close):
+                close()
+            elif hasattr(type(worker), "__exit__"):
+                worker.__exit__(None, None, None)
+        except BaseException as error:  # noqa: BLE001 - reported, and must not keep the worker from ending
+            return Finished(message.seq, self._describe(error))
+        return Finished(message.seq, None)
+
+
+def _call_triple(triple: tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]) -> Any:
+    function, args, kwargs = triple
+    return function(*args, **kwargs)
+
+
+def _with_item(target: Callable[..., Any]) -> Callable[[Any], Any]:
+    return target
+
+
+def _with_args(target: Callable[..., Any]) -> Callable[[Any], Any]:
+    def call(item: Any) -> Any:
+        is_sequence = isinstance(item, Sequence) or (hasattr(item, "__len__") and hasattr(item, "__getitem__"))
+        if not is_sequence or isinstance(item, Mapping):
+            raise TypeError(
+                f'pass_as="args" calls worker(*item), but this item is a {type(item).__name__}, not a sequence. '
+                'Yield tuples from the input, or use pass_as="item".',
+            )
+        return target(*item)
+
+    return call
+
+
+def _with_kwargs(target: Callable[..., Any]) -> Callable[[Any], Any]:
+    def call(item: Any) -> Any:
+        if not isinstance(item, Mapping):
+            raise TypeError(
+                f'pass_as="kwargs" calls worker(**item), but this item is a {type(item).__name__}, not a mapping. '
+                'Yield dicts from the input, or use pass_as="item".',
+            )
+        return target(**item)
+
+    return call
+
+
+_MODES: dict[Mode, Callable[[Callable[..., Any]], Callable[[Any], Any]]] = {
+    "item": _with_item,
+    "args": _with_args,
+    "kwargs": _with_kwargs,
+}
+
+
+def _traceback_of(error: BaseException) -> str:
+    try:
+        # The first frame is this module's own.
+        rest = error.__traceback__.tb_next if error.__traceback__ is not None else None
+        return "".join(traceback.format_exception(type(error), error, rest))
+    except BaseException:  # noqa: BLE001 - a hostile __str__; the type's name is still told
+        return f"{type(error).__qualname__}: (its traceback could not be formatted)\n"
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except BaseException:  # noqa: BLE001 - a hostile __str__
+        return "(its text could not be formatted)"
+
+
+# --- who am I ------------------------------------------------------------------------------------------
+
+_local = threading.local()
+# The worker of a process that is nothing else, so that threads that the user's code starts find it too.
+_of_process: list[Worker] = []
+
+
+def current() -> Worker | None:
+    """Return the worker that the calling code runs in, if any."""
+    worker: Worker | None = getattr(_local, "worker", None)
+    if worker is None and _of_process:
+        worker = _of_process[-1]
+    return worker
+
+
+def set_process_worker(worker: Worker) -> None:
+    """Make this process be a worker for good."""
+    _of_process[:] = [worker]

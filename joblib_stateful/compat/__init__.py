@@ -1,0 +1,1 @@
+"""The faces of other libraries, for programs that were written for them."""

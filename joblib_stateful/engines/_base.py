@@ -1,0 +1,70 @@
+"""The seam between the executor and what its workers run on.
+
+An engine opens workers; a worker takes one message at a time, and can be closed or killed. That is all:
+retries, limits, order and the rest are the executor's and the same on every engine.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from .._records import Death, Failure, Finish, Message, Reply
+    from .._transport import Transport
+    from .._worker import Progress, Worker
+
+__all__ = ["Engine", "EngineWorker"]
+
+
+class EngineWorker(ABC):
+    """One life of one slot, on the parent's side. Its methods may be called from any thread."""
+
+    #: What the worker is doing; read by the parent at any time.
+    progress: Progress
+    #: Its process, as soon as that is known.
+    pid: int | None = None
+    #: The worker itself, if it can be used from any thread of this process (engine ``inline``).
+    local: Worker | None = None
+
+    @abstractmethod
+    def send(self, message: Message, on_reply: Callable[[Reply | Death], None]) -> Reply | Death | None:
+        """Have the worker answer a message; it is started if need be.
+
+        Either return the answer, or return None and call ``on_reply`` with it once, from any thread. A worker
+        whose process is gone, or that could not be started, answers with a `Death`, once it is really gone.
+        """
+
+    @abstractmethod
+    def close(self, message: Finish, on_closed: Callable[[Failure | None], None]) -> None:
+        """End the worker in an orderly way; it is idle. Call ``on_closed`` once it is gone, from any thread."""
+
+    @abstractmethod
+    def kill(self) -> None:
+        """End the worker at once and return when it is gone; a message under way is answered with a `Death`."""
+
+
+class Engine(ABC):
+    """Opens workers."""
+
+    #: How users name it.
+    name: ClassVar[str]
+    #: Workers live in processes of their own, so that they take ``worker_env`` and can be killed.
+    has_processes: ClassVar[bool] = False
+    #: `EngineWorker.send` answers itself, in the caller's thread.
+    is_synchronous: ClassVar[bool] = False
+
+    #: How values travel to and from the workers of this engine.
+    transport: Transport
+
+    @abstractmethod
+    def open(self, slot: int, env: Mapping[str, str]) -> EngineWorker:
+        """Return a worker for a slot; it need not be started before the first message. Must not block."""
+
+    def check(self) -> None:  # noqa: B027 - most engines can be used everywhere
+        """Raise `EngineError` if this engine can't be used in this process."""
+
+    def __repr__(self) -> str:
+        return f"<engine {self.name!r}>"

@@ -1,0 +1,53 @@
+"""The engine ``"inline"``: every call runs in the thread that makes it. For debugging."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, ClassVar
+
+from .._transport import ByReference
+from .._worker import Progress, Worker
+from ._base import Engine, EngineWorker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from .._records import Death, Failure, Finish, Message, Reply
+
+
+class InlineWorker(EngineWorker):
+    """An object that is used by whoever comes, one at a time."""
+
+    def __init__(self) -> None:
+        self.progress = Progress()
+        self.pid = os.getpid()
+        self.local: Worker = Worker(ByReference(), self.progress, interruptible=True)
+
+    def send(self, message: Message, on_reply: Callable[[Reply | Death], None]) -> Reply | Death | None:  # noqa: ARG002 - answers itself
+        """Answer at once."""
+        return self.local.handle(message)
+
+    def close(self, message: Finish, on_closed: Callable[[Failure | None], None]) -> None:
+        """Close the object."""
+        reply = self.local.handle(message)
+        on_closed(getattr(reply, "failure", None))
+
+    def kill(self) -> None:
+        """Do nothing: a thread can't be killed."""
+
+
+class InlineEngine(Engine):
+    """Opens workers that run in the calling thread."""
+
+    name: ClassVar[str] = "inline"
+    is_synchronous: ClassVar[bool] = True
+
+    def __init__(self) -> None:
+        self.transport = ByReference()
+
+    def open(self, slot: int, env: Mapping[str, str]) -> InlineWorker:  # noqa: ARG002 - slots don't differ here
+        """Return a worker for a slot."""
+        return InlineWorker()
+
+
+engine_class = InlineEngine

@@ -1,0 +1,196 @@
+"""The engine ``"loky"``: one process per slot, each under a single-worker loky executor.
+
+Why one executor per slot: a crash breaks a loky executor, so it must not be shared; each gets its own
+environment before anything is imported; and one worker can be killed alone. Loky's reusable executor is not
+used, because any other user of it in the process would shut ours down.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import loky
+from loky.backend.utils import kill_process_tree
+
+from .. import errors
+from .._records import Death, Finish, Message, Phase
+from .._transport import Pickled, Transport
+from .._worker import Progress
+from . import _loky_child
+from ._base import Engine, EngineWorker
+from ._shared_numbers import SharedNumbers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from concurrent.futures import Future
+    from multiprocessing.connection import Connection
+
+    from .._records import Failure, Reply
+
+# A process that loky reports as gone is reaped at once; this only guards against one that can't be.
+_REAP_SECONDS = 10.0
+
+
+class LokyWorker(EngineWorker):
+    """One worker process."""
+
+    def __init__(self, transport: Transport, env: Mapping[str, str]) -> None:
+        self._transport = transport
+        self._env = dict(env)
+        self._numbers = SharedNumbers(Progress.SIZE)
+        self.progress = Progress(self._numbers.values)
+        self._pool: loky.ProcessPoolExecutor | None = None
+        self._process: Any = None  # loky's Process
+        self._killed = False
+        self._lock = threading.RLock()  # guards the four above; held while the process is started or killed
+
+    def send(self, message: Message, on_reply: Callable[[Reply | Death], None]) -> Reply | Death | None:
+        """Hand the message to the process, which is started with the first one."""
+        try:
+            with self._lock:
+                if self._killed:
+                    return Death(self.pid, reason="it was killed")
+                send = self._start if self._pool is None else partial(self._pool.submit, _loky_child.serve)
+                future = send(message)
+        except Exception as error:  # noqa: BLE001 - out of processes, memory or file descriptors; a broken pool
+            return self._autopsy(message, error)
+        future.add_done_callback(partial(self._receive, message, on_reply))
+        return None
+
+    def close(self, message: Finish, on_closed: Callable[[Failure | None], None]) -> None:
+        """Have the object closed and the process end; a thread waits for that."""
+        thread = threading.Thread(
+            target=self._close, args=(message, on_closed), name="joblib_stateful-close", daemon=True
+        )
+        thread.start()
+
+    def kill(self) -> None:
+        """Kill the process and what it started."""
+        with self._lock:
+            self._killed = True
+            if self._process is not None:
+                # loky notices, and fails the message under way.
+                kill_process_tree(self._process)
+
+    def _start(self, message: Message) -> Future[Reply]:
+        with _sigint_blocked():
+            _start_resource_trackers()
+            pool = loky.ProcessPoolExecutor(
+                max_workers=1,
+                env=self._env,
+                initializer=_loky_child.set_up,
+                initargs=(_lifeline(), self._numbers, self._transport),
+            )
+            future: Future[Reply] = pool.submit(_loky_child.serve, message)
+        self._pool = pool
+        # loky keeps no public handle on its processes, and its errors have neither pid nor exit code.
+        (self._process,) = pool._processes.values()
+        self.pid = self._process.pid
+        self._numbers.seal()
+        return future
+
+    def _receive(self, message: Message, on_reply: Callable[[Reply | Death], None], future: Future[Reply]) -> None:
+        error = future.exception()
+        on_reply(future.result() if error is None else self._autopsy(message, error))
+
+    def _autopsy(self, message: Message, error: BaseException) -> Death:
+        """Return how the process ended, when it is gone."""
+        process, exitcode = self._process, None
+        if process is not None:
+            with contextlib.suppress(Exception):
+                process.join(_REAP_SECONDS if isinstance(error, loky.process_executor.TerminatedWorkerError) else 0)
+            if process.exitcode is None:  # loky gave it up for another reason
+                kill_process_tree(process)
+            exitcode = process.exitcode
+        progress = self.progress
+        started = progress.seq == message.seq and progress.phase is not Phase.IDLE
+        reason = f"{type(error).__name__}: {error}" if process is None else ""
+        return Death(self.pid, exitcode, started, progress.place, progress.n_finished, reason)
+
+    def _close(self, message: Finish, on_closed: Callable[[Failure | None], None]) -> None:
+        failure = None
+        with contextlib.suppress(Exception):  # a process that is gone already needs no closing
+            if self._pool is not None and not self._killed:
+                failure = self._pool.submit(_loky_child.serve, message).result().failure
+        if self._pool is not None:
+            self._pool.shutdown(wait=True)
+        on_closed(failure)
+
+
+class LokyEngine(Engine):
+    """Opens workers that are processes on this machine."""
+
+    name: ClassVar[str] = "loky"
+    has_processes: ClassVar[bool] = True
+
+    def __init__(self) -> None:
+        self.transport = Pickled()
+
+    def open(self, slot: int, env: Mapping[str, str]) -> LokyWorker:  # noqa: ARG002 - only env tells slots apart
+        """Return a worker for a slot."""
+        return LokyWorker(self.transport, env)
+
+    def check(self) -> None:
+        """Refuse daemonic processes."""
+        if multiprocessing.current_process().daemon:
+            raise errors.EngineError(
+                'engine="loky" starts processes, which Python forbids in a daemonic process (such as a worker of '
+                'multiprocessing.Pool). Use engine="threads" here, or start this process with daemon=False.',
+            )
+
+
+engine_class = LokyEngine
+
+
+# --- starting processes ---------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _sigint_blocked() -> Iterator[None]:
+    """Keep Ctrl-C from processes that are being born: until they ignore it, it would print tracebacks."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_resource_trackers() -> None:
+    # The first process would start them, and they inherit which signals are blocked only now.
+    from multiprocessing import resource_tracker as theirs
+
+    from loky.backend import resource_tracker
+
+    resource_tracker.ensure_running()
+    if os.name == "posix":
+        theirs.ensure_running()
+
+
+_lifelines: list[tuple[Connection, Connection]] = []
+
+
+def _lifeline() -> Connection:
+    """Return the reading end of a pipe that this process holds open as long as it lives."""
+    if not _lifelines:
+        _lifelines.append(multiprocessing.Pipe(duplex=False))
+    return _lifelines[0][0]
+
+
+def _forget_lifeline() -> None:
+    # A fork must not keep its parent's workers alive; it makes its own when it needs one.
+    while _lifelines:
+        for end in _lifelines.pop():
+            end.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_lifeline)

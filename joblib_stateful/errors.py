@@ -1,0 +1,263 @@
+"""Every exception of this package.
+
+::
+
+    StatefulError
+    ├── WorkerError                   something about one worker
+    │   ├── WorkerCrashedError        its process died
+    │   ├── ItemTimeoutError          it was killed after ``item_timeout``      (also a TimeoutError)
+    │   └── WorkerInitError           it could not build its object
+    ├── TransferError                 a value could not be sent or received
+    ├── RemoteError                   stands for a worker's exception that can't be rebuilt here
+    ├── NoWorkerError                 get_worker() outside a worker             (also a RuntimeError)
+    ├── ShutdownError                 the executor is shut down                 (also a RuntimeError)
+    └── EngineError                   an engine can't be used here              (also a RuntimeError)
+
+Wrong arguments are ``TypeError`` and ``ValueError`` as everywhere in Python.
+"""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = [
+    "EngineError",
+    "ItemTimeoutError",
+    "NoWorkerError",
+    "RemoteError",
+    "RemoteTraceback",
+    "ShutdownError",
+    "StatefulError",
+    "TransferError",
+    "WorkerCrashedError",
+    "WorkerError",
+    "WorkerInitError",
+]
+
+
+class StatefulError(Exception):
+    """Root of the exceptions of this package."""
+
+
+class WorkerError(StatefulError):
+    """Something happened to one worker.
+
+    Attributes
+    ----------
+    index : int or None
+        Position in the input of the item that pays for it; None where no single item does.
+    slot : int
+        The worker's slot, counted from 0.
+    pid : int or None
+        The worker's process id, where it was known.
+    """
+
+    index: int | None
+    slot: int
+    pid: int | None
+
+
+class WorkerCrashedError(WorkerError):
+    """Raised for the item during which a worker's process died.
+
+    Attributes
+    ----------
+    index, slot, pid
+        See `WorkerError`.
+    exitcode : int or None
+        The process's exit code; negative for a signal, as in `multiprocessing`.
+    detail : str
+        What else is known, for instance how often a slot died in a row.
+    """
+
+    def __init__(
+        self,
+        index: int | None,
+        slot: int,
+        pid: int | None = None,
+        exitcode: int | None = None,
+        detail: str = "",
+    ) -> None:
+        self.index, self.slot, self.pid, self.exitcode, self.detail = index, slot, pid, exitcode, detail
+        during = "while no item ran on it" if index is None else f"while it ran item {index}"
+        message = f"The worker in slot {slot} (pid {pid}) {_how_it_ended(exitcode)} {during}."
+        super().__init__(" ".join(filter(None, [message, detail, _likely_cause(exitcode)])))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by the fields, so that the message is built anew."""
+        return type(self), (self.index, self.slot, self.pid, self.exitcode, self.detail)
+
+
+class ItemTimeoutError(WorkerError, TimeoutError):
+    """Raised for an item that ran longer than ``item_timeout``; its worker was killed.
+
+    Attributes
+    ----------
+    index, slot, pid
+        See `WorkerError`.
+    timeout : float
+        The limit in seconds.
+    """
+
+    def __init__(self, index: int | None, slot: int, pid: int | None, timeout: float) -> None:
+        self.index, self.slot, self.pid, self.timeout = index, slot, pid, timeout
+        which = "The call" if index is None else f"Item {index}"
+        super().__init__(
+            f"{which} ran longer than item_timeout={timeout:g} s in slot {slot} (pid {pid}), so that "
+            "worker was killed; its object is built again when it is needed. Raise item_timeout if the "
+            "item is only slow, or set retries to try it again.",
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by the fields, so that the message is built anew."""
+        return type(self), (self.index, self.slot, self.pid, self.timeout)
+
+
+class WorkerInitError(WorkerError):
+    """Raised when a worker's object could not be built.
+
+    The constructor's own exception is the ``__cause__``.
+
+    Attributes
+    ----------
+    index, slot, pid
+        See `WorkerError`; ``index`` is always None.
+    kwargs_keys : tuple of str
+        Names of the kwargs the object was built with (values may be large or secret).
+    reason : str
+        What happened, in words.
+    """
+
+    def __init__(self, slot: int, kwargs_keys: Sequence[str] = (), reason: str = "", pid: int | None = None) -> None:
+        self.index, self.slot, self.pid = None, slot, pid
+        self.kwargs_keys, self.reason = tuple(kwargs_keys), reason
+        given = ", ".join(self.kwargs_keys) or "none"
+        super().__init__(
+            f"The worker in slot {slot} could not build its object (kwargs given: {given}): {reason} "
+            "Fix the cause and call again; the next call tries to build it anew.",
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by the fields, so that the message is built anew."""
+        return type(self), (self.slot, self.kwargs_keys, self.reason, self.pid)
+
+
+class TransferError(StatefulError):
+    """Raised when one value could not be pickled, or not unpickled on the other side.
+
+    The worker and its object live on. The ``__cause__`` is, or tells, the real error.
+
+    Attributes
+    ----------
+    index : int or None
+        Position in the input of the item concerned.
+    what : str
+        ``"item"`` or ``"result"``.
+    reason : str
+        The real error in words.
+    """
+
+    def __init__(self, index: int | None, what: str, reason: str) -> None:
+        self.index, self.what, self.reason = index, what, reason
+        which = f"The {what} of the call" if index is None else f"The {what} at index {index}"
+        way = "to its worker" if what == "item" else "back from its worker"
+        super().__init__(
+            f"{which} could not be sent {way}: {reason} Values travel by cloudpickle; keep locks, "
+            "connections, generators and open files inside the worker, and see that their classes can be "
+            "imported there.",
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by the fields, so that the message is built anew."""
+        return type(self), (self.index, self.what, self.reason)
+
+
+class RemoteError(StatefulError):
+    """Stands for an exception of a worker's call that could not be pickled or rebuilt.
+
+    Attributes
+    ----------
+    type_name : str
+        Qualified name of the original exception's class.
+    message : str
+        Its text.
+    remote_traceback : str
+        The worker's traceback as text.
+    """
+
+    def __init__(self, type_name: str, message: str, remote_traceback: str = "") -> None:
+        self.type_name, self.message, self.remote_traceback = type_name, message, remote_traceback
+        super().__init__(
+            f"{type_name}: {message}\n(The worker raised this {type_name}, which could not be pickled or "
+            "rebuilt here, so that this RemoteError stands for it. Give the exception picklable attributes "
+            "and a __reduce__ that fits its constructor to receive it itself.)",
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by the fields, so that the message is built anew."""
+        return type(self), (self.type_name, self.message, self.remote_traceback)
+
+
+class RemoteTraceback(Exception):  # noqa: N818 - it is a text shown as a cause, not an error to catch
+    """The worker's traceback as text, set as ``__cause__`` of an exception that came from a worker."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        super().__init__(f'\n"""\n{text}"""')
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by the text."""
+        return type(self), (self.text,)
+
+
+class NoWorkerError(StatefulError, RuntimeError):
+    """Raised by ``get_worker()`` and its kin where there is no worker."""
+
+
+class ShutdownError(StatefulError, RuntimeError):
+    """Raised when work is given to an executor that was shut down."""
+
+
+class EngineError(StatefulError, RuntimeError):
+    """Raised when an engine can't be used here."""
+
+
+def _how_it_ended(exitcode: int | None) -> str:
+    if exitcode is None:
+        return "died"
+    if exitcode >= 0:
+        return f"ended with exit code {exitcode}"
+    try:
+        return f"was killed by {signal.Signals(-exitcode).name}"
+    except ValueError:
+        return f"was killed by signal {-exitcode}"
+
+
+def _likely_cause(exitcode: int | None) -> str:
+    advice = "The other workers keep their objects. Set retries to run an item again after a crash."
+    if exitcode is None:
+        return advice
+    if exitcode >= 0:
+        cause = "Likely cause: the code, or a library below it, called os._exit() or abort-like C code."
+    elif -exitcode == getattr(signal, "SIGKILL", None):
+        cause = (
+            "Likely cause: the operating system's out-of-memory killer (see `dmesg`), or somebody's kill -9. "
+            "If it was memory, use fewer or smaller workers."
+        )
+    elif -exitcode in _CRASH_SIGNALS:
+        cause = (
+            "Likely cause: a bug in compiled code (its stack was printed to stderr by faulthandler). "
+            'Run the item alone with engine="inline" under a debugger.'
+        )
+    else:
+        cause = "Likely cause: somebody sent the process this signal."
+    return f"{cause} {advice}"
+
+
+_CRASH_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL") if hasattr(signal, name)
+)
