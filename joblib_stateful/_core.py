@@ -233,7 +233,7 @@ class Core:
             self._workers[start.slot] = (self._schedule.slots[start.slot].life, worker)
         message = Build(start.seq, start.slot, self.n_jobs, self.packed.for_slot(start.slot))
         decisions = self._exchange(start.slot, worker, message)
-        _exit.register(self.engine.name)
+        _exit.register()
         if start.limits.init_timeout is not None:
             self._watch(worker, start.slot, start.seq, start.limits.init_timeout)
         return decisions

@@ -6,6 +6,7 @@ that `concurrent.futures` uses too; hooks run last in, first out, so ours goes i
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import time
@@ -20,8 +21,6 @@ _GRACE_AFTER_INTERRUPT = 0.8
 _GRACE = 10.0
 
 _cores: weakref.WeakSet[Core] = weakref.WeakSet()
-_lock = threading.Lock()
-_registered: set[str] = set()
 
 
 def watch(core: Core) -> None:
@@ -29,12 +28,10 @@ def watch(core: Core) -> None:
     _cores.add(core)
 
 
-def register(engine: str) -> None:
-    """Put the hook in, once an engine has put in its own by starting a first worker."""
-    with _lock:
-        if engine not in _registered:
-            threading._register_atexit(_at_exit)  # type: ignore[attr-defined]  # see the module's docstring
-            _registered.add(engine)
+def register() -> None:
+    """Put the hook in; to be called after each start of a worker, for loky puts its own in each time."""
+    with contextlib.suppress(RuntimeError):  # the interpreter is ending already
+        threading._register_atexit(_at_exit)  # type: ignore[attr-defined]  # see the module's docstring
 
 
 def _at_exit() -> None:

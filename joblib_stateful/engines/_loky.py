@@ -12,7 +12,9 @@ import multiprocessing
 import os
 import signal
 import threading
+import weakref
 from functools import partial
+from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import loky
@@ -29,7 +31,6 @@ from ._shared_numbers import SharedNumbers
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from concurrent.futures import Future
-    from multiprocessing.connection import Connection
 
     from .._records import Failure, Reply
 
@@ -47,8 +48,9 @@ class LokyWorker(EngineWorker):
         self.progress = Progress(self._numbers.values)
         self._pool: loky.ProcessPoolExecutor | None = None
         self._process: Any = None  # loky's Process
+        self._lifeline: Connection | None = None  # open as long as the process shall live
         self._killed = False
-        self._lock = threading.RLock()  # guards the four above; held while the process is started or killed
+        self._lock = threading.RLock()  # guards the five above; held while the process is started or killed
 
     def send(self, message: Message, on_reply: Callable[[Reply | Death], None]) -> Reply | Death | None:
         """Hand the message to the process, which is started with the first one."""
@@ -79,13 +81,16 @@ class LokyWorker(EngineWorker):
                 kill_process_tree(self._process)
 
     def _start(self, message: Message) -> Future[Reply]:
-        with _sigint_blocked():
+        # A pipe for each worker, because only one process can be signalled for an open file.
+        theirs, self._lifeline = multiprocessing.Pipe(duplex=False)
+        _lifelines.add(self._lifeline)
+        with theirs, _sigint_blocked():
             _start_resource_trackers()
             pool = loky.ProcessPoolExecutor(
                 max_workers=1,
                 env=self._env,
                 initializer=_loky_child.set_up,
-                initargs=(_lifeline(), self._numbers, self._transport),
+                initargs=(theirs, self._numbers, self._transport),
             )
             future: Future[Reply] = pool.submit(_loky_child.serve, message)
         self._pool = pool
@@ -175,22 +180,14 @@ def _start_resource_trackers() -> None:
         theirs.ensure_running()
 
 
-_lifelines: list[tuple[Connection, Connection]] = []
+# Ends that a fork must not keep open, or it would keep its parent's workers alive.
+_lifelines: weakref.WeakSet[Connection] = weakref.WeakSet()
 
 
-def _lifeline() -> Connection:
-    """Return the reading end of a pipe that this process holds open as long as it lives."""
-    if not _lifelines:
-        _lifelines.append(multiprocessing.Pipe(duplex=False))
-    return _lifelines[0][0]
-
-
-def _forget_lifeline() -> None:
-    # A fork must not keep its parent's workers alive; it makes its own when it needs one.
-    while _lifelines:
-        for end in _lifelines.pop():
-            end.close()
+def _close_lifelines() -> None:
+    for end in _lifelines:
+        end.close()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_lifeline)
+    os.register_at_fork(after_in_child=_close_lifelines)

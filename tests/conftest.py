@@ -1,0 +1,148 @@
+"""What all tests share: no test may leave anything behind, and programs run under a wall-clock limit."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pytest
+from joblib.externals.loky.backend import resource_tracker as joblibs_tracker
+from loky.backend import resource_tracker as lokys_tracker
+
+import joblib_stateful
+
+# Started once per process and kept: their pipes and processes are no leak.
+lokys_tracker.ensure_running()
+joblibs_tracker.ensure_running()
+if os.name == "posix":
+    from multiprocessing import resource_tracker
+
+    resource_tracker.ensure_running()
+
+ENGINES = ("loky", "threads", "inline")
+# Threads that tqdm and the test runner keep for themselves.
+_KEPT_THREADS = ("tqdm_monitor", "TMonitor", "pytest_timeout")
+
+
+@dataclass
+class _Held:
+    """What this process holds that could be left behind."""
+
+    processes: set[int] = field(default_factory=set)
+    threads: set[int] = field(default_factory=set)
+    files: set[str] = field(default_factory=set)
+    shared_memory: set[str] = field(default_factory=set)
+
+    @classmethod
+    def now(cls) -> _Held:
+        held = cls()
+        for child in psutil.Process().children(recursive=True):
+            try:
+                if "resource_tracker" not in " ".join(child.cmdline()) and child.status() != psutil.STATUS_ZOMBIE:
+                    held.processes.add(child.pid)
+            except psutil.NoSuchProcess:
+                continue
+        for thread in threading.enumerate():
+            if type(thread).__name__ not in _KEPT_THREADS and not thread.name.startswith(_KEPT_THREADS):
+                held.threads.add(thread.ident or 0)
+        for fd in os.listdir("/proc/self/fd"):
+            try:
+                held.files.add(f"{fd} -> {os.readlink(f'/proc/self/fd/{fd}')}")
+            except OSError:
+                continue  # the one that listed the folder
+        shm = Path("/dev/shm")
+        if shm.is_dir():
+            mine = f"loky-{os.getpid()}-"
+            held.shared_memory = {path.name for path in shm.iterdir() if mine in path.name}
+        return held
+
+    def __sub__(self, other: _Held) -> dict[str, list[str]]:
+        names = {thread.ident: thread.name for thread in threading.enumerate()}
+        extra = {
+            "processes": [str(pid) for pid in self.processes - other.processes],
+            "threads": [names.get(ident, str(ident)) for ident in self.threads - other.threads],
+            "files": sorted(self.files - other.files),
+            "shared memory": sorted(self.shared_memory - other.shared_memory),
+        }
+        return {what: left for what, left in extra.items() if left}
+
+
+@pytest.fixture(autouse=True)
+def _leaves_nothing_behind() -> Iterator[None]:
+    """Fail a test that leaves a process, a thread, an open file or shared memory behind."""
+    before = _Held.now()
+    yield
+    joblib_stateful.shutdown()
+    deadline = time.monotonic() + 10
+    while left := _Held.now() - before:
+        if time.monotonic() > deadline:
+            pytest.fail(f"left behind: {left}")
+        gc.collect()
+        time.sleep(0.01)  # for what is ending: polled, because a thread of loky's can't be waited for
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a program ended."""
+
+    code: int
+    out: str
+    err: str
+    seconds: float
+
+
+RunProgram = Callable[..., Finished]
+
+
+@pytest.fixture
+def run_program(tmp_path: Path) -> RunProgram:
+    """Return a function that runs the text of a program as a script, in a process of its own."""
+
+    def run(text: str, *args: str, limit: float = 60, env: dict[str, str] | None = None) -> Finished:
+        script = tmp_path / "program.py"
+        script.write_text(textwrap.dedent(text))
+        started = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-W", "error", str(script), *args],
+            capture_output=True,
+            text=True,
+            timeout=limit,
+            cwd=tmp_path,
+            env={**os.environ, **(env or {})},
+            check=False,
+        )
+        return Finished(done.returncode, done.stdout, done.stderr, time.monotonic() - started)
+
+    return run
+
+
+@dataclass(frozen=True)
+class BuildLog:
+    """A file to which workers write a line each time they are built."""
+
+    path: Path
+
+    def note(self, text: object = "") -> None:
+        with self.path.open("a") as file:
+            file.write(f"{os.getpid()} {text}\n")
+
+    @property
+    def lines(self) -> list[str]:
+        return self.path.read_text().splitlines() if self.path.exists() else []
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+
+@pytest.fixture
+def built(tmp_path: Path) -> BuildLog:
+    return BuildLog(tmp_path / "built")
