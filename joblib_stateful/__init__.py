@@ -1,20 +1,25 @@
 """Stateful workers for joblib: one object per worker, each from its own kwargs, built once.
 
-Importing this package registers the joblib backend ``"stateful"`` and starts nothing.
+Importing this package registers the joblib backend ``"stateful"`` and starts nothing. What it offers is loaded
+when it is first asked for, so that importing costs little, in workers above all.
 """
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from joblib import register_parallel_backend
 
-from . import engines, errors
-from ._backend import StatefulBackend
-from ._executor import StatefulExecutor
-from ._inside import call_worker, get_worker, get_worker_info
-from ._map import StatefulMap, stateful_map
-from ._records import TaskResult, WorkerInfo
-from ._shared import shutdown
-from ._spec import factory
+if TYPE_CHECKING:
+    from . import engines, errors
+    from ._backend import StatefulBackend
+    from ._executor import StatefulExecutor
+    from ._inside import call_worker, get_worker, get_worker_info
+    from ._map import StatefulMap, stateful_map
+    from ._records import TaskResult, WorkerInfo
+    from ._shared import shutdown
+    from ._spec import factory
 
 __version__ = "0.1.0"
 
@@ -38,4 +43,38 @@ __all__ = [  # noqa: RUF022 - grouped by what they are for
     "shutdown",
 ]
 
-register_parallel_backend("stateful", StatefulBackend)
+_HOMES = {
+    "StatefulBackend": "_backend",
+    "StatefulExecutor": "_executor",
+    "StatefulMap": "_map",
+    "TaskResult": "_records",
+    "WorkerInfo": "_records",
+    "call_worker": "_inside",
+    "factory": "_spec",
+    "get_worker": "_inside",
+    "get_worker_info": "_inside",
+    "shutdown": "_shared",
+    "stateful_map": "_map",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("engines", "errors"):
+        return importlib.import_module(f".{name}", __name__)
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _make_backend(**options: Any) -> StatefulBackend:
+    from ._backend import StatefulBackend
+
+    return StatefulBackend(**options)
+
+
+register_parallel_backend("stateful", _make_backend)

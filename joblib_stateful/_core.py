@@ -92,6 +92,8 @@ class Core:
         # Not reentrant, so that a finaliser can see that its own thread may hold it.
         self._changed = threading.Condition(threading.Lock())  # guards the schedule, the workers and the counts
         self._schedule = Schedule(n_jobs, max_tasks=max_tasks, in_turn=engine.is_synchronous)
+        for slot in self._schedule.slots:
+            slot.kwargs_keys = tuple(packed.spec.kwargs(slot.index))
         self._workers: list[tuple[int, EngineWorker] | None] = [None] * n_jobs  # (life, worker)
         self._init_seconds: list[float | None] = [None] * n_jobs
         self._busy_seconds = [0.0] * n_jobs
@@ -360,7 +362,7 @@ class Core:
 
     def _info(self, index: int) -> WorkerInfo:
         slot, entry = self._schedule.slots[index], self._workers[index]
-        pid = None if entry is None or slot.state is State.EMPTY else entry[1].pid
+        pid = None if entry is None or slot.state is State.EMPTY or slot.gone else entry[1].pid
         return WorkerInfo(
             index=index,
             n_jobs=self.n_jobs,

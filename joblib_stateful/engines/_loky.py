@@ -84,8 +84,8 @@ class LokyWorker(EngineWorker):
         # A pipe for each worker, because only one process can be signalled for an open file.
         theirs, self._lifeline = multiprocessing.Pipe(duplex=False)
         _lifelines.add(self._lifeline)
+        _start_resource_trackers()  # which ends by unblocking SIGINT, so first
         with theirs, _sigint_blocked():
-            _start_resource_trackers()
             pool = loky.ProcessPoolExecutor(
                 max_workers=1,
                 env=self._env,
@@ -170,7 +170,7 @@ def _sigint_blocked() -> Iterator[None]:
 
 
 def _start_resource_trackers() -> None:
-    # The first process would start them, and they inherit which signals are blocked only now.
+    """Start what the first process would otherwise start, with its signals as they are then."""
     from multiprocessing import resource_tracker as theirs
 
     from loky.backend import resource_tracker
