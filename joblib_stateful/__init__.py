@@ -1,7 +1,7 @@
 """Stateful workers for joblib: one object per worker, each from its own kwargs, built once.
 
-Importing this package registers the joblib backend ``"stateful"`` and starts nothing. What it offers is loaded
-when it is first asked for, so that importing costs little, in workers above all.
+Importing this package registers the joblib backend ``"stateful"`` and starts nothing. What it offers, and joblib,
+are loaded when they are first asked for, so that importing costs little, in workers above all.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from joblib import register_parallel_backend
+from . import _registration
 
 if TYPE_CHECKING:
     from . import engines, errors
@@ -71,10 +71,4 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-def _make_backend(**options: Any) -> StatefulBackend:
-    from ._backend import StatefulBackend
-
-    return StatefulBackend(**options)
-
-
-register_parallel_backend("stateful", _make_backend)
+_registration.register()

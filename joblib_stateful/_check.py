@@ -115,6 +115,15 @@ def _check_one_env(name: str, env: Any) -> dict[str, str]:
     return {key: os.fspath(value) for key, value in env.items()}
 
 
+def check_worker(worker: Any) -> None:
+    """Refuse None, which elsewhere means workers without an object."""
+    if worker is None:
+        raise TypeError(
+            "worker must be a class, factory(function), a callable or a StatefulExecutor, not None: it is what is "
+            "called with each item.",
+        )
+
+
 def check_iterable(iterable: Any) -> None:
     """Refuse what can't be iterated, without beginning to."""
     if not isinstance(iterable, Iterable) and not hasattr(type(iterable), "__getitem__"):

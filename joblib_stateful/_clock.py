@@ -5,6 +5,7 @@ It lives only while something is due, so that a program that sets no limit has n
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 import logging
@@ -50,7 +51,8 @@ class Clock:
             heapq.heappush(self._alarms, alarm)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="joblib_stateful-clock", daemon=True)
-                self._thread.start()
+                with contextlib.suppress(RuntimeError):  # the interpreter is ending, and everything with it
+                    self._thread.start()
             else:
                 self._condition.notify()
         return alarm

@@ -125,13 +125,14 @@ class Core:
 
     def warm_up(self, limits: Limits) -> None:
         """Build all objects that don't stand, and return when they do."""
-        found: list[BaseException] = []
-        group = Group(on_error=found.append)
-        self._note(lambda: self._schedule.warm(group, limits))
-        with self._changed:
-            self._changed.wait_for(lambda: found or group.error or not self._schedule.is_warming)
-        if found:
-            raise found[0]
+        group = Group(on_error=lambda _: None)  # so that an error ends all of it, and is found in `group.error`
+        # Again, if a slot that somebody else had begun to build came to nothing.
+        while not self._schedule.is_warm and not self._schedule.closing:
+            self._note(lambda: self._schedule.warm(group, limits))
+            with self._changed:
+                self._changed.wait_for(lambda: group.error or not self._schedule.is_warming)
+            if group.error is not None:
+                raise group.error
 
     def local_worker(self) -> Worker:
         """Return the worker of slot 0 itself; only of a synchronous engine, once its object stands."""
@@ -183,6 +184,15 @@ class Core:
         """Drop what has not started."""
         self._note(lambda: self._schedule.drop(self._schedule.not_started()))
 
+    def abort(self) -> None:
+        """Take no more calls, drop those taken, and kill the workers before any of them is closed."""
+
+        def end() -> Decisions:
+            self._schedule.closing = True
+            return [*self._schedule.drop(list(self._schedule.calls)), *self._schedule.kill(idle_too=True)]
+
+        self._note(end)
+
     def kill(self, *, only_busy: bool = False) -> None:
         """Drop everything and kill workers; with ``only_busy``, not those that are idle."""
         self._note(lambda: self._schedule.drop(list(self._schedule.calls)))
@@ -232,7 +242,12 @@ class Core:
     def _start(self, start: StartWorker) -> Decisions:
         worker = self.engine.open(start.slot, self._envs[start.slot])
         with self._changed:
-            self._workers[start.slot] = (self._schedule.slots[start.slot].life, worker)
+            slot = self._schedule.slots[start.slot]
+            wanted = slot.seq == start.seq and not slot.gone
+            if wanted:
+                self._workers[start.slot] = (slot.life, worker)
+        if not wanted:  # killed between the decision and now
+            return self._answer(start.slot, start.seq, Death(reason="it was killed before it started"))
         message = Build(start.seq, start.slot, self.n_jobs, self.packed.for_slot(start.slot))
         decisions = self._exchange(start.slot, worker, message)
         _exit.register()
@@ -242,14 +257,14 @@ class Core:
 
     def _send(self, send: SendJob) -> Decisions:
         call, job, worker = send.job.call, send.job, self._worker(send.slot)
-        assert call.parcel is not None  # noqa: S101 - callers pack before they hand a call over
-        parcel = call.parcel
+        (target_id, target), parcel = call.target or (None, None), call.parcel
+        if parcel is None:  # settled between the decision and now: dropped by its owner
+            return self._answer(send.slot, send.seq, self._nothing_run(send.seq))
         if len(job.positions) != call.size or parcel.n_values != call.size:
             # The parcel holds those items that could be packed; errors known from the start are the others.
             kept = [position for position in range(call.size) if position not in call.unsent]
             places = [kept.index(position) for position in job.positions]
             parcel = self.engine.transport.select(parcel, places)
-        target_id, target = call.target or (None, None)
         if self._targets[send.slot] == (worker, target_id):
             target = None  # it has this function already
         elif target_id is not None:
@@ -267,12 +282,15 @@ class Core:
             reply = worker.send(message, on_reply)
         except BaseException:  # a Ctrl-C under a synchronous engine, whose object is none the worse for it
             if isinstance(message, Run):
-                reply = Ran(message.seq, 0, self.engine.transport.pack_all(())[0], {}, 0.0)
+                reply = self._nothing_run(message.seq)
             else:
                 reply = Death(reason="its construction was interrupted")
             self._perform(self._answer(slot, message.seq, reply))
             raise
         return [] if reply is None else self._answer(slot, message.seq, reply)
+
+    def _nothing_run(self, seq: int) -> Ran:
+        return Ran(seq, 0, self.engine.transport.pack_all(())[0], {}, 0.0)
 
     def _received(self, slot: int, seq: int, reply: Reply | Death) -> None:
         self._perform(self._answer(slot, seq, reply))
@@ -297,6 +315,8 @@ class Core:
                 assert isinstance(reply, Death)  # noqa: S101 - the only other answer to a Build or Run
                 decisions = schedule.died(slot, seq, reply)
             self._changed.notify_all()
+        if self.idle_timeout is not None and schedule.is_idle:
+            self._restart_idle_alarm(self.idle_timeout)
         return decisions
 
     def _report(self, slot: int, reply: Ran) -> Any:
@@ -323,11 +343,10 @@ class Core:
         return decisions
 
     def _settle(self, call: Call) -> None:
-        call.parcel = call.target = None
+        call.parcel = None  # before the target, which `_send` reads first
+        call.target = None
         if call.on_settled is not None:
             call.on_settled(call)
-        if self.idle_timeout is not None and self._schedule.is_idle:
-            self._restart_idle_alarm(self.idle_timeout)
 
     # --- time -----------------------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import joblib
 from joblib.parallel import ParallelBackendBase
 
-from . import _check, engines, errors
+from . import _check, _exit, engines, errors
 from ._core import Core
 from ._outcome import packing_error_of
 from ._records import Call, Group, Limits, WorkerInfo
@@ -141,6 +141,7 @@ class StatefulExecutor(Executor):
         # Dropped without shutdown(): what was submitted is finished, then the workers end.
         self._finalizer = weakref.finalize(self, self._core.close, wait=False)
         self._finalizer.atexit = False
+        _exit.register()  # so that it takes no more calls at exit, even if it never started a worker
 
     @property
     def core(self) -> Core:
@@ -220,8 +221,7 @@ class StatefulExecutor(Executor):
         if cancel_futures:
             self._core.cancel_queued()
         if kill_workers:
-            self._core.close(wait=False)
-            self._core.kill()
+            self._core.abort()
         self._core.close(wait=wait)
 
     def __exit__(

@@ -81,12 +81,12 @@ class Feed:
         What runs them.
     ordered : bool
         Take them back in the order in which they were sent, or as they are settled.
-    on_back : callable
-        Called with each batch as it is settled, in any thread, before waiters are woken.
+    note_back : callable
+        Called with each batch as it is settled, in any thread, one at a time and before waiters are woken.
     """
 
-    def __init__(self, core: Core, on_back: Callable[[Call], None], *, ordered: bool) -> None:
-        self._core, self._ordered, self._on_back = core, ordered, on_back
+    def __init__(self, core: Core, note_back: Callable[[Call], None], *, ordered: bool) -> None:
+        self._core, self._ordered, self._note_back = core, ordered, note_back
         self.changed = threading.Condition()
         self.pending: dict[Call, None] = {}  # sent and not settled
         self._order: deque[Call] = deque()  # sent and not taken; kept only if that is the order of taking
@@ -121,11 +121,16 @@ class Feed:
             self._parallel.dispatch_one_batch(task)
 
     def _back(self, call: Call) -> None:
-        self._on_back(call)
         with self.changed:
+            self._note_back(call)
             del self.pending[call]
             self._n_back += 1
             self.changed.notify_all()
+
+    def sent(self) -> list[Call]:
+        """Return the batches that were sent and are not settled."""
+        with self.changed:
+            return list(self.pending)
 
     @property
     def n_running(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypedDict, TypeVar, Unpack, overload
 
 from joblib.parallel import get_active_backend
@@ -15,7 +16,7 @@ from ._executor import StatefulExecutor
 from ._progress import ProgressLike, check_progress
 from ._records import Limits, TaskResult
 from ._run import AFTER_ERROR, MapRun, OnError, Plan
-from ._spec import Factory, make_spec
+from ._spec import Factory, make_spec, pack_function
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -75,11 +76,12 @@ class StatefulMap(Generic[T]):
         return length
 
     def __length_hint__(self) -> int:
+        # Asked only where the length is not known.
         run = self._run
-        length = run.plan.length
-        if length is None:
-            length = operator.length_hint(run.plan.iterable) + run.n_pulled
-        return max(0, length - run.n_done)
+        try:
+            return max(0, operator.length_hint(run.plan.iterable) + run.n_pulled - run.n_given)
+        except Exception:  # noqa: BLE001 - the input's own code
+            return NotImplemented
 
     def close(self) -> None:
         """End the map: what is queued is dropped, what runs finishes in the background.
@@ -288,7 +290,7 @@ def stateful_map(
         "retries": retries,
         "max_restarts": max_restarts,
     }
-    function = None
+    target = None
     opening: Callable[[], tuple[Core, Callable[[], None]]]
     if isinstance(worker, StatefulExecutor):
         _refuse_next_to_executor(
@@ -302,12 +304,14 @@ def stateful_map(
         chosen, slots, opening = _open_owned(worker)
         checked = _inherit(_check.check_limits(chosen, **limits), worker.limits)
     else:
+        _check.check_worker(worker)
         chosen = engines.get(engine)
         checked = _check.check_limits(chosen, **limits)
         spec = make_spec(worker, shared_kwargs, worker_kwargs)
-        function = worker if spec.build is None else None
         slots = _check.resolve_n_jobs(n_jobs, spec.worker_kwargs, get_active_backend()[1])
         envs = _check.check_env(worker_env, slots, chosen)
+        if spec.build is None:
+            target = pack_function(worker, chosen.transport)
         lease = _shared.prepare(spec, slots, chosen, envs, inner_max_num_threads)
 
         def opening() -> tuple[Core, Callable[[], None]]:
@@ -317,7 +321,7 @@ def stateful_map(
     run = MapRun(
         Plan(
             open=opening,
-            function=function,
+            target=target,
             iterable=iterable,
             length=_length_of(iterable, total),
             pass_as=pass_as,
@@ -332,10 +336,15 @@ def stateful_map(
     return StatefulMap(run)
 
 
+def with_indices(results: StatefulMap[T]) -> StatefulMap[TaskResult[T]]:
+    """Return a map like one that has not started, but that yields a `TaskResult` for each item."""
+    return StatefulMap(MapRun(replace(results._run.plan, indexed=True)))
+
+
 def _length_of(iterable: Any, total: int | None) -> int | None:
     try:
         return len(iterable)
-    except TypeError:  # it has none
+    except Exception:  # noqa: BLE001 - it has none, or none that it can tell: some data sets raise, some are too long
         return total
 
 

@@ -31,7 +31,7 @@ def report_of(job: Job | None, reply: Ran, engine: Engine, slot: int, pid: int |
         for place, frame in zip(good, reply.values.frames, strict=True):
             try:
                 values.append(transport.unpack(frame))
-            except Exception as error:  # noqa: BLE001 - loading runs users' code; it is this item's error
+            except BaseException as error:  # noqa: BLE001 - loading runs users' code; it is this item's error
                 values.append(None)
                 faults[place] = _transfer_error(call.index(job.positions[place]), "result", error)
     if reply.failures:
@@ -49,11 +49,13 @@ def exception_of(
         return _with_traceback(errors.TransferError(index, "item", f"the function: {failure.message}."), failure)
     if failure.what:
         reason = f"{failure.type_name}: {failure.message}."
-        return _with_traceback(errors.TransferError(index, failure.what, reason), failure)
+        transfer_error = errors.TransferError(index, failure.what, reason)
+        _add_origin(transfer_error, index, slot, pid)
+        return _with_traceback(transfer_error, failure)
     error = _rebuild(failure, transport)
     if error is None:
         error = errors.RemoteError(failure.type_name, failure.message, failure.traceback)
-    _add_note(error, index, slot, pid)
+    _add_origin(error, index, slot, pid)
     # Within one process the exception comes with its own traceback and cause.
     return error if error.__traceback__ is not None else _with_traceback(error, failure)
 
@@ -80,28 +82,36 @@ def _rebuild(failure: Failure, transport: Transport) -> BaseException | None:
         return None
     try:
         error = transport.unpack(failure.packed)
-    except Exception:  # noqa: BLE001 - loading runs users' code, which often doesn't fit its constructor
+    except BaseException:  # noqa: BLE001 - loading runs users' code, which often doesn't fit its constructor
         return None
     return error if isinstance(error, BaseException) else None
 
 
 def _transfer_error(index: int | None, what: str, error: BaseException) -> errors.TransferError:
-    try:
-        text = str(error)
-    except Exception:  # noqa: BLE001 - a hostile __str__
-        text = "(its text could not be formatted)"
-    result = errors.TransferError(index, what, f"{type(error).__name__}: {text}.")
+    result = errors.TransferError(index, what, f"{type(error).__name__}: {text_of(error)}.")
     result.__cause__ = error
     return result
 
 
+def text_of(error: BaseException) -> str:
+    """Return the text of an exception, whose ``__str__`` may be hostile."""
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - see above
+        return "(its text could not be formatted)"
+
+
+def add_note(error: BaseException, text: str) -> None:
+    """Add a note of ours to an exception."""
+    with contextlib.suppress(Exception):  # a class that forbids attributes, such as a frozen one, goes without
+        error.add_note(f"[joblib_stateful: {text}]")
+
+
+def _add_origin(error: BaseException, index: int | None, slot: int, pid: int | None) -> None:
+    add_note(error, f"{'call' if index is None else f'item {index}'}, slot {slot}, pid {pid}")
+
+
 def _with_traceback(error: BaseException, failure: Failure) -> BaseException:
-    error.__cause__ = errors.RemoteTraceback(failure.traceback)
+    # Not by assignment, which frozen classes forbid.
+    BaseException.__setattr__(error, "__cause__", errors.RemoteTraceback(failure.traceback))
     return error
-
-
-def _add_note(error: BaseException, index: int | None, slot: int, pid: int | None) -> None:
-    which = "call" if index is None else f"item {index}"
-    note = f"[joblib_stateful: {which}, slot {slot}, pid {pid}]"
-    with contextlib.suppress(Exception):  # an exception class that forbids attributes goes without a note
-        error.add_note(note)

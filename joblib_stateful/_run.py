@@ -15,10 +15,9 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 from ._feed import Feed
-from ._outcome import packing_error_of
+from ._outcome import add_note, packing_error_of, text_of
 from ._progress import Progress, ProgressLike
 from ._records import AfterError, Call, Group, Limits, TaskResult
-from ._spec import pack_function
 
 if TYPE_CHECKING:
     from ._batching import Batching
@@ -43,7 +42,7 @@ class Plan:
     """What a map was asked to do; nothing of it has started."""
 
     open: Callable[[], tuple[Core, Callable[[], None]]]  # the core, and how to give it back
-    function: Any  # to be called with each item, if not the worker's object
+    target: tuple[str, Any] | None  # the packed function to be called with each item, if not the worker's object
     iterable: Iterable[Any]
     length: int | None
     pass_as: Mode
@@ -53,6 +52,7 @@ class Plan:
     batching: Batching
     progress: ProgressLike
     synchronous: bool
+    indexed: bool = False  # yield a TaskResult for each item under every policy
 
 
 class MapRun:
@@ -70,13 +70,13 @@ class MapRun:
         self.is_closed = False  # no more results are wanted
         self.is_shut = False  # everything is let go
         self.n_pulled = 0
-        self.n_done = 0  # yielded and no longer in the consumer's hand
+        self.n_given = 0  # yielded, or failed or dropped when their turn came
+        self.n_done = 0  # ... and no longer in the consumer's hand
         self.core: Core | None = None
         self._group = Group(on_error=self._on_group_error)
         self._progress = Progress(plan.progress, plan.length)
         self._feed: Feed | None = None
         self._give_back: Callable[[], None] | None = None
-        self._target: tuple[str, Any] | None = None
         self._input: Iterator[Any] | None = None
         self._input_error: Exception | None = None
         self._n_finished = 0  # settled, as the workers report it
@@ -90,24 +90,26 @@ class MapRun:
     def results(self) -> Generator[Any, None, None]:
         """Yield the results; to be advanced and shut under `turn`."""
         deferred = self.plan.on_error == "deferred"
+        indexed = deferred or self.plan.indexed
         failures: list[tuple[int, BaseException]] = []
         while (call := self._next_batch()) is not None:
             first = call.first or 0
             for position in range(call.size):
                 error = call.errors.get(position)
+                self.n_given += 1
                 if position in call.dropped:
                     pass
                 elif error is not None and not deferred:
                     failures.append((first + position, error))
                 else:
                     value, call.values[position] = call.values[position], None
-                    yield TaskResult(first + position, value, error) if deferred else value
+                    yield TaskResult(first + position, value, error) if indexed else value
                     del value
                     # The consumer has come back for the next: room appears.
                     self._check()
                     self._show_progress()
                     self._pull_if_starving()
-                self.n_done += 1
+                self.n_done = self.n_given
         self._show_progress()
         if self.is_closed:
             return
@@ -159,7 +161,7 @@ class MapRun:
             self._is_curtailed = True
             self._end_input()
             if self.core is not None and self._feed is not None:
-                self.core.curtail(list(self._feed.pending))
+                self.core.curtail(self._feed.sent())
 
     # --- feeding --------------------------------------------------------------------------------------
 
@@ -232,7 +234,7 @@ class MapRun:
             after_error=AFTER_ERROR[self.plan.on_error],
             first=first,
             mode=self.plan.pass_as,
-            target=self._target,
+            target=self.plan.target,
             parcel=parcel,
             unsent=frozenset(faults),
         )
@@ -244,14 +246,12 @@ class MapRun:
 
     def _start(self) -> None:
         self.core, self._give_back = self.plan.open()
-        if self.plan.function is not None:
-            self._target = pack_function(self.plan.function, self.core.engine.transport)
-        self._feed = Feed(self.core, self._on_back, ordered=self.plan.ordered)
+        self._feed = Feed(self.core, self._note_back, ordered=self.plan.ordered)
         self._progress.open()
 
     # --- news, in any thread --------------------------------------------------------------------------
 
-    def _on_back(self, call: Call) -> None:
+    def _note_back(self, call: Call) -> None:
         if call.fatal is not None:
             self._fatal = call.fatal
         elif call.errors and self._failed is None:
@@ -291,10 +291,10 @@ class MapRun:
         try:
             if core is not None and feed is not None:
                 if interrupted:
-                    core.interrupt(self._group, list(feed.pending), _INTERRUPT_GRACE)
+                    core.interrupt(self._group, feed.sent(), _INTERRUPT_GRACE)
                     feed.abort()
                 else:
-                    core.drop(list(feed.pending))
+                    core.drop(feed.sent())
                     feed.end()
             self._end_input()
         finally:
@@ -307,7 +307,7 @@ def _first_of(failures: Sequence[tuple[int, BaseException]]) -> BaseException:
     """Return the error of the lowest index, with the others noted on it."""
     (_, error), *others = sorted(failures, key=operator.itemgetter(0))
     for index, other in others:
-        error.add_note(f"[joblib_stateful: item {index} failed too: {type(other).__name__}: {other}]")
+        add_note(error, f"item {index} failed too: {type(other).__name__}: {text_of(other)}")
     if isinstance(error, StopIteration):
         # Raised from __next__ it would end the caller's loop as if nothing had happened.
         replacement = RuntimeError("The worker's call raised StopIteration.")

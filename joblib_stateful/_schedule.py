@@ -14,7 +14,7 @@ assigns it. The rules, in one place:
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from . import errors
@@ -125,11 +125,10 @@ class Schedule:
         """Kill the workers that run, or are built for, a group (None: any group), and those that are idle."""
         decisions: Decisions = []
         for slot in self.slots:
-            if slot.state is State.EMPTY or (group is not None and slot.owner is not group):
+            is_spared = slot.state is State.EMPTY or (slot.state is State.IDLE and not idle_too)
+            if is_spared or group not in (None, slot.owner):
                 continue
             if slot.state is State.IDLE:
-                if not idle_too:
-                    continue
                 del self._idle[slot.index]
                 slot.state = State.CLOSING
             slot.warm, slot.doomed = False, True
@@ -138,9 +137,7 @@ class Schedule:
 
     def not_started(self) -> list[Call]:
         """Return the calls of which nothing was sent yet."""
-        started = {slot.job.call for slot in self.slots if slot.job is not None}
-        queued = dict.fromkeys(job.call for job in self.queue if job.attempt == 1)
-        return [call for call in queued if call not in started and not call.claimed]
+        return [call for call in self.calls if not call.claimed]
 
     def close(self) -> Decisions:
         """Take no more calls; close each worker once nothing is left for it."""
@@ -209,6 +206,8 @@ class Schedule:
         self._idle.pop(index, None)
         self._free(slot, State.EMPTY)
         slot.n_restarts += state is not State.CLOSING
+        if unwanted:
+            slot.group = None
         decisions: Decisions = []
         if state is State.BUILDING and not unwanted:
             decisions = self._died_building(slot, death, expired=expired)
@@ -254,6 +253,11 @@ class Schedule:
         return not self.calls
 
     @property
+    def is_warm(self) -> bool:
+        """True if every slot has its object."""
+        return all(slot.state in (State.IDLE, State.BUSY) for slot in self.slots)
+
+    @property
     def is_warming(self) -> bool:
         """True if objects are being built that no job waits for."""
         return any(slot.warm for slot in self.slots)
@@ -265,7 +269,7 @@ class Schedule:
 
     def is_running(self, group: Group) -> bool:
         """Tell whether a worker runs something of a group, wanted or not, or is built for it."""
-        return any(slot.owner is group for slot in self.slots)
+        return any(slot.owner is group and slot.state is not State.EMPTY for slot in self.slots)
 
     # --- assigning ------------------------------------------------------------------------------------
 
@@ -283,34 +287,42 @@ class Schedule:
 
     def _next_pair(self) -> tuple[Job, Slot] | None:
         """Return the first job in the queue that an idle slot may run, with that slot."""
-        # In turn: as long as there are empty slots, those built ones that had their turn wait for the others.
-        idle = [i for i in self._idle if not (self.in_turn and self._empty and self.slots[i].tasks)]
-        for at, job in enumerate(self.queue):
-            if not self._is_wanted(job):
-                del self.queue[at]
-                return self._next_pair()
-            index = next((i for i in idle if i != job.avoid), None)
-            if index is not None:
-                del self.queue[at]
-                return job, self.slots[index]
+        at = 0
+        while at < len(self.queue):
+            job = self.queue[at]
+            slot = self._idle_slot_for(job)
+            if slot is None:
+                at += 1
+                continue
+            del self.queue[at]
+            if self._is_wanted(job.call):
+                return job, slot
         return None
 
-    def _is_wanted(self, job: Job) -> bool:
+    def _idle_slot_for(self, job: Job) -> Slot | None:
+        able = [index for index in self._idle if index != job.avoid]
+        if self.in_turn:
+            # Those that had their turn come after new ones, and wait for those that can still be built.
+            new = [index for index in able if not self.slots[index].tasks]
+            if not new and any(index != job.avoid for index in self._empty):
+                return None
+            able = new or able
+        return self.slots[able[0]] if able else None
+
+    def _is_wanted(self, call: Call) -> bool:
         """Ask, just before a call's first item is sent, whether its owner has cancelled it."""
-        call = job.call
-        if call.claimed or call.claim is None:
-            return True
-        call.claimed = call.claim()
         if not call.claimed:
-            call.settled = True
-            del self.calls[call]
+            call.claimed = call.claim is None or call.claim()
+            if not call.claimed:
+                call.settled = True
+                del self.calls[call]
         return call.claimed
 
     def _send(self, job: Job, slot: Slot) -> Decisions:
         room = len(job.positions) if self.max_tasks is None else self.max_tasks - slot.tasks
         if room < len(job.positions):
-            self.queue.appendleft(Job(job.call, job.positions[room:], job.attempt, job.avoid))
-            job = Job(job.call, job.positions[:room], job.attempt, job.avoid)
+            self.queue.appendleft(replace(job, positions=job.positions[room:]))
+            job = replace(job, positions=job.positions[:room])
         del self._idle[slot.index]
         slot.state, slot.job, slot.seq = State.BUSY, job, self._next_seq()
         return [SendJob(slot.index, slot.seq, job)]
@@ -321,17 +333,17 @@ class Schedule:
         for index in [i for i in self._empty if self.slots[i].warm]:
             decisions.append(self._start(self.slots[index]))
         waiting = len(self.queue) - self._building
-        for index in list(self._empty) if waiting > 0 else ():
-            # Jobs further back have no worker coming for them yet.
-            job = next((job for job in list(self.queue)[-waiting:] if job.avoid != index), None)
-            if job is None:
-                continue
-            slot = self.slots[index]
-            slot.group, slot.limits = job.call.group, job.call.limits
-            decisions.append(self._start(slot))
-            waiting -= 1
-            if waiting == 0:
+        for index in list(self._empty):
+            if waiting <= 0:
                 break
+            # Jobs further back have no worker coming for them yet; but those in front may leave them theirs.
+            jobs = list(self.queue)
+            job = next((job for job in jobs[-waiting:] + jobs[:-waiting] if job.avoid != index), None)
+            if job is not None:
+                slot = self.slots[index]
+                slot.group, slot.limits = job.call.group, job.call.limits
+                decisions.append(self._start(slot))
+                waiting -= 1
         return decisions
 
     def _start(self, slot: Slot) -> StartWorker:
@@ -366,19 +378,8 @@ class Schedule:
     # --- outcomes -------------------------------------------------------------------------------------
 
     def _note(self, job: Job, report: Report) -> Decisions:
-        call = job.call
-        if report.n_run == call.size and not report.errors:
-            call.values = report.values
-        else:
-            for place, position in enumerate(job.positions[: report.n_run]):
-                call.values[position] = report.values[place]
-                if place in report.errors:
-                    call.errors[position] = report.errors[place]
-        call.missing -= report.n_run
-        call.seconds += report.seconds
-        call.result_bytes += report.result_bytes
-        call.drop(job.positions[report.n_run :])
-        return self._after_errors(call) if report.errors else self._settle_if_done(call)
+        job.note(report)
+        return self._after_errors(job.call) if report.errors else self._settle_if_done(job.call)
 
     def _after_errors(self, call: Call) -> Decisions:
         if call.after_error != "go_on":
@@ -392,38 +393,47 @@ class Schedule:
         if expired:
             reason = f"it was still at it after init_timeout={slot.limits.init_timeout:g} s and was killed."
         elif slot.deaths > slot.limits.max_restarts:
+            how = death.reason or f"exit code {death.exitcode}"
             reason = (
                 f"its process died {slot.deaths} times in a row without finishing anything, the last time during "
-                f"construction ({death.reason or _exit_text(death)}); max_restarts={slot.limits.max_restarts}."
+                f"construction ({how}); max_restarts={slot.limits.max_restarts}."
             )
         else:
             return []
-        return self._fail_group(slot, errors.WorkerInitError(slot.index, reason=reason, pid=death.pid))
+        return self._fail_group(slot, errors.WorkerInitError(slot.index, slot.kwargs_keys, reason, death.pid))
 
     def _died_running(self, slot: Slot, job: Job, death: Death, *, expired: bool) -> Decisions:
+        if not death.started:
+            return self._died_before_it_began(slot, job, death)
         if death.n_finished:
             slot.deaths = 0
-        if not death.started:
-            slot.deaths += 1
-            self.queue.appendleft(job)
-            if slot.deaths > job.call.limits.max_restarts:
-                slot.group = job.call.group
-                detail = f"It died {slot.deaths} times in a row without finishing anything."
-                return self._fail_group(
-                    slot, errors.WorkerCrashedError(None, slot.index, death.pid, death.exitcode, detail)
-                )
-            return []
         guilty = 0 if len(job.positions) == 1 else death.place
         if expired and len(job.positions) > 1 and guilty != slot.expired_place:
             guilty = None  # the slow item had just ended when its worker was killed: let the single run tell
         others = [position for place, position in enumerate(job.positions) if place != guilty]
-        if job.call.stopping:
-            job.call.drop(others)
-        else:
-            self.queue.extendleft(Job(job.call, (position,)) for position in reversed(others))
+        self._put_back(Job(job.call, (position,)) for position in reversed(others))
         if guilty is None:
             return self._settle_if_done(job.call)
         return self._blame(slot, job, job.positions[guilty], death, expired=expired)
+
+    def _died_before_it_began(self, slot: Slot, job: Job, death: Death) -> Decisions:
+        slot.deaths += 1
+        self._put_back([job])
+        decisions = self._settle_if_done(job.call)
+        if slot.deaths > job.call.limits.max_restarts:
+            slot.group = job.call.group
+            detail = f"It died {slot.deaths} times in a row without finishing anything."
+            error = errors.WorkerCrashedError(None, slot.index, death.pid, death.exitcode, detail)
+            decisions += self._fail_group(slot, error)
+        return decisions
+
+    def _put_back(self, jobs: Iterable[Job]) -> None:
+        """Put jobs in front of the queue, the last one first; unless nothing more of their call shall start."""
+        for job in jobs:
+            if job.call.stopping:
+                job.call.drop(job.positions)
+            else:
+                self.queue.appendleft(job)
 
     def _blame(self, slot: Slot, job: Job, position: int, death: Death, *, expired: bool) -> Decisions:
         call = job.call
@@ -480,7 +490,3 @@ class Schedule:
         call.settled = True
         del self.calls[call]
         return [Settle(call)]
-
-
-def _exit_text(death: Death) -> str:
-    return f"exit code {death.exitcode}"

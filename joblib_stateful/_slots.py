@@ -6,7 +6,7 @@ import enum
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from ._records import NO_LIMITS, Call, Group, Limits
+from ._records import NO_LIMITS, Call, Group, Limits, Report
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,6 +31,21 @@ class Job:
     attempt: int = 1
     avoid: int | None = None  # the slot that this item's worker died in
 
+    def note(self, report: Report) -> None:
+        """Enter into the call what became of these items; those that were not run are dropped."""
+        call = self.call
+        if report.n_run == call.size and not report.errors:
+            call.values = report.values
+        else:
+            for place, position in enumerate(self.positions[: report.n_run]):
+                call.values[position] = report.values[place]
+                if place in report.errors:
+                    call.errors[position] = report.errors[place]
+        call.missing -= report.n_run
+        call.seconds += report.seconds
+        call.result_bytes += report.result_bytes
+        call.drop(self.positions[report.n_run :])
+
 
 @dataclass(slots=True, eq=False)
 class Slot:
@@ -42,6 +57,7 @@ class Slot:
     seq: int = 0  # of the latest message
     group: Group | None = None  # for whom it is being built
     limits: Limits = NO_LIMITS  # of that group
+    kwargs_keys: tuple[str, ...] = ()  # what its object is built from, for messages
     warm: bool = False  # to be built even if no job waits
     life: int = 0  # counts the workers that this slot has had
     doomed: bool = False  # its worker is to be killed: nothing more is sent to it

@@ -132,7 +132,7 @@ def _check_signature(spec: WorkerSpec, slot: int) -> None:
     assert spec.build is not None  # noqa: S101 - called for specs that build something
     try:
         signature = inspect.signature(spec.build)
-    except (ValueError, TypeError):  # some C callables don't tell theirs
+    except Exception:  # noqa: BLE001 - some C callables don't tell theirs, some annotations can't be evaluated
         return
     kwargs = spec.kwargs(slot)
     try:
@@ -217,6 +217,13 @@ def _digest_value(value: Any) -> str:
 
 def pack_function(function: Callable[..., Any], transport: Transport) -> tuple[str, Any]:
     """Return a digest of a function and the function packed, for calls that bring their own."""
-    packed = transport.pack(function)
+    try:
+        packed = transport.pack(function)
+    except Exception as error:
+        raise TypeError(
+            f"{_name(function)} can't be pickled to be sent to the workers: {type(error).__name__}: {error}. If it needs "
+            "something that can't travel (a lock, a connection), write a class that makes it in its constructor, "
+            "which runs inside each worker, and pass that class.",
+        ) from error
     digest = hashlib.sha256(packed).hexdigest() if isinstance(packed, bytes) else f"id {id(function)}"
     return digest, packed

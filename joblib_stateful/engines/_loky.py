@@ -70,7 +70,10 @@ class LokyWorker(EngineWorker):
         thread = threading.Thread(
             target=self._close, args=(message, on_closed), name="joblib_stateful-close", daemon=True
         )
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:  # the interpreter is ending, and loky's own hook will wait for the process
+            self._close_at_exit(message, on_closed)
 
     def kill(self) -> None:
         """Kill the process and what it started."""
@@ -126,6 +129,22 @@ class LokyWorker(EngineWorker):
         if self._pool is not None:
             self._pool.shutdown(wait=True)
         on_closed(failure)
+
+    def _close_at_exit(self, message: Finish, on_closed: Callable[[Failure | None], None]) -> None:
+        pool = self._pool
+
+        def closed(future: Future[Any]) -> None:
+            if pool is not None:
+                pool.shutdown(wait=False)
+            on_closed(None if future.exception() is not None else future.result().failure)
+
+        try:
+            if pool is None or self._killed:
+                on_closed(None)
+            else:
+                pool.submit(_loky_child.serve, message).add_done_callback(closed)
+        except RuntimeError:  # it is gone already
+            on_closed(None)
 
 
 class LokyEngine(Engine):

@@ -25,7 +25,8 @@ class ThreadWorker(EngineWorker):
         self.progress = Progress()
         self.pid = os.getpid()
         self._worker = Worker(ByReference(), self.progress)
-        self._inbox: queue.SimpleQueue[tuple[Message, Callable[[Reply | Death], None]]] = queue.SimpleQueue()
+        # None wakes the thread to see that it was given up.
+        self._inbox: queue.SimpleQueue[tuple[Message, Callable[[Reply | Death], None]] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._slot = slot
         self._lock = threading.Lock()  # guards _thread, _under_way and _killed
@@ -55,12 +56,13 @@ class ThreadWorker(EngineWorker):
         with self._lock:
             self._killed = True
             on_reply, self._under_way = self._under_way, None
+        self._inbox.put(None)
         if on_reply is not None:
             on_reply(Death(self.pid, started=True, place=self.progress.place, reason="its thread was given up"))
 
     def _serve(self) -> None:
-        while not self._killed:
-            message, on_reply = self._inbox.get()
+        while not self._killed and (received := self._inbox.get()) is not None:
+            message, on_reply = received
             reply = self._worker.handle(message)
             with self._lock:
                 counts, self._under_way = not self._killed, None
@@ -68,7 +70,7 @@ class ThreadWorker(EngineWorker):
                 on_reply(reply)
             if isinstance(message, Finish):
                 return
-            del message, on_reply, reply  # hold nothing while waiting
+            del message, on_reply, reply, received  # hold nothing while waiting
 
 
 class ThreadsEngine(Engine):

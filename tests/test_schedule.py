@@ -1,0 +1,792 @@
+"""The rules of scheduling, told as stories: no process, no thread, no engine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from joblib_stateful import errors
+from joblib_stateful._records import AfterError, Call, Death, Group, Limits, Report
+from joblib_stateful._schedule import Schedule
+from joblib_stateful._slots import (
+    CloseWorker,
+    Decision,
+    Decisions,
+    FailGroup,
+    KillWorker,
+    SendJob,
+    Settle,
+    StartWorker,
+    StopJob,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+_KILLED = Death(pid=7, exitcode=-9)
+
+
+def a_map() -> Group:
+    """Return a group that ends as a whole, as that of a map or a Parallel call."""
+    return Group(on_error=lambda error: None)
+
+
+def a_call(
+    size: int = 1,
+    group: Group | None = None,
+    *,
+    retries: int = 0,
+    max_restarts: int = 3,
+    after_error: AfterError = "go_on",
+) -> Call:
+    limits = Limits(item_timeout=2.0, init_timeout=5.0, retries=retries, max_restarts=max_restarts)
+    return Call(size, Group() if group is None else group, limits, after_error=after_error, first=0)
+
+
+def told(decisions: Decisions) -> list[str]:
+    """Return what was decided in words."""
+    return [_in_words(decision) for decision in decisions]
+
+
+def _in_words(decision: Decision) -> str:
+    if isinstance(decision, SendJob):
+        return f"send {list(decision.job.positions)} to {decision.slot}"
+    if isinstance(decision, FailGroup):
+        return f"fail {type(decision.error).__name__}"
+    if isinstance(decision, Settle):
+        return "settle"
+    verb = {StartWorker: "start", StopJob: "stop", CloseWorker: "close", KillWorker: "kill"}[type(decision)]
+    return f"{verb} {decision.slot}"
+
+
+class Play:
+    """A schedule, and short words for what happens to its slots' latest messages."""
+
+    def __init__(self, n_slots: int, *, max_tasks: int | None = None, in_turn: bool = False) -> None:
+        self.schedule = Schedule(n_slots, max_tasks=max_tasks, in_turn=in_turn)
+
+    def __repr__(self) -> str:
+        return repr(self.schedule)
+
+    def submit(self, *calls: Call) -> list[str]:
+        return [word for call in calls for word in told(self.schedule.submit(call))]
+
+    def built(self, *slots: int) -> list[str]:
+        return [word for slot in slots for word in told(self.schedule.built(slot, self.seq(slot)))]
+
+    def build_failed(self, slot: int) -> list[str]:
+        return told(self.schedule.build_failed(slot, self.seq(slot), errors.WorkerInitError(slot)))
+
+    def finished(self, slot: int, n_run: int | None = None, failed: Collection[int] = ()) -> list[str]:
+        """Have a slot's items return their positions, but for those that fail, by place in the message."""
+        job = self.schedule.slots[slot].job
+        assert job is not None
+        positions = list(job.positions)[:n_run]
+        values = [None if place in failed else position for place, position in enumerate(positions)]
+        faults: dict[int, BaseException] = {place: ValueError(place) for place in failed}
+        return told(self.schedule.finished(slot, self.seq(slot), Report(len(positions), values, faults)))
+
+    def died(self, slot: int) -> list[str]:
+        """Have a worker die before it begins its message, while it builds or while it is idle."""
+        return told(self.schedule.died(slot, self.seq(slot), _KILLED))
+
+    def died_at(self, slot: int, place: int | None, n_finished: int = 0) -> list[str]:
+        """Have a worker die at an item; None: all were done, or none had begun."""
+        death = Death(pid=7, exitcode=-9, started=True, place=place, n_finished=place or n_finished)
+        return told(self.schedule.died(slot, self.seq(slot), death))
+
+    def expire(self, slot: int, place: int | None = None) -> list[str]:
+        return told(self.schedule.expire(slot, self.seq(slot), place))
+
+    def killed(self, slot: int) -> list[str]:
+        return told(self.schedule.killed(slot, self.schedule.slots[slot].life))
+
+    def ended(self, slot: int) -> list[str]:
+        return told(self.schedule.ended(slot, self.seq(slot)))
+
+    def seq(self, slot: int) -> int:
+        return self.schedule.slots[slot].seq
+
+
+def with_objects(n_slots: int, *, max_tasks: int | None = None, in_turn: bool = False) -> Play:
+    """Return a play whose slots are built and idle."""
+    play = Play(n_slots, max_tasks=max_tasks, in_turn=in_turn)
+    play.schedule.warm(a_map(), Limits())
+    play.built(*range(n_slots))
+    return play
+
+
+# --- which slot -------------------------------------------------------------------------------------------
+
+
+def test_one_item_for_eight_slots_builds_one_object() -> None:
+    play, call = Play(8), a_call()
+    assert play.submit(call) == ["start 0"]
+    assert play.built(0) == ["send [0] to 0"]
+    assert repr(play) == "<Schedule [busy empty empty empty empty empty empty empty] 0 queued, 1 open>"
+    assert play.finished(0) == ["settle"]
+    assert call.values == [0]
+    assert repr(play) == "<Schedule [idle empty empty empty empty empty empty empty] 0 queued, 0 open>"
+
+
+def test_idle_slots_are_used_before_empty_ones() -> None:
+    play = Play(2)
+    play.submit(a_call())
+    play.built(0)
+    play.finished(0)
+    assert play.submit(a_call()) == ["send [0] to 0"]
+    assert play.submit(a_call()) == ["start 1"]
+
+
+def test_no_more_workers_are_built_than_jobs_wait() -> None:
+    play = Play(3)
+    assert play.submit(a_call(), a_call()) == ["start 0", "start 1"]
+    # The first to be built takes the first job, so that one object too many is being built already.
+    assert play.built(1) == ["send [0] to 1"]
+    assert play.finished(1) == ["settle", "send [0] to 1"]
+    assert play.built(0) == []
+    assert repr(play) == "<Schedule [idle busy empty] 0 queued, 1 open>"
+
+
+def test_what_waits_goes_to_whoever_is_free_first() -> None:
+    play = with_objects(1)
+    first, second = a_call(), a_call(3)
+    assert play.submit(first, second) == ["send [0] to 0"]
+    assert repr(play) == "<Schedule [busy] 1 queued, 2 open>"
+    assert play.finished(0) == ["settle", "send [0, 1, 2] to 0"]
+
+
+def test_in_turn_every_slot_gets_its_object_and_then_its_turn() -> None:
+    play = Play(2, in_turn=True)
+    for slot in (0, 1):
+        assert play.submit(a_call()) == [f"start {slot}"]
+        assert play.built(slot) == [f"send [0] to {slot}"]
+        assert play.finished(slot) == ["settle"]
+    for slot in (0, 1, 0):
+        assert play.submit(a_call()) == [f"send [0] to {slot}"]
+        assert play.finished(slot) == ["settle"]
+
+
+def test_in_turn_a_retry_does_not_wait_for_the_slot_that_it_may_not_use() -> None:
+    play = with_objects(2, in_turn=True)
+    play.submit(a_call(), a_call(retries=1))
+    play.finished(0)
+    # Slot 1 is empty now, and it would be its turn.
+    assert play.died_at(1, 0) == ["send [0] to 0"]
+
+
+def test_all_objects_can_be_built_before_there_is_work() -> None:
+    play = Play(2)
+    assert told(play.schedule.warm(a_map(), Limits())) == ["start 0", "start 1"]
+    assert play.schedule.is_warming
+    assert play.built(0, 1) == []
+    assert not play.schedule.is_warming
+    assert told(play.schedule.warm(a_map(), Limits())) == []
+
+
+def test_a_slot_that_is_closing_is_warmed_once_it_has_ended() -> None:
+    play = with_objects(1)
+    assert told(play.schedule.release()) == ["close 0"]
+    assert told(play.schedule.warm(a_map(), Limits())) == []
+    assert play.ended(0) == ["start 0"]
+
+
+def test_a_worker_that_dies_while_it_is_warmed_is_built_again() -> None:
+    play = Play(1)
+    play.schedule.warm(a_map(), Limits(max_restarts=1))
+    assert play.died(0) == ["start 0"]
+    assert play.died(0) == ["fail WorkerInitError"]
+    assert not play.schedule.is_warming
+
+
+def test_calls_without_anything_to_run_are_settled_at_once() -> None:
+    call = a_call(0)
+    assert Play(1).submit(call) == ["settle"]
+    assert call.settled
+
+
+@pytest.mark.parametrize(
+    ("after_error", "expected"), [("go_on", ["send [0, 2] to 0"]), ("finish_running", ["settle"]), ("drop", ["settle"])]
+)
+def test_what_could_not_be_packed_counts_as_an_error(after_error: AfterError, expected: list[str]) -> None:
+    call = a_call(3, after_error=after_error)
+    call.unsent = frozenset({1})
+    call.fail(1, errors.TransferError(1, "item", "a lock"))
+    assert with_objects(1).submit(call) == expected
+
+
+# --- deaths that an item pays for -------------------------------------------------------------------------
+
+
+def test_the_item_that_ran_gets_the_error_of_a_crash() -> None:
+    play, call = with_objects(2), a_call()
+    play.submit(call)
+    assert play.died_at(0, 0) == ["settle"]
+    error = call.errors[0]
+    assert isinstance(error, errors.WorkerCrashedError)
+    assert (error.index, error.slot, error.pid, error.exitcode) == (0, 0, 7, -9)
+    # Nobody waits, so that nothing is built again for now.
+    assert repr(play) == "<Schedule [empty idle] 0 queued, 0 open>"
+
+
+def test_a_retry_goes_to_another_slot() -> None:
+    play, call = with_objects(2), a_call(retries=1)
+    play.submit(call)
+    assert play.died_at(0, 0) == ["send [0] to 1"]
+    assert play.finished(1) == ["settle"]
+    assert call.values == [0]
+
+
+def test_a_retry_waits_for_another_slot_even_if_its_own_is_free() -> None:
+    play = with_objects(2)
+    play.submit(a_call(retries=1), a_call())
+    assert play.died_at(0, 0) == []
+    assert repr(play) == "<Schedule [empty busy] 1 queued, 2 open>"
+    assert play.finished(1) == ["settle", "send [0] to 1"]
+
+
+def test_what_else_waits_overtakes_a_retry_on_the_slot_that_it_avoids() -> None:
+    play = with_objects(2)
+    play.submit(a_call(3, retries=1), a_call())
+    assert play.died_at(0, 1) == ["start 0"]
+    assert play.built(0) == ["send [0] to 0"]
+    assert play.finished(0) == ["send [2] to 0"]
+    assert play.finished(0) == []
+    assert repr(play) == "<Schedule [idle busy] 1 queued, 2 open>"
+    assert play.finished(1) == ["settle", "send [1] to 1"]
+
+
+def test_a_retry_uses_the_only_slot_there_is() -> None:
+    play, call = with_objects(1), a_call(retries=1)
+    play.submit(call)
+    assert play.died_at(0, 0) == ["start 0"]
+    assert play.built(0) == ["send [0] to 0"]
+    assert play.died_at(0, 0) == ["settle"]
+    assert isinstance(call.errors[0], errors.WorkerCrashedError)
+
+
+def test_a_slot_is_built_for_a_job_in_front_if_those_behind_avoid_it() -> None:
+    play = with_objects(3)
+    play.submit(a_call(retries=1), a_call(), a_call())
+    assert play.died_at(0, 0) == []
+    assert play.submit(a_call(retries=1)) == ["start 0"]
+    play.built(0)
+    # Now two retries wait that must not run on slot 0, and one worker is built for them.
+    assert play.died_at(0, 0) == []
+    assert play.died_at(1, 0) == ["settle", "start 1"]
+    # Slots 1 and 2 will be theirs, so that the job in front of them gets slot 0.
+    assert play.died(2) == ["start 0", "start 2"]
+
+
+def test_of_a_batch_only_the_guilty_item_pays_and_the_others_run_one_by_one() -> None:
+    play, call = with_objects(1), a_call(4)
+    play.submit(call)
+    assert play.died_at(0, 2) == ["start 0"]
+    assert list(call.errors) == [2]
+    assert repr(play) == "<Schedule [building] 3 queued, 1 open>"
+    assert play.built(0) == ["send [0] to 0"]
+    assert play.finished(0) == ["send [1] to 0"]
+    assert play.finished(0) == ["send [3] to 0"]
+    assert play.finished(0) == ["settle"]
+    assert call.values == [0, 1, None, 3]
+
+
+def test_what_is_left_of_a_batch_goes_before_what_waits() -> None:
+    play = with_objects(1)
+    play.submit(a_call(3), a_call(5))
+    play.died_at(0, 0)
+    assert play.built(0) == ["send [1] to 0"]
+    assert play.finished(0) == ["send [2] to 0"]
+    assert play.finished(0) == ["settle", "send [0, 1, 2, 3, 4] to 0"]
+
+
+def test_a_batch_whose_reply_was_under_way_runs_again_and_nobody_pays() -> None:
+    play, call = with_objects(1), a_call(2)
+    play.submit(call)
+    assert play.died_at(0, None, n_finished=2) == ["start 0"]
+    assert call.errors == {}
+    assert play.built(0) == ["send [0] to 0"]
+
+
+def test_a_single_item_pays_even_if_its_reply_was_under_way() -> None:
+    play, call = with_objects(1), a_call()
+    play.submit(call)
+    # At most once: it was run, so it must not run again unasked.
+    assert play.died_at(0, None, n_finished=1) == ["settle"]
+    assert isinstance(call.errors[0], errors.WorkerCrashedError)
+
+
+def test_items_that_kill_every_worker_end_in_their_errors_and_never_exhaust_a_slot() -> None:
+    play = with_objects(1)
+    calls = [a_call(retries=1, max_restarts=0) for _ in range(5)]
+    play.submit(*calls)
+    for call in calls:
+        assert play.died_at(0, 0) == ["start 0"]
+        play.built(0)
+        assert not call.settled
+        assert play.died_at(0, 0)[0] == "settle"
+        assert isinstance(call.errors[0], errors.WorkerCrashedError)
+        play.built(0)
+    assert play.schedule.is_idle
+
+
+# --- deaths that nobody pays for --------------------------------------------------------------------------
+
+
+def test_a_message_that_was_not_begun_is_sent_again_at_no_cost_to_its_items() -> None:
+    play, call = with_objects(2), a_call(3)
+    play.submit(call)
+    assert play.died(0) == ["send [0, 1, 2] to 1"]
+    assert play.finished(1) == ["settle"]
+    assert call.values == [0, 1, 2]
+    assert play.schedule.slots[0].deaths == 1
+
+
+def test_a_slot_that_keeps_dying_before_it_begins_ends_its_group() -> None:
+    play, call = with_objects(1), a_call(group=a_map(), max_restarts=2)
+    play.submit(call)
+    for _ in range(2):
+        assert play.died(0) == ["start 0"]
+        assert play.built(0) == ["send [0] to 0"]
+    assert play.died(0) == ["fail WorkerCrashedError", "settle"]
+    assert isinstance(call.fatal, errors.WorkerCrashedError)
+    assert "3 times in a row" in str(call.fatal)
+    assert repr(play) == "<Schedule [empty] 0 queued, 0 open>"
+
+
+def test_a_slot_that_keeps_dying_during_construction_ends_its_group() -> None:
+    play, call = Play(1), a_call(max_restarts=1)
+    assert play.submit(call) == ["start 0"]
+    assert play.died(0) == ["start 0"]
+    assert play.died(0) == ["fail WorkerInitError", "settle"]
+    assert isinstance(call.fatal, errors.WorkerInitError)
+    assert "2 times in a row" in str(call.fatal)
+
+
+def test_a_death_in_idleness_counts_too() -> None:
+    play, call = with_objects(1), a_call(max_restarts=1)
+    assert play.died(0) == []
+    assert play.submit(call) == ["start 0"]
+    assert play.died(0) == ["fail WorkerInitError", "settle"]
+
+
+def test_finishing_something_starts_the_count_again() -> None:
+    play = with_objects(1)
+    for _ in range(4):
+        play.submit(a_call(max_restarts=1))
+        assert play.died(0) == ["start 0"]
+        play.built(0)
+        assert play.finished(0) == ["settle"]
+
+
+def test_an_item_that_reaches_its_final_error_is_progress_too() -> None:
+    play = with_objects(1)
+    play.died(0)
+    play.submit(a_call(max_restarts=1), a_call(max_restarts=1))
+    play.built(0)
+    assert play.died_at(0, 0) == ["settle", "start 0"]
+    assert play.died(0) == ["start 0"]
+
+
+def test_items_done_before_a_death_are_progress_though_they_run_again() -> None:
+    play = with_objects(1)
+    play.died(0)
+    play.submit(a_call(3, max_restarts=1, retries=1))
+    play.built(0)
+    assert play.died_at(0, 1) == ["start 0"]
+    assert play.schedule.slots[0].deaths == 0
+
+
+def test_after_its_group_has_ended_a_slot_is_tried_again_for_the_next() -> None:
+    play = Play(1)
+    play.submit(a_call(group=a_map(), max_restarts=0))
+    assert play.died(0) == ["fail WorkerInitError", "settle"]
+    assert play.submit(a_call(group=a_map(), max_restarts=0)) == ["start 0"]
+    assert play.built(0) == ["send [0] to 0"]
+
+
+# --- constructors that fail -------------------------------------------------------------------------------
+
+
+def test_a_failed_constructor_ends_every_open_call_of_a_map() -> None:
+    play, group = Play(2), a_map()
+    running, waiting, others = a_call(2, group), a_call(2, group), a_call()
+    play.submit(running, waiting, others)
+    play.built(0)
+    assert play.build_failed(1) == ["close 1", "fail WorkerInitError", "stop 0", "settle", "settle"]
+    assert running.fatal is waiting.fatal is group.error is not None
+    assert repr(play) == "<Schedule [busy closing] 1 queued, 1 open>"
+    assert play.finished(0, n_run=1) == ["send [0] to 0"]
+
+
+def test_a_map_that_has_ended_takes_nothing_more() -> None:
+    play, group = Play(1), a_map()
+    play.submit(a_call(group=group))
+    play.build_failed(0)
+    late = a_call(group=group)
+    assert play.submit(late) == ["settle"]
+    assert late.fatal is group.error
+
+
+def test_a_failed_constructor_ends_only_those_single_calls_that_wait() -> None:
+    play, group = Play(2), Group()
+    running, waiting = a_call(group=group), a_call(group=group)
+    play.submit(running, waiting)
+    play.built(0)
+    assert play.build_failed(1) == ["close 1", "fail WorkerInitError", "settle"]
+    assert waiting.fatal is not None
+    assert not running.settled
+    assert play.finished(0) == ["settle"]
+    # The next call may try again: the user may have freed the GPU.
+    play.ended(1)
+    assert play.submit(a_call(group=group), a_call(group=group)) == ["send [0] to 0", "start 1"]
+
+
+def test_construction_over_its_time_limit_ends_the_group_at_the_first_attempt() -> None:
+    play, call = Play(1), a_call(group=a_map())
+    play.submit(call)
+    assert play.expire(0) == ["kill 0"]
+    assert play.killed(0) == []
+    assert play.died(0) == ["fail WorkerInitError", "settle"]
+    assert "init_timeout=5 s" in str(call.fatal)
+
+
+def test_an_object_that_stood_just_before_the_kill_is_built_again() -> None:
+    play = Play(1)
+    play.submit(a_call())
+    assert play.expire(0) == ["kill 0"]
+    assert play.built(0) == []
+    assert repr(play) == "<Schedule [closing] 1 queued, 1 open>"
+    assert play.killed(0) == ["start 0"]
+
+
+# --- what is not wanted any more --------------------------------------------------------------------------
+
+
+def test_dropping_forgets_what_waits_and_stops_what_runs() -> None:
+    play = with_objects(1)
+    running, waiting = a_call(3), a_call()
+    play.submit(running, waiting)
+    assert told(play.schedule.drop([running, waiting])) == ["stop 0", "settle", "settle"]
+    assert repr(play) == "<Schedule [busy] 0 queued, 0 open>"
+    assert waiting.dropped == {0}
+    # The object is kept, and what its worker still reports changes nothing.
+    assert play.finished(0, n_run=1) == []
+    assert running.values == [None] * 3
+    assert repr(play) == "<Schedule [idle] 0 queued, 0 open>"
+
+
+def test_a_dropped_item_that_crashes_is_not_tried_again() -> None:
+    play, call = with_objects(1), a_call(retries=5)
+    play.submit(call)
+    play.schedule.drop([call])
+    assert play.died_at(0, 0) == []
+    assert call.errors == {}
+
+
+def test_curtailing_lets_the_running_item_finish_and_drops_the_rest() -> None:
+    play = with_objects(1)
+    running, waiting = a_call(3), a_call()
+    play.submit(running, waiting)
+    assert told(play.schedule.curtail([running, waiting])) == ["stop 0", "settle"]
+    assert waiting.dropped == {0}
+    assert play.finished(0, n_run=1) == ["settle"]
+    assert (running.values, running.dropped) == ([0, None, None], {1, 2})
+
+
+def test_a_curtailed_message_that_was_not_begun_does_not_run_at_all() -> None:
+    play, call = with_objects(2), a_call(3)
+    play.submit(call)
+    play.schedule.curtail([call])
+    assert play.died(0) == ["settle"]
+    assert call.dropped == {0, 1, 2}
+
+
+def test_a_curtailed_message_is_settled_also_if_its_slot_was_exhausted_by_it() -> None:
+    play, call = with_objects(1), a_call(2, max_restarts=0)
+    play.submit(call)
+    play.schedule.curtail([call])
+    assert play.died(0) == ["settle", "fail WorkerCrashedError"]
+    assert call.missing == 0
+
+
+def test_a_curtailed_item_that_crashes_gets_its_error_and_no_retry() -> None:
+    play, call = with_objects(2), a_call(3, retries=1)
+    play.submit(call)
+    play.schedule.curtail([call])
+    assert play.died_at(0, 1) == ["settle"]
+    assert list(call.errors) == [1]
+    assert call.dropped == {0, 2}
+
+
+def test_go_on_means_that_an_error_concerns_nobody_else() -> None:
+    play, call = with_objects(1), a_call(3, after_error="go_on")
+    play.submit(call)
+    assert play.finished(0, failed={1}) == ["settle"]
+    assert (call.values, list(call.errors), call.dropped) == ([0, None, 2], [1], set())
+
+
+@pytest.mark.parametrize("after_error", ["finish_running", "drop"])
+def test_otherwise_a_message_ends_with_its_first_error(after_error: AfterError) -> None:
+    play, call = with_objects(1), a_call(3, after_error=after_error)
+    play.submit(call)
+    assert play.finished(0, n_run=2, failed={1}) == ["settle"]
+    assert (call.values, list(call.errors), call.dropped) == ([0, None, None], [1], {2})
+
+
+def test_finish_running_waits_for_what_runs_elsewhere_and_drops_what_waits() -> None:
+    play, call = with_objects(2, max_tasks=2), a_call(6, after_error="finish_running")
+    assert play.submit(call) == ["send [0, 1] to 0", "send [2, 3] to 1"]
+    assert play.finished(0, n_run=1, failed={0}) == []
+    assert call.dropped == {1, 4, 5}
+    assert play.finished(1) == ["settle", "close 1"]
+    assert call.values == [None, None, 2, 3, None, None]
+
+
+def test_drop_waits_for_nothing() -> None:
+    play, call = with_objects(2, max_tasks=2), a_call(6, after_error="drop")
+    play.submit(call)
+    assert play.finished(0, n_run=1, failed={0}) == ["stop 1", "settle"]
+    assert call.abandoned
+    assert play.finished(1) == ["close 1"]
+
+
+def test_a_crash_is_an_error_like_others() -> None:
+    play, call = with_objects(1), a_call(3, after_error="drop")
+    play.submit(call)
+    assert play.died_at(0, 0) == ["settle"]
+    assert list(call.errors) == [0]
+
+
+def test_a_call_that_its_owner_cancelled_is_never_sent_nor_told_of() -> None:
+    play = with_objects(1)
+    first, second, third = a_call(), a_call(), a_call()
+    second.claim = lambda: False
+    play.submit(first, second, third)
+    assert play.finished(0) == ["settle", "send [0] to 0"]
+    assert second.settled
+    assert list(play.schedule.calls) == [third]
+
+
+def test_an_owner_is_asked_once_and_only_when_its_call_is_sent() -> None:
+    play = with_objects(1)
+    asked: list[str] = []
+    call = a_call(retries=1)
+
+    def claim() -> bool:
+        asked.append("may it run?")
+        return True
+
+    call.claim = claim
+    play.submit(a_call(), call)
+    assert asked == []
+    play.finished(0)
+    play.died_at(0, 0)
+    play.built(0)
+    assert asked == ["may it run?"]
+
+
+def test_thousands_of_cancelled_calls_are_no_burden() -> None:
+    play = with_objects(1)
+    calls = [a_call() for _ in range(5000)]
+    for call in calls[1:]:
+        call.claim = lambda: False
+    play.submit(*calls)
+    assert play.finished(0) == ["settle"]
+    assert repr(play) == "<Schedule [idle] 0 queued, 0 open>"
+
+
+def test_only_calls_of_which_nothing_was_sent_count_as_not_started() -> None:
+    play = with_objects(1)
+    running, waiting, split = a_call(), a_call(), a_call(2)
+    play.submit(split, running, waiting)
+    assert play.schedule.not_started() == [running, waiting]
+    play.died_at(0, 0)
+    # What is left of the batch waits again, but it has been sent before.
+    assert play.schedule.not_started() == [running, waiting]
+
+
+# --- killing ----------------------------------------------------------------------------------------------
+
+
+def test_killing_for_a_group_spares_the_others_and_the_idle() -> None:
+    play, group = with_objects(3), a_map()
+    mine, others = a_call(group=group), a_call(group=a_map())
+    play.submit(mine, others)
+    play.schedule.drop([mine])
+    assert play.schedule.is_running(group)
+    assert told(play.schedule.kill(group)) == ["kill 0"]
+    assert play.died_at(0, 0) == []
+    assert not play.schedule.is_running(group)
+    assert repr(play) == "<Schedule [empty busy idle] 0 queued, 1 open>"
+
+
+def test_a_doomed_slot_gets_nothing_more_even_if_its_reply_comes_first() -> None:
+    play, group = with_objects(2), a_map()
+    call = a_call(group=group)
+    play.submit(call)
+    play.schedule.drop([call])
+    play.schedule.kill(group)
+    assert play.finished(0) == []
+    assert repr(play) == "<Schedule [closing idle] 0 queued, 0 open>"
+    assert play.submit(a_call(), a_call()) == ["send [0] to 1"]
+    # No death follows, for its last message was answered.
+    assert play.killed(0) == ["start 0"]
+
+
+def test_a_reply_that_comes_after_the_kill_frees_the_slot() -> None:
+    play, group = with_objects(1), a_map()
+    call = a_call(group=group)
+    play.submit(call)
+    play.schedule.drop([call])
+    play.schedule.kill(group)
+    assert play.killed(0) == []
+    assert repr(play) == "<Schedule [busy] 0 queued, 0 open>"
+    assert play.finished(0) == []
+    assert repr(play) == "<Schedule [empty] 0 queued, 0 open>"
+
+
+def test_killing_a_construction_is_no_failure_of_it() -> None:
+    play, group = Play(1), a_map()
+    call = a_call(group=group, max_restarts=0)
+    play.submit(call)
+    play.schedule.drop([call])
+    assert told(play.schedule.kill(group)) == ["kill 0"]
+    assert play.died(0) == []
+    assert group.error is None
+    assert not play.schedule.is_running(group)
+
+
+def test_idle_workers_are_killed_if_asked_for() -> None:
+    play = with_objects(2)
+    assert told(play.schedule.kill()) == []
+    assert told(play.schedule.kill(idle_too=True)) == ["kill 0", "kill 1"]
+    assert play.submit(a_call()) == []
+    assert play.killed(1) == ["start 1"]
+
+
+# --- time limits ------------------------------------------------------------------------------------------
+
+
+def test_an_item_over_its_time_limit_gets_its_error() -> None:
+    play, call = with_objects(1), a_call()
+    play.submit(call)
+    assert play.expire(0, place=0) == ["kill 0"]
+    assert play.died_at(0, 0) == ["settle"]
+    error = call.errors[0]
+    assert isinstance(error, errors.ItemTimeoutError)
+    assert (error.slot, error.timeout) == (0, 2.0)
+
+
+def test_an_expiry_that_comes_too_late_is_ignored() -> None:
+    play = with_objects(1)
+    play.submit(a_call(), a_call())
+    seq = play.seq(0)
+    play.finished(0)
+    assert play.schedule.expire(0, seq, 0) == []
+    play.finished(0)
+    assert play.expire(0, 0) == []
+    assert repr(play) == "<Schedule [idle] 0 queued, 0 open>"
+
+
+def test_an_item_that_finished_just_before_the_kill_counts_as_finished() -> None:
+    play = with_objects(1)
+    call, waiting = a_call(), a_call()
+    play.submit(call, waiting)
+    play.expire(0, place=0)
+    assert play.finished(0) == ["settle"]
+    assert call.errors == {}
+    assert play.killed(0) == ["start 0"]
+    assert play.built(0) == ["send [0] to 0"]
+
+
+def test_the_neighbour_that_was_hit_by_the_kill_of_a_slow_item_does_not_pay() -> None:
+    play, call = with_objects(1), a_call(3)
+    play.submit(call)
+    play.expire(0, place=1)
+    # The slow item had just ended; run alone, each shows what it takes.
+    assert play.died_at(0, 2) == ["start 0"]
+    assert call.errors == {}
+    assert repr(play) == "<Schedule [building] 3 queued, 1 open>"
+
+
+def test_an_item_over_its_time_limit_is_tried_again_like_after_a_crash() -> None:
+    play, call = with_objects(2), a_call(3, retries=1)
+    play.submit(call)
+    play.expire(0, place=1)
+    assert play.died_at(0, 1) == ["send [1] to 1", "start 0"]
+    assert call.errors == {}
+
+
+# --- recycling and the end --------------------------------------------------------------------------------
+
+
+def test_a_worker_is_recycled_after_its_number_of_items() -> None:
+    play = with_objects(1, max_tasks=2)
+    play.submit(a_call(), a_call(), a_call())
+    play.finished(0)
+    assert play.finished(0) == ["settle", "close 0"]
+    assert repr(play) == "<Schedule [closing] 1 queued, 1 open>"
+    assert play.ended(0) == ["start 0"]
+    assert play.built(0) == ["send [0] to 0"]
+    assert play.finished(0) == ["settle"]
+
+
+def test_a_batch_that_is_larger_than_what_a_worker_may_still_do_is_cut() -> None:
+    play, call = with_objects(1, max_tasks=3), a_call(5)
+    play.submit(a_call(), call)
+    assert play.finished(0) == ["settle", "send [0, 1] to 0"]
+    assert play.finished(0) == ["close 0"]
+    assert play.ended(0) == ["start 0"]
+    assert play.built(0) == ["send [2, 3, 4] to 0"]
+    assert play.finished(0) == ["settle", "close 0"]
+    assert call.values == [0, 1, 2, 3, 4]
+
+
+def test_closing_finishes_what_was_taken() -> None:
+    play = with_objects(2)
+    call = a_call(retries=1)
+    play.submit(call)
+    assert told(play.schedule.close()) == ["close 1"]
+    with pytest.raises(errors.ShutdownError):
+        play.submit(a_call())
+    play.ended(1)
+    assert play.died_at(0, 0) == ["start 1"]
+    assert play.built(1) == ["send [0] to 1"]
+    assert play.finished(1) == ["settle", "close 1"]
+    play.ended(1)
+    assert play.schedule.is_empty
+    assert play.schedule.is_idle
+
+
+def test_an_object_that_is_being_built_when_all_is_closed_is_closed_when_it_stands() -> None:
+    play = Play(1)
+    play.schedule.warm(a_map(), Limits())
+    assert told(play.schedule.close()) == []
+    assert play.built(0) == ["close 0"]
+
+
+def test_idle_objects_can_be_released_and_come_back() -> None:
+    play = with_objects(2)
+    play.submit(a_call())
+    assert told(play.schedule.release()) == ["close 1"]
+    assert play.submit(a_call()) == []
+    assert play.ended(1) == ["start 1"]
+
+
+def test_late_news_of_a_former_worker_is_ignored() -> None:
+    play = with_objects(1)
+    play.submit(a_call(), a_call())
+    seq, life = play.seq(0), play.schedule.slots[0].life
+    play.died_at(0, 0)
+    play.built(0)
+    before = repr(play)
+    schedule = play.schedule
+    assert schedule.built(0, seq) == []
+    assert schedule.build_failed(0, seq, errors.WorkerInitError(0)) == []
+    assert schedule.finished(0, seq, Report(1, [None], {})) == []
+    assert schedule.died(0, seq, _KILLED) == []
+    assert schedule.ended(0, seq) == []
+    assert schedule.killed(0, life) == []
+    assert repr(play) == before == "<Schedule [busy] 0 queued, 1 open>"

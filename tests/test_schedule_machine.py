@@ -1,0 +1,593 @@
+"""The schedule against a model of workers: whatever happens, in whatever order, nothing is lost or run twice.
+
+The machine is the world around a `Schedule`: it carries out decisions, and plays callers, workers, their deaths
+and the clock. What it asserts while doing so are the rules at the top of `_schedule.py`; its invariants hold
+after every event, and at the end everything is driven to its end.
+
+``JOBLIB_STATEFUL_EXAMPLES=20000 pytest tests/test_schedule_machine.py`` looks longer, and elsewhere each time.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from joblib_stateful import errors
+from joblib_stateful._records import AfterError, Call, Death, Group, Limits, Report
+from joblib_stateful._schedule import Schedule
+from joblib_stateful._slots import (
+    CloseWorker,
+    Decision,
+    Decisions,
+    FailGroup,
+    Job,
+    KillWorker,
+    SendJob,
+    Settle,
+    Slot,
+    StartWorker,
+    State,
+    StopJob,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_AFTER_ERROR: tuple[AfterError, ...] = ("go_on", "finish_running", "drop")
+_MANY_STEPS = 1000
+
+
+@dataclass(eq=False)
+class Life:
+    """A worker: what it owes, and what was decided about it."""
+
+    number: int
+    limits: Limits
+    message: int | None  # the seq it owes an answer to
+    job: Job | None = None  # of that message; None: it builds
+    n_run: int = 0
+    stop_asked: bool = False
+    closing: int | None = None
+    doomed: bool = False  # it is to be killed
+    gone: bool = False  # it was
+    expired: bool = False
+    expired_place: int | None = None
+
+
+class ScheduleMachine(RuleBasedStateMachine):
+    """The world around a schedule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.schedule = Schedule(1)
+        self.plain, self.map = Group(), Group(on_error=_ignore)
+        self.groups: list[Group] = []
+        self.calls: list[Call] = []
+        self.n_settled: Counter[Call] = Counter()
+        self.cancelled: set[Call] = set()
+        self.lives: dict[int, Life] = {}
+        self.kills: list[KillWorker] = []
+        self.blamed: Counter[tuple[Call, int]] = Counter()  # deaths that an item paid for
+        self.blamed_in: dict[tuple[Call, int], int] = {}
+        self.unblamed: Counter[int] = Counter()  # deaths of a slot, in a row, that nobody paid for
+
+    @initialize(n_slots=st.integers(1, 3), max_tasks=st.sampled_from([None, None, 1, 2, 3]), in_turn=st.booleans())
+    def begin(self, *, n_slots: int, max_tasks: int | None, in_turn: bool) -> None:
+        self.schedule = Schedule(n_slots, max_tasks=max_tasks, in_turn=in_turn)
+        self.groups = [self.plain, self.map]
+
+    # --- carrying out decisions -----------------------------------------------------------------------
+
+    def carry_out(self, decisions: Decisions) -> None:
+        for decision in decisions:
+            self._carry_out_one(decision)
+
+    def _carry_out_one(self, decision: Decision) -> None:
+        if isinstance(decision, Settle):
+            self._settle(decision.call)
+        elif isinstance(decision, FailGroup):
+            assert decision.group in self.groups
+        elif isinstance(decision, StartWorker):
+            assert decision.slot not in self.lives, "the slot's old worker is still there"
+            self.lives[decision.slot] = Life(
+                self.schedule.slots[decision.slot].life, decision.limits, message=decision.seq
+            )
+        elif isinstance(decision, SendJob):
+            self._send(decision)
+        elif isinstance(decision, StopJob):
+            assert self.lives[decision.slot].message == decision.seq
+            self.lives[decision.slot].stop_asked = True
+        elif isinstance(decision, CloseWorker):
+            life = self.lives[decision.slot]
+            assert life.message is None
+            assert life.closing is None
+            life.closing = decision.seq
+        else:
+            assert self.lives[decision.slot].number == decision.life
+            self.lives[decision.slot].doomed = True
+            self.kills.append(decision)
+
+    def _send(self, send: SendJob) -> None:
+        call, life = send.job.call, self.lives[send.slot]
+        assert life.message is None, "it is at work, or being built"
+        assert not life.doomed
+        assert life.closing is None
+        assert not call.settled
+        assert not call.stopping
+        assert call.claim is None or call.claimed
+        assert send.job.positions
+        running = {
+            p for other in self.lives.values() if other.job and other.job.call is call for p in other.job.positions
+        }
+        assert running.isdisjoint(send.job.positions), "it runs elsewhere"
+        for position in send.job.positions:
+            item = call, position
+            assert position not in call.errors
+            assert position not in call.dropped
+            assert call.values[position] is None, "it has a value already"
+            assert self.blamed[item] <= call.limits.retries
+            if self.schedule.n_slots > 1:
+                assert self.blamed_in.get(item) != send.slot, "it killed its worker here before"
+        max_tasks = self.schedule.max_tasks
+        assert max_tasks is None or life.n_run + len(send.job.positions) <= max_tasks
+        life.message, life.job, life.stop_asked = send.seq, send.job, False
+
+    def _settle(self, call: Call) -> None:
+        self.n_settled[call] += 1
+        assert self.n_settled[call] == 1
+        assert call.settled
+        if call.fatal is not None or call.abandoned:
+            return
+        assert call.missing == 0
+        for position in range(call.size):
+            error, is_dropped = call.errors.get(position), position in call.dropped
+            value = None if error is not None or is_dropped else _value(call, position)
+            assert call.values[position] == value
+            assert error is None or not is_dropped
+            assert not isinstance(error, errors.WorkerError) or self.blamed[call, position]
+
+    # --- callers --------------------------------------------------------------------------------------
+
+    @rule(
+        size=st.integers(1, 4),
+        is_map=st.booleans(),
+        retries=st.integers(0, 2),
+        max_restarts=st.integers(0, 2),
+        after_error=st.sampled_from(_AFTER_ERROR),
+        unsent=st.sampled_from([(), (), (), (0,), (1,), (0, 2)]),
+    )
+    def submit(
+        self,
+        *,
+        size: int,
+        is_map: bool,
+        retries: int,
+        max_restarts: int,
+        after_error: AfterError,
+        unsent: tuple[int, ...],
+    ) -> None:
+        limits = Limits(5.0, 5.0, retries, max_restarts)
+        kept = frozenset(position for position in unsent if position < size)
+        call = Call(size, self.map if is_map else self.plain, limits, after_error=after_error, unsent=kept)
+        for position in kept:
+            call.fail(position, errors.TransferError(position, "item", "a lock"))
+        if call.group.on_error is None:
+            call.claim = lambda: call not in self.cancelled
+        if self.schedule.closing:
+            with pytest.raises(errors.ShutdownError):
+                self.schedule.submit(call)
+            return
+        self.calls.append(call)
+        self.carry_out(self.schedule.submit(call))
+
+    def begin_another_map(self, _: st.DataObject) -> None:
+        self.map = Group(on_error=_ignore)
+        self.groups.append(self.map)
+
+    @precondition(lambda self: self.schedule.calls)
+    @rule(data=st.data())
+    def drop(self, data: st.DataObject) -> None:
+        call = self._draw_call(data)
+        self.carry_out(self.schedule.drop([call]))
+        assert call.settled
+
+    @precondition(lambda self: self.schedule.calls)
+    @rule(data=st.data())
+    def curtail(self, data: st.DataObject) -> None:
+        call = self._draw_call(data)
+        self.carry_out(self.schedule.curtail([call]))
+        assert not any(job.call is call for job in self.schedule.queue)
+
+    @precondition(lambda self: self._cancellable())
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        self.cancelled.add(data.draw(st.sampled_from(self._cancellable())))
+
+    def drop_what_has_not_started(self, _: st.DataObject) -> None:
+        calls = self.schedule.not_started()
+        assert not any(call.claimed or any(call.values) for call in calls)
+        self.carry_out(self.schedule.drop(calls))
+
+    @rule(data=st.data())
+    def disturb(self, data: st.DataObject) -> None:
+        # One rule for what happens seldom, or else little would ever be under way.
+        steps = self.begin_another_map, self.drop_what_has_not_started, self.kill, self.warm, self.release, self.close
+        data.draw(st.sampled_from(steps))(data)
+
+    def kill(self, data: st.DataObject) -> None:
+        chosen = data.draw(st.sampled_from([None, self.plain, self.map]))
+        # As the core does: what shall be killed is dropped before.
+        self.carry_out(self.schedule.drop([c for c in self.schedule.calls if chosen in (None, c.group)]))
+        self.carry_out(self.schedule.kill(chosen, idle_too=data.draw(st.booleans())))
+
+    def warm(self, data: st.DataObject) -> None:
+        max_restarts = data.draw(st.integers(0, 2))
+        group = Group(on_error=_ignore)
+        self.groups.append(group)
+        self.carry_out(self.schedule.warm(group, Limits(init_timeout=5.0, max_restarts=max_restarts)))
+
+    def release(self, _: st.DataObject) -> None:
+        self.carry_out(self.schedule.release())
+
+    def close(self, _: st.DataObject) -> None:
+        if len(self.calls) > 5:
+            self.carry_out(self.schedule.close())
+
+    # --- workers --------------------------------------------------------------------------------------
+
+    @precondition(lambda self: self._building())
+    @rule(data=st.data())
+    def built(self, data: st.DataObject) -> None:
+        slot = data.draw(st.sampled_from(self._building()))
+        seq = self._answered(slot)
+        self.carry_out(self.schedule.built(slot, seq))
+
+    @precondition(lambda self: self._building())
+    @rule()
+    def all_built(self) -> None:
+        while building := self._building():
+            self.carry_out(self.schedule.built(building[0], self._answered(building[0])))
+
+    @precondition(lambda self: self._building())
+    @rule(data=st.data())
+    def build_failed(self, data: st.DataObject) -> None:
+        slot = data.draw(st.sampled_from(self._building()))
+        group = self.schedule.slots[slot].group
+        life, error = self.lives[slot], errors.WorkerInitError(slot)
+        seq = life.message
+        assert seq is not None
+        life.message = None
+        decisions = self.schedule.build_failed(slot, seq, error)
+        self._check_ended(group, decisions)
+        self.unblamed[slot] = 0
+        self.carry_out(decisions)
+
+    @precondition(lambda self: self._busy())
+    @rule(data=st.data())
+    def finished(self, data: st.DataObject) -> None:
+        slot = data.draw(st.sampled_from(self._busy()))
+        job = self._job(slot)
+        size = len(job.positions)
+        n_run = data.draw(st.integers(1, size)) if self.lives[slot].stop_asked else size
+        failed = data.draw(st.sets(st.integers(0, n_run - 1), max_size=2))
+        if failed and job.call.after_error != "go_on":
+            n_run = min(failed) + 1  # the worker itself stops there
+        self._finish(slot, n_run, {place for place in failed if place < n_run})
+
+    @precondition(lambda self: self._busy())
+    @rule(data=st.data())
+    def interrupted(self, data: st.DataObject) -> None:
+        """Play a Ctrl-C under a synchronous engine: nothing more of the message was run."""
+        self._finish(data.draw(st.sampled_from(self._busy())), 0, set())
+
+    @precondition(lambda self: self._building())
+    @rule(data=st.data())
+    def died_building(self, data: st.DataObject) -> None:
+        self._die_building(data.draw(st.sampled_from(self._building())))
+
+    def _die_building(self, slot: int) -> None:
+        group, life = self.schedule.slots[slot].group, self.lives[slot]
+        decisions = self._die(slot, Death(exitcode=-9, started=True))
+        if life.expired:
+            self.unblamed[slot] = 0
+            self._check_ended(group, decisions)
+        elif life.doomed:
+            assert not any(isinstance(decision, FailGroup) for decision in decisions)
+        else:
+            self._count_unblamed(slot, group, life.limits, decisions)
+        self.carry_out(decisions)
+
+    @precondition(lambda self: self._idle())
+    @rule(data=st.data())
+    def died_idle(self, data: st.DataObject) -> None:
+        slot = data.draw(st.sampled_from(self._idle()))
+        self.unblamed[slot] += 1
+        del self.lives[slot]
+        self.carry_out(self.schedule.died(slot, self.schedule.slots[slot].seq, Death(exitcode=-9)))
+
+    @precondition(lambda self: self._busy())
+    @rule(data=st.data())
+    def died_before_it_began(self, data: st.DataObject) -> None:
+        self._die_before_it_began(data.draw(st.sampled_from(self._busy())))
+
+    def _die_before_it_began(self, slot: int) -> None:
+        job = self._job(slot)
+        was_settled = job.call.settled
+        decisions = self._die(slot, Death(exitcode=-9))
+        if not was_settled:
+            self._count_unblamed(slot, job.call.group, job.call.limits, decisions)
+        self.carry_out(decisions)
+
+    @precondition(lambda self: self._busy())
+    @rule(data=st.data())
+    def died_at_work(self, data: st.DataObject) -> None:
+        slot = data.draw(st.sampled_from(self._busy()))
+        size = len(self._job(slot).positions)
+        place = data.draw(st.sampled_from([None, *range(size)]))
+        self._die_at_work(slot, place, place if place is not None else data.draw(st.sampled_from([0, size])))
+
+    def _die_at_work(self, slot: int, place: int | None, n_finished: int) -> None:
+        job, life = self._job(slot), self.lives[slot]
+        call, size, was_settled = job.call, len(job.positions), job.call.settled
+        guilty = place if size > 1 else 0
+        if life.expired and size > 1 and guilty != life.expired_place:
+            guilty = None
+        if not was_settled:
+            self.unblamed[slot] *= not n_finished
+            if guilty is not None:
+                self.blamed[call, job.positions[guilty]] += 1
+                self.blamed_in[call, job.positions[guilty]] = slot
+        stopping = call.stopping
+        decisions = self._die(slot, Death(exitcode=-9, started=True, place=place, n_finished=n_finished))
+        if not was_settled and guilty is not None:
+            position = job.positions[guilty]
+            is_final = stopping or self.blamed[call, position] > call.limits.retries
+            assert (position in call.errors) is is_final
+            if is_final:
+                self.unblamed[slot] = 0
+                kind = errors.ItemTimeoutError if life.expired else errors.WorkerCrashedError
+                assert isinstance(call.errors[position], kind)
+        assert not any(isinstance(decision, FailGroup) for decision in decisions)
+        self.carry_out(decisions)
+
+    @precondition(lambda self: self._closing())
+    @rule(data=st.data())
+    def ended(self, data: st.DataObject) -> None:
+        slot = data.draw(st.sampled_from(self._closing()))
+        closing = self.lives.pop(slot).closing
+        assert closing is not None
+        self.carry_out(self.schedule.ended(slot, closing))
+
+    @precondition(lambda self: self.kills)
+    @rule(data=st.data(), is_death_told_first=st.booleans())
+    def killed(self, *, data: st.DataObject, is_death_told_first: bool) -> None:
+        kill = self.kills[data.draw(st.integers(0, len(self.kills) - 1))]
+        life = self.lives.get(kill.slot)
+        if is_death_told_first and life is not None and life.number == kill.life and life.message is not None:
+            if life.job is None:
+                self._die_building(kill.slot)
+            else:
+                self._die_at_work(kill.slot, 0, 0)
+        self._carry_out_kill(kill)
+
+    def _carry_out_kill(self, kill: KillWorker) -> None:
+        self.kills.remove(kill)
+        life = self.lives.get(kill.slot)
+        if life is not None and life.number == kill.life:
+            life.gone = True
+            if life.message is None:
+                del self.lives[kill.slot]
+        self.carry_out(self.schedule.killed(kill.slot, kill.life))
+
+    # --- the clock, and late news ---------------------------------------------------------------------
+
+    @precondition(lambda self: self._building() + self._busy())
+    @rule(data=st.data())
+    def expire(self, data: st.DataObject) -> None:
+        slot = data.draw(st.sampled_from(self._building() + self._busy()))
+        life = self.lives[slot]
+        assert life.message is not None
+        places = [None] if life.job is None else range(len(life.job.positions))
+        place = data.draw(st.sampled_from(places))
+        life.expired, life.expired_place = True, place
+        self.carry_out(self.schedule.expire(slot, life.message, life.expired_place))
+
+    @rule(data=st.data(), age=st.integers(1, 5))
+    def late_news(self, data: st.DataObject, age: int) -> None:
+        slot = data.draw(st.sampled_from(self.schedule.slots))
+        index, seq = slot.index, slot.seq - age
+        before = self._snapshot()
+        assert self.schedule.built(index, seq) == []
+        assert self.schedule.build_failed(index, seq, errors.WorkerInitError(index)) == []
+        assert self.schedule.finished(index, seq, Report(1, [1], {})) == []
+        assert self.schedule.died(index, seq, Death(started=True, place=0)) == []
+        assert self.schedule.expire(index, seq, 0) == []
+        assert self.schedule.ended(index, seq) == []
+        assert self.schedule.killed(index, slot.life - age) == []
+        assert self._snapshot() == before
+
+    # --- what always holds ----------------------------------------------------------------------------
+
+    @invariant()
+    def each_item_is_in_one_place(self) -> None:
+        places: Counter[tuple[Call, int]] = Counter()
+        running = [slot.job for slot in self.schedule.slots if slot.job is not None]
+        for job in (*self.schedule.queue, *running):
+            if job.call in self.schedule.calls:
+                places.update((job.call, position) for position in job.positions)
+        assert max(places.values(), default=1) == 1
+        for call in self.schedule.calls:
+            assert sum(owner is call for owner, _ in places) == call.missing > 0
+
+    @invariant()
+    def no_job_waits_that_nobody_wants(self) -> None:
+        assert all(job.call in self.schedule.calls and not job.call.stopping for job in self.schedule.queue)
+
+    @invariant()
+    def no_job_waits_while_a_slot_is_free(self) -> None:
+        schedule = self.schedule
+        n_building = len([slot for slot in schedule.slots if slot.state is State.BUILDING])
+        are_enough_coming = n_building >= len(schedule.queue)
+        for job in schedule.queue:
+            for slot in schedule.slots:
+                if slot.index == job.avoid:
+                    continue
+                assert slot.state is not State.EMPTY or are_enough_coming
+                # In turn, an object that was used waits for those that are being built.
+                assert slot.state is not State.IDLE or (schedule.in_turn and n_building)
+
+    @invariant()
+    def somebody_works_while_a_call_is_open(self) -> None:
+        assert self.lives or not self.schedule.calls
+
+    @invariant()
+    def slots_are_what_the_workers_are(self) -> None:
+        schedule = self.schedule
+        for slot in schedule.slots:
+            life = self.lives.get(slot.index)
+            assert (slot.state is State.EMPTY) is (life is None)
+            if life is not None and life.message is not None:
+                assert slot.state is (State.BUILDING if life.job is None else State.BUSY)
+                assert slot.seq == life.message
+        # Counted apart for speed; a wrong count would show only much later.
+        assert schedule._building == sum(slot.state is State.BUILDING for slot in schedule.slots)
+        assert set(schedule._idle) == {slot.index for slot in schedule.slots if slot.state is State.IDLE}
+        assert set(schedule._empty) == {slot.index for slot in schedule.slots if slot.state is State.EMPTY}
+
+    @invariant()
+    def nobody_stays_when_all_is_done(self) -> None:
+        if self.schedule.closing and not self.schedule.queue:
+            assert not self._idle()
+
+    # --- the end --------------------------------------------------------------------------------------
+
+    def teardown(self) -> None:
+        if sys.exc_info()[0] is not None:
+            return  # a rule was left half done: its error shall not be hidden by what follows from it
+        self._drive()
+        assert self.schedule.is_idle
+        assert not self.schedule.is_warming
+        assert not any(self.schedule.is_running(group) for group in self.groups)
+        self.carry_out(self.schedule.close())
+        self._drive()
+        assert self.schedule.is_empty
+        for call in self.calls:
+            assert call.settled
+            # One that its owner has cancelled needs no telling.
+            assert self.n_settled[call] == 1 or (call in self.cancelled and not call.claimed)
+
+    def _drive(self) -> None:
+        """Have everything under way end well."""
+        for _ in range(_MANY_STEPS):
+            if self.kills:
+                self._carry_out_kill(self.kills[0])
+            elif self._building():
+                self.all_built()
+            elif busy := self._busy():
+                self._finish(busy[0], len(self._job(busy[0]).positions), set())
+            elif closing := self._closing():
+                seq = self.lives.pop(closing[0]).closing
+                assert seq is not None
+                self.carry_out(self.schedule.ended(closing[0], seq))
+            else:
+                return
+        pytest.fail(f"this never ends: {self.schedule}")
+
+    # --- helpers --------------------------------------------------------------------------------------
+
+    def _building(self) -> list[int]:
+        return [slot for slot, life in self.lives.items() if life.message is not None and life.job is None]
+
+    def _busy(self) -> list[int]:
+        return [slot for slot, life in self.lives.items() if life.message is not None and life.job is not None]
+
+    def _closing(self) -> list[int]:
+        return [slot for slot, life in self.lives.items() if life.closing is not None]
+
+    def _idle(self) -> list[int]:
+        lives = self.lives.items()
+        return [slot for slot, life in lives if life.message is life.closing is None and not life.doomed]
+
+    def _cancellable(self) -> list[Call]:
+        calls = self.schedule.calls
+        return [call for call in calls if call.claim and not call.claimed and call not in self.cancelled]
+
+    def _draw_call(self, data: st.DataObject) -> Call:
+        calls = list(self.schedule.calls)
+        return calls[data.draw(st.integers(0, len(calls) - 1))]
+
+    def _job(self, slot: int) -> Job:
+        job = self.lives[slot].job
+        assert job is not None
+        return job
+
+    def _answered(self, slot: int) -> int:
+        """Note that a worker has answered; return what."""
+        life = self.lives[slot]
+        seq, life.message, life.job = life.message, None, None
+        assert seq is not None
+        if life.gone:  # the answer was on its way when it was killed
+            del self.lives[slot]
+        return seq
+
+    def _finish(self, slot: int, n_run: int, failed: set[int]) -> None:
+        job, life = self._job(slot), self.lives[slot]
+        faults: dict[int, BaseException] = {place: ValueError(place) for place in failed}
+        values = [None if at in failed else _value(job.call, p) for at, p in enumerate(job.positions[:n_run])]
+        life.n_run += n_run
+        self.unblamed[slot] = 0
+        seq = self._answered(slot)
+        self.carry_out(self.schedule.finished(slot, seq, Report(n_run, values, faults)))
+
+    def _die(self, slot: int, death: Death) -> Decisions:
+        seq = self.lives.pop(slot).message
+        assert seq is not None
+        return self.schedule.died(slot, seq, death)
+
+    def _count_unblamed(self, slot: int, group: Group | None, limits: Limits, decisions: Decisions) -> None:
+        self.unblamed[slot] += 1
+        if self.unblamed[slot] > limits.max_restarts:
+            self.unblamed[slot] = 0
+            self._check_ended(group, decisions)
+        else:
+            assert not any(isinstance(decision, FailGroup) for decision in decisions)
+
+    def _check_ended(self, group: Group | None, decisions: Decisions) -> None:
+        if group is None:
+            return
+        assert group.error is not None or any(isinstance(d, FailGroup) and d.group is group for d in decisions)
+        if group.on_error is not None:
+            assert not any(call.group is group for call in self.schedule.calls)
+        assert not any(job.call.group is group for job in self.schedule.queue)
+
+    def _snapshot(self) -> object:
+        slots = [[getattr(slot, name) for name in Slot.__slots__] for slot in self.schedule.slots]
+        return repr(self.schedule), slots
+
+
+def _value(call: Call, position: int) -> object:
+    return id(call), position
+
+
+def _ignore(error: BaseException) -> None:
+    pass
+
+
+_EXAMPLES = os.environ.get("JOBLIB_STATEFUL_EXAMPLES")
+TestScheduleMachine: Callable[[], None] = ScheduleMachine.TestCase  # type: ignore[assignment]
+ScheduleMachine.TestCase.settings = settings(
+    max_examples=int(_EXAMPLES or 500),
+    stateful_step_count=40,
+    deadline=None,
+    # The same examples each time, unless somebody asked for more of them.
+    derandomize=_EXAMPLES is None,
+    database=None,
+)

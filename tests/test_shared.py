@@ -1,0 +1,311 @@
+"""Executors that maps and the backend share: who finds whose objects, and who makes way for whom."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import joblib
+import loky
+import numpy as np
+import psutil
+import pytest
+from conftest import BuildLog
+from joblib import Parallel, delayed, parallel_config
+from test_map_tools import Gate, Log, Scene, engines, new_scene, parallel_engines
+
+import joblib_stateful
+from joblib_stateful import StatefulExecutor, call_worker, factory, stateful_map
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    return new_scene(tmp_path)
+
+
+class Model:
+    """Logs that it was built, and that it was closed."""
+
+    def __init__(self, log: Log, weights: Any = None) -> None:
+        self.log, self.weights = log, weights
+        log.note(f"built {type(self).__name__} {os.getpid()}")
+
+    def __call__(self, item: Any) -> Any:
+        return item
+
+    def close(self) -> None:
+        self.log.note(f"closed {type(self).__name__} {os.getpid()}")
+
+
+class Other(Model): ...
+
+
+def count(log: Log, what: str) -> int:
+    return sum(line.startswith(what) for line in log.lines)
+
+
+def use(engine: str, worker: Any = Model, n_jobs: int = 1, **kwargs: Any) -> None:
+    items = range(4)
+    assert list(stateful_map(worker, items, n_jobs=n_jobs, engine=engine, **kwargs)) == list(items)
+
+
+# --- what is the same ---------------------------------------------------------------------------------
+
+
+@engines
+def test_a_map_and_the_backend_find_each_others_objects(engine: str, scene: Scene) -> None:
+    kwargs = {"log": scene.log()}
+    use(engine, n_jobs=2, shared_kwargs=kwargs)
+    with parallel_config(backend="stateful", worker=Model, shared_kwargs=kwargs, n_jobs=2, engine=engine):
+        assert Parallel()(delayed(call_worker)(n) for n in range(4)) == list(range(4))
+    use(engine, n_jobs=2, shared_kwargs={"log": scene.log()})
+    assert 1 <= count(scene.log(), "built") <= 2
+    assert count(scene.log(), "closed") == 0
+
+
+@engines
+def test_equal_kwargs_are_the_same_arrays_too(engine: str, scene: Scene) -> None:
+    for _ in range(3):
+        use(engine, shared_kwargs={"log": scene.log(), "weights": np.arange(1000)})
+        use(engine, worker=partial(Model, weights=np.arange(1000)), shared_kwargs={"log": scene.log()})
+    assert count(scene.log(), "built") == 1
+
+
+@engines
+@pytest.mark.parametrize(
+    "weights",
+    [np.arange(1000) + (np.arange(1000) == 500), np.arange(1000.0), np.arange(1000).reshape(10, 100), None],
+    ids=["one value", "type", "shape", "none"],
+)
+def test_other_kwargs_are_not(engine: str, weights: Any, scene: Scene) -> None:
+    use(engine, shared_kwargs={"log": scene.log(), "weights": np.arange(1000)})
+    use(engine, shared_kwargs={"log": scene.log(), "weights": weights})
+    assert count(scene.log(), "built") == 2
+    assert count(scene.log(), "closed") == 1
+
+
+@engines
+def test_the_class_is_told_by_identity(engine: str, scene: Scene) -> None:
+    def make() -> type:
+        class Local(Model): ...
+
+        return Local
+
+    one, other = make(), make()
+    for worker in (one, one, other, other):
+        use(engine, worker=worker, shared_kwargs={"log": scene.log()})
+    assert count(scene.log(), "built") == 2
+
+
+@engines
+def test_a_factory_of_the_same_function_is_the_same(engine: str, scene: Scene) -> None:
+    for _ in range(2):  # each access to a bound method makes a new object
+        use(engine, worker=factory(scene_model.build), shared_kwargs={"log": scene.log()})
+    assert count(scene.log(), "built") == 1
+
+
+class SceneModel:
+    def build(self, log: Log) -> Model:
+        return Model(log)
+
+
+scene_model = SceneModel()
+
+
+def test_env_engine_and_n_jobs_are_told_apart(scene: Scene) -> None:
+    kwargs = {"log": scene.log()}
+    use("threads", shared_kwargs=kwargs)
+    use("inline", shared_kwargs=kwargs)
+    use("threads", n_jobs=2, shared_kwargs=kwargs)
+    use("loky", shared_kwargs=kwargs, worker_env=[{"A_VARIABLE": "1"}])
+    use("loky", shared_kwargs=kwargs, worker_env=[{"A_VARIABLE": "2"}])
+    use("loky", shared_kwargs=kwargs, worker_env=[{"A_VARIABLE": "2"}])
+    built = count(scene.log(), "built")
+    assert built in (5, 6)  # two slots may have got one object or two
+    assert count(scene.log(), "closed") == built - 1
+
+
+def pid_of(_: Any) -> int:
+    return os.getpid()
+
+
+def other_pid_of(_: Any) -> int:
+    return os.getpid()
+
+
+def test_stateless_functions_share_one_pool() -> None:
+    pids = {*stateful_map(pid_of, [1], n_jobs=1), *stateful_map(other_pid_of, [1], n_jobs=1)}
+    pids |= set(stateful_map(lambda _: os.getpid(), [1], n_jobs=1))
+    assert len(pids) == 1
+
+
+# --- who makes way ------------------------------------------------------------------------------------
+
+
+@engines
+def test_an_idle_worker_makes_way_for_another_before_that_is_built(engine: str, scene: Scene) -> None:
+    use(engine, shared_kwargs={"log": scene.log()})
+    use(engine, worker=Other, shared_kwargs={"log": scene.log()})
+    assert [line.split()[:2] for line in scene.log().lines] == [
+        ["built", "Model"],
+        ["closed", "Model"],
+        ["built", "Other"],
+    ]
+
+
+@engines
+def test_a_stateless_pool_leaves_the_objects_alone(engine: str, scene: Scene) -> None:
+    use(engine, shared_kwargs={"log": scene.log()})
+    assert list(stateful_map(abs, [-1], n_jobs=1, engine=engine)) == [1]
+    use(engine, shared_kwargs={"log": scene.log()})
+    assert count(scene.log(), "built") == 1
+
+
+@engines
+def test_a_worker_in_use_stays(engine: str, scene: Scene) -> None:
+    kwargs = {"log": scene.log()}
+    results = stateful_map(Model, range(100), n_jobs=1, shared_kwargs=kwargs, engine=engine, buffer=4)
+    assert next(results) == 0
+    use(engine, worker=Other, shared_kwargs=kwargs)
+    assert count(scene.log(), "closed Model") == 0
+    assert list(results) == list(range(1, 100))
+    assert count(scene.log(), "built Model") == 1
+    use(engine, worker=Other, shared_kwargs=kwargs)  # it is still there as well
+    assert count(scene.log(), "built Other") == 1
+
+
+class Waiting(Model):
+    def __call__(self, item: Gate) -> int:
+        self.log.note("running")
+        item.wait()
+        self.log.note("finished")
+        return os.getpid()
+
+
+@parallel_engines
+def test_what_only_finishes_an_abandoned_item_makes_way_too(engine: str, scene: Scene) -> None:
+    never = scene.gate("never")
+    results = stateful_map(
+        Waiting, [scene.gate("open"), never], n_jobs=1, shared_kwargs={"log": scene.log()}, engine=engine, batch_size=1
+    )
+    scene.gate("open").open()
+    next(results)
+    scene.log().wait_for(4)  # built, running, finished, running
+    results.close()
+    use(engine, worker=Other, shared_kwargs={"log": scene.log("other")})
+    assert count(scene.log(), "closed") == 0  # killed, not closed
+    if engine == "loky":
+        (pid,) = {int(line.split()[2]) for line in scene.log().lines if line.startswith("built")}
+        assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    never.open()  # a thread can't be killed
+
+
+# --- shutdown -----------------------------------------------------------------------------------------
+
+
+@engines
+def test_shutdown_closes_the_objects_at_once(engine: str, scene: Scene) -> None:
+    use(engine, n_jobs=2, shared_kwargs={"log": scene.log()})
+    built = count(scene.log(), "built")
+    joblib_stateful.shutdown()
+    assert count(scene.log(), "closed") == built >= 1
+    joblib_stateful.shutdown()
+    use(engine, n_jobs=2, shared_kwargs={"log": scene.log()})
+    assert count(scene.log(), "built") > built
+
+
+@parallel_engines
+def test_shutdown_kills_what_only_finishes_an_abandoned_item(engine: str, scene: Scene) -> None:
+    results = stateful_map(
+        Waiting,
+        [scene.gate("open"), scene.gate("never")],
+        n_jobs=1,
+        shared_kwargs={"log": scene.log()},
+        engine=engine,
+        batch_size=1,
+    )
+    scene.gate("open").open()
+    next(results)
+    scene.log().wait_for(4)
+    results.close()
+    joblib_stateful.shutdown()
+    if engine == "loky":
+        assert [child for child in psutil.Process().children() if "popen_loky" in " ".join(child.cmdline())] == []
+    assert count(scene.log(), "closed") == 0
+    scene.gate("never").open()
+
+
+@engines
+def test_shutdown_leaves_a_map_in_use_alone_until_it_ends(engine: str, scene: Scene) -> None:
+    results = stateful_map(Model, range(50), n_jobs=1, shared_kwargs={"log": scene.log()}, engine=engine, buffer=4)
+    assert next(results) == 0
+    joblib_stateful.shutdown()
+    assert list(results) == list(range(1, 50))
+    scene.log().wait_for(2)
+    assert [line.split()[0] for line in scene.log().lines] == ["built", "closed"]
+
+
+@engines
+def test_shutdown_leaves_executors_that_are_the_callers_alone(engine: str, scene: Scene) -> None:
+    with StatefulExecutor(Model, 1, shared_kwargs={"log": scene.log()}, engine=engine) as executor:
+        executor.warm_up()
+        joblib_stateful.shutdown()
+        assert list(stateful_map(executor, [1])) == [1]
+        use(engine, worker=Other, shared_kwargs={"log": scene.log("other")})
+        assert executor.submit(call_worker, 2).result(60) == 2
+    assert [line.split()[0] for line in scene.log().lines] == ["built", "closed"]
+
+
+# --- others in the same process -----------------------------------------------------------------------
+
+
+def test_other_users_of_loky_and_joblib_do_not_disturb_us_nor_we_them(built: BuildLog, scene: Scene) -> None:
+    kwargs = {"log": scene.log()}
+    theirs = loky.get_reusable_executor(max_workers=2)
+    joblibs = joblib.externals.loky.get_reusable_executor(max_workers=2)
+    their_pid, joblibs_pid = theirs.submit(os.getpid).result(60), joblibs.submit(os.getpid).result(60)
+    results = stateful_map(Model, range(100), n_jobs=2, shared_kwargs=kwargs, buffer=8)
+    assert next(results) == 0
+    assert Parallel(n_jobs=2, backend="loky")(delayed(abs)(-n) for n in range(4)) == list(range(4))
+    # Other arguments: joblib's and loky's reusable executors are shut down and made anew.
+    assert Parallel(n_jobs=1, backend="loky")(delayed(abs)(-n) for n in range(4)) == list(range(4))
+    loky.get_reusable_executor(max_workers=1, kill_workers=True, reuse=False).submit(abs, -1).result(60)
+    joblib_stateful.shutdown()
+    assert list(results) == list(range(1, 100))
+    assert 1 <= count(scene.log(), "built") <= 2
+    mine = loky.get_reusable_executor(max_workers=1)
+    pid = mine.submit(os.getpid).result(60)
+    use("loky", shared_kwargs={"log": scene.log("again")})
+    joblib_stateful.shutdown()
+    assert mine.submit(os.getpid).result(60) == pid
+    assert their_pid != pid
+    assert joblibs_pid != pid
+    mine.shutdown(wait=True)
+    joblib.externals.loky.get_reusable_executor().shutdown(wait=True)
+    del theirs, joblibs, mine
+    gc.collect()
+
+
+@engines
+def test_several_threads_at_once(engine: str, scene: Scene) -> None:
+    found: dict[int, list[int]] = {}
+
+    def run(thread: int) -> None:
+        worker = Model if thread % 2 else Other
+        items = range(100 * thread, 100 * thread + 30)
+        kwargs = {"log": scene.log()}
+        for _ in range(2):
+            found[thread] = list(stateful_map(worker, items, n_jobs=2, shared_kwargs=kwargs, engine=engine))
+
+    threads = [threading.Thread(target=run, args=(n,)) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(90)
+    assert found == {n: list(range(100 * n, 100 * n + 30)) for n in range(6)}
+    joblib_stateful.shutdown()
+    assert count(scene.log(), "built") == count(scene.log(), "closed")
