@@ -66,11 +66,13 @@ def main() -> None:
                 progress={"desc": f"map {seed}", "unit": " queries"},
                 total=N_QUERIES,
             )
-            for n, (query, topic) in enumerate(results):
+            samples = []
+            for query, topic in results:
                 wanted[topic] += 1
-                if n < 3:
-                    print(f"{query} -> {topic}")
+                if len(samples) < 3:
+                    samples.append(f"{query} -> {topic}")
             seconds = time.perf_counter() - started
+            print("For example:", *samples, sep="\n  ")
             print(f"Most wanted: {', '.join(f'{topic} ({n})' for topic, n in wanted.most_common(10))}")
             builds = built.read_text().split()
             print(f"Map {seed}: {N_QUERIES / seconds:,.0f} queries/s; indexes built so far: {len(builds)}")

@@ -7,6 +7,7 @@ calls under the same configuration it is started, aborted or ended.
 
 from __future__ import annotations
 
+import multiprocessing
 import sys
 import warnings
 from concurrent.futures import Future
@@ -20,6 +21,7 @@ from joblib._parallel_backends import FallbackToBackend, SequentialBackend
 from joblib.parallel import AutoBatchingMixin, ParallelBackendBase, get_active_backend
 
 from . import _check, _shared, engines, errors
+from ._executor import as_builder
 from ._outcome import packing_error_of
 from ._progress import Progress, check_progress
 from ._records import Call, Group
@@ -130,7 +132,7 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         check_progress(progress)
         self._engine = engines.get(engine)
         self._limits = _check.check_limits(self._engine, item_timeout, init_timeout, retries, max_restarts)
-        self._spec = make_spec(worker, shared_kwargs, worker_kwargs)
+        self._spec = make_spec(as_builder(worker), shared_kwargs, worker_kwargs)
         if worker is not None and self._spec.build is None:
             raise TypeError(
                 "worker must be what builds the workers' objects (a class or factory(function)), not the stateless "
@@ -219,7 +221,7 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
     def _prepare(self, slots: int) -> Callable[[], _shared.Lease]:
         spec = self._spec
         if spec.worker_kwargs is not None and slots < len(spec.worker_kwargs):
-            spec = make_spec(self._options["worker"], self._options["shared_kwargs"], list(spec.worker_kwargs[:slots]))
+            spec = make_spec(as_builder(self._options["worker"]), self._options["shared_kwargs"], list(spec.worker_kwargs[:slots]))
         env = self._options["worker_env"]
         if env is not None and len(env) > slots and spec is not self._spec:
             env = env[:slots]
@@ -233,7 +235,7 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         spec = self._spec
         if spec.worker_kwargs is not None:
             own = [spec.worker_kwargs[0]]
-            spec = make_spec(self._options["worker"], self._options["shared_kwargs"], own)
+            spec = make_spec(as_builder(self._options["worker"]), self._options["shared_kwargs"], own)
         lease = _shared.prepare(spec, 1, engines.get("inline"), [{}])()
         try:
             lease.core.warm_up(self._limits)
@@ -304,7 +306,7 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
             return
         if isinstance(reason, KeyboardInterrupt):
             self._core.interrupt(self._group, calls, _INTERRUPT_GRACE)
-        elif isinstance(reason, TimeoutError) and reason is not self._raised:  # joblib's own timeout
+        elif isinstance(reason, multiprocessing.TimeoutError) and reason is not self._raised:  # joblib's own timeout
             self._core.interrupt(self._group, calls, 0.0)
         else:
             self._core.drop(calls)

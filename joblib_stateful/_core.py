@@ -10,10 +10,12 @@ import logging
 import threading
 import time
 from collections import deque
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from . import _clock, _exit
+from ._interrupts import Uninterrupted
 from ._outcome import init_error_of, report_of
 from ._records import (
     Build,
@@ -204,11 +206,16 @@ class Core:
 
     # --- events and decisions -------------------------------------------------------------------------
 
+    def protected(self) -> AbstractContextManager[Any]:
+        """Return a context in which Ctrl-C waits; not where users' code runs in it, under a synchronous engine."""
+        return nullcontext() if self.engine.is_synchronous else Uninterrupted()
+
     def _note(self, event: Callable[[], Decisions]) -> None:
-        with self._changed:
-            decisions = event()
-            self._changed.notify_all()
-        self._perform(decisions)
+        with self.protected():
+            with self._changed:
+                decisions = event()
+                self._changed.notify_all()
+            self._perform(decisions)
 
     def _perform(self, decisions: Decisions) -> None:
         todo: deque[Decision] = deque(decisions)

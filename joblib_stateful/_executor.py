@@ -19,6 +19,8 @@ have one, it is settled, and its future with it.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
 import weakref
 from concurrent.futures import Executor, Future
@@ -31,7 +33,7 @@ from . import _check, _exit, engines, errors
 from ._core import Core
 from ._outcome import packing_error_of
 from ._records import Call, Group, Limits, WorkerInfo
-from ._spec import PackedSpec, make_spec
+from ._spec import PackedSpec, factory, make_spec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -119,7 +121,7 @@ class StatefulExecutor(Executor):
     ) -> None:
         self._engine = engines.get(engine)
         self._limits = _check.check_limits(self._engine, item_timeout, init_timeout, retries, max_restarts)
-        spec = make_spec(worker, shared_kwargs, worker_kwargs)
+        spec = make_spec(as_builder(worker), shared_kwargs, worker_kwargs)
         if worker is not None and spec.build is None:
             raise TypeError(
                 f"StatefulExecutor takes what builds the workers' objects (a class or factory(function)), not the "
@@ -260,6 +262,12 @@ class _Resolver:
             future.set_exception(error)
         else:
             future.set_result(call.values[0])
+
+
+def as_builder(worker: Any) -> Any:
+    """Return a class so that its objects need not be callable: here functions use them, by `get_worker`."""
+    made_from = worker.func if isinstance(worker, functools.partial) else worker
+    return factory(worker) if inspect.isclass(made_from) else worker
 
 
 def make_core(

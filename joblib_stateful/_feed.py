@@ -96,6 +96,10 @@ class Feed:
 
     def send(self, call: Call) -> None:
         """Hand a batch to joblib."""
+        with self._core.protected():
+            self._send(call)
+
+    def _send(self, call: Call) -> None:
         with self.changed:
             self.pending[call] = None
             if self._ordered:

@@ -154,6 +154,16 @@ def test_workers_may_be_partials_and_factories(engine: str) -> None:
             assert executor.submit(call_worker, 1).result(_PATIENCE) == ("t", 1)
 
 
+@engines
+def test_objects_need_not_be_callable(engine: str) -> None:
+    for worker in (dict, partial(dict, device="x")):
+        with StatefulExecutor(worker, 1, shared_kwargs={"device": "x"}, engine=engine) as executor:
+            assert executor.submit(get_worker).result(_PATIENCE) == {"device": "x"}
+            error = executor.submit(call_worker, 1).exception(_PATIENCE)
+            assert type(error) is TypeError
+            assert "'dict' object is not callable" in str(error)
+
+
 def test_arguments_are_pickled_at_once(scene: Scene) -> None:
     with StatefulExecutor(n_jobs=1) as executor:
         blocker = executor.submit(wait_at, scene.gate())
@@ -959,16 +969,12 @@ def test_each_worker_has_its_environment_before_it_imports(tmp_path: Path, monke
 # --- bad arguments ------------------------------------------------------------------------------------
 
 
-class NotCallable: ...
-
-
 @pytest.mark.parametrize(
     ("kwargs", "error", "message"),
     [
         ({"worker": abs}, TypeError, "stateless function"),
         ({"worker": lambda x: x}, TypeError, "submit that instead"),
         ({"worker": 3}, TypeError, "must be a class"),
-        ({"worker": NotCallable}, TypeError, "can't be called"),
         ({"worker": Echo, "n_jobs": 0}, ValueError, "n_jobs=0 has no meaning"),
         ({"worker": Echo, "n_jobs": 1.5}, TypeError, "n_jobs must be an integer"),
         ({"worker": Echo, "n_jobs": True}, TypeError, "n_jobs must be an integer"),

@@ -56,7 +56,7 @@ class Asking(Model):
 
 def look() -> tuple[Any, ...]:
     info = get_worker_info()
-    return get_worker().device, info.index, info.n_jobs, info.kwargs["device"], info.pid == os.getpid()
+    return get_worker().device, info.index, info.n_jobs, info.kwargs.get("device"), info.pid == os.getpid()
 
 
 def ask() -> Any:
@@ -97,7 +97,7 @@ def ask_in_a_thread() -> Any:
 
 def test_threads_that_a_worker_process_starts_find_its_object() -> None:
     with StatefulExecutor(Model, 1) as executor:
-        assert executor.submit(ask_in_a_thread).result(60) == (("cpu", 0, 1, "cpu", True), ("cpu", (1,), {}))
+        assert executor.submit(ask_in_a_thread).result(60) == (("cpu", 0, 1, None, True), ("cpu", (1,), {}))
 
 
 def ask_in_parallel_threads() -> Any:
