@@ -221,7 +221,9 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
     def _prepare(self, slots: int) -> Callable[[], _shared.Lease]:
         spec = self._spec
         if spec.worker_kwargs is not None and slots < len(spec.worker_kwargs):
-            spec = make_spec(as_builder(self._options["worker"]), self._options["shared_kwargs"], list(spec.worker_kwargs[:slots]))
+            spec = make_spec(
+                as_builder(self._options["worker"]), self._options["shared_kwargs"], list(spec.worker_kwargs[:slots])
+            )
         env = self._options["worker_env"]
         if env is not None and len(env) > slots and spec is not self._spec:
             env = env[:slots]

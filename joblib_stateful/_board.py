@@ -1,0 +1,157 @@
+"""Slots and the work that waits for them: who is free, what goes where.
+
+The lower half of the schedule. It knows nothing of outcomes; see `_schedule` for the rules.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from ._slots import CloseWorker, Decisions, Job, SendJob, Slot, StartWorker, State
+
+if TYPE_CHECKING:
+    from ._records import Call
+
+
+@dataclass(eq=False)
+class Board:
+    """The state of all slots and all accepted calls, and the assignment of one to the other.
+
+    Parameters
+    ----------
+    n_slots : int
+        Number of slots.
+    max_tasks : int or None
+        Items after which a worker is closed and its object built anew; None: never.
+    in_turn : bool
+        Give work to the slot that has waited longest, built or not, instead of to as few as possible.
+    """
+
+    n_slots: int
+    max_tasks: int | None = None
+    in_turn: bool = False
+    closing: bool = False
+    queue: deque[Job] = field(default_factory=deque)
+    calls: dict[Call, None] = field(default_factory=dict)
+    slots: list[Slot] = field(init=False)
+    # Free slots by index, in the order in which they became free.
+    _idle: dict[int, None] = field(default_factory=dict)
+    _empty: dict[int, None] = field(init=False)
+    _building: int = 0
+    _seq: int = 0
+
+    def __post_init__(self) -> None:
+        self.slots = [Slot(index) for index in range(self.n_slots)]
+        self._empty = dict.fromkeys(range(self.n_slots))
+
+    def __repr__(self) -> str:
+        states = " ".join(slot.state.value for slot in self.slots)
+        return f"<{type(self).__name__} [{states}] {len(self.queue)} queued, {len(self.calls)} open>"
+
+    def release(self) -> Decisions:
+        """Close the workers that are idle now."""
+        return [decision for slot in self.slots if slot.state is State.IDLE for decision in self._close(slot)]
+
+    def _assign(self) -> Decisions:
+        decisions: Decisions = []
+        while self.queue and self._idle:
+            pair = self._next_pair()
+            if pair is None:
+                break
+            decisions += self._send(*pair)
+        decisions += self._start_workers()
+        if self.closing and not self.queue:
+            decisions += self.release()
+        return decisions
+
+    def _next_pair(self) -> tuple[Job, Slot] | None:
+        """Return the first job in the queue that an idle slot may run, with that slot."""
+        at = 0
+        while at < len(self.queue):
+            job = self.queue[at]
+            slot = self._idle_slot_for(job)
+            if slot is None:
+                at += 1
+                continue
+            del self.queue[at]
+            if self._is_wanted(job.call):
+                return job, slot
+        return None
+
+    def _idle_slot_for(self, job: Job) -> Slot | None:
+        able = [index for index in self._idle if index != job.avoid]
+        if self.in_turn:
+            # Those that had their turn come after new ones, and wait for those that can still be built.
+            new = [index for index in able if not self.slots[index].tasks]
+            if not new and any(index != job.avoid for index in self._empty):
+                return None
+            able = new or able
+        return self.slots[able[0]] if able else None
+
+    def _is_wanted(self, call: Call) -> bool:
+        """Ask, just before a call's first item is sent, whether its owner has cancelled it."""
+        if not call.claimed:
+            call.claimed = call.claim is None or call.claim()
+            if not call.claimed:
+                call.settled = True
+                del self.calls[call]
+        return call.claimed
+
+    def _send(self, job: Job, slot: Slot) -> Decisions:
+        room = len(job.positions) if self.max_tasks is None else self.max_tasks - slot.tasks
+        if room < len(job.positions):
+            self.queue.appendleft(replace(job, positions=job.positions[room:]))
+            job = replace(job, positions=job.positions[:room])
+        del self._idle[slot.index]
+        slot.state, slot.job, slot.seq = State.BUSY, job, self._next_seq()
+        return [SendJob(slot.index, slot.seq, job)]
+
+    def _start_workers(self) -> Decisions:
+        """Start a worker for each slot to be warmed, and for each waiting job that none is being built for."""
+        decisions: Decisions = []
+        for index in [i for i in self._empty if self.slots[i].warm]:
+            decisions.append(self._start(self.slots[index]))
+        waiting = len(self.queue) - self._building
+        for index in list(self._empty):
+            if waiting <= 0:
+                break
+            # Jobs further back have no worker coming for them yet; but those in front may leave them theirs.
+            jobs = list(self.queue)
+            job = next((job for job in jobs[-waiting:] + jobs[:-waiting] if job.avoid != index), None)
+            if job is not None:
+                slot = self.slots[index]
+                slot.group, slot.limits = job.call.group, job.call.limits
+                decisions.append(self._start(slot))
+                waiting -= 1
+        return decisions
+
+    def _start(self, slot: Slot) -> StartWorker:
+        del self._empty[slot.index]
+        self._building += 1
+        slot.state, slot.seq = State.BUILDING, self._next_seq()
+        slot.life += 1
+        return StartWorker(slot.index, slot.seq, slot.limits)
+
+    def _close(self, slot: Slot) -> Decisions:
+        self._idle.pop(slot.index, None)
+        slot.state, slot.seq = State.CLOSING, self._next_seq()
+        return [CloseWorker(slot.index, slot.seq)]
+
+    def _free(self, slot: Slot, state: State) -> None:
+        slot.state = state
+        (self._idle if state is State.IDLE else self._empty)[slot.index] = None
+        slot.doomed = slot.expired = slot.gone = False
+
+    def _free_after_work(self, slot: Slot) -> None:
+        if not slot.doomed:
+            self._free(slot, State.IDLE)
+        elif slot.gone:
+            self._free(slot, State.EMPTY)
+        else:
+            slot.state = State.CLOSING
+
+    def _next_seq(self) -> int:
+        self._seq += 1
+        return self._seq

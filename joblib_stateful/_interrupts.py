@@ -1,0 +1,49 @@
+"""Holding a Ctrl-C back while something is done that must not be left half done.
+
+Python raises KeyboardInterrupt between any two steps of the main thread, also while a process is being started or
+joblib's books are written. Blocking the signal is not enough: another thread may receive it, and Python still
+handles it in the main thread.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from types import FrameType, TracebackType
+
+
+class Uninterrupted:
+    """A context in which Ctrl-C waits until its end; does nothing outside the main thread.
+
+    Examples
+    --------
+    >>> with Uninterrupted():
+    ...     pass
+    """
+
+    def __init__(self) -> None:
+        self._previous: Any = None
+        self._caught: tuple[int, FrameType | None] | None = None
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            handler = signal.getsignal(signal.SIGINT)
+            if callable(handler) and not isinstance(getattr(handler, "__self__", None), Uninterrupted):
+                signal.signal(signal.SIGINT, self._hold)
+                self._previous = handler
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        previous, self._previous = self._previous, None
+        if previous is not None:
+            signal.signal(signal.SIGINT, previous)
+            if self._caught is not None:
+                previous(*self._caught)
+
+    def _hold(self, signum: int, frame: FrameType | None) -> None:
+        self._caught = signum, frame
