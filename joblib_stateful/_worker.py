@@ -66,6 +66,11 @@ class Progress:
         self._numbers[self._PLACE] = -1
         self._numbers[self._PHASE] = Phase.REPLYING
 
+    def leave(self) -> None:
+        """Note that the message is answered; its number stays, so that a reply that is lost is not run again."""
+        self._numbers[self._PHASE] = Phase.IDLE
+        self._numbers[self._PLACE] = -1
+
     def start_item(self, place: int) -> None:
         """Note which item starts now."""
         numbers = self._numbers
@@ -135,7 +140,7 @@ class Worker:
             assert_never(message)
         finally:
             _local.worker = previous
-            self.progress.enter(message.seq, Phase.IDLE)
+            self.progress.leave()
 
     def _build(self, message: Build) -> Built | BuildFailed:
         self.progress.enter(message.seq, Phase.BUILDING)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+import random
 import signal
 import threading
 import time
@@ -66,9 +68,7 @@ def split(results: list[TaskResult[int]]) -> tuple[list[int], dict[int, BaseExce
 def test_a_death_costs_one_item(way: Any, exitcode: int, batch_size: Any, built: BuildLog) -> None:
     kwargs = {"log": built, "deadly": (23,), "way": way}
     results = list(
-        stateful_map(
-            Fragile, range(60), n_jobs=2, shared_kwargs=kwargs, batch_size=batch_size, on_error="deferred"
-        )
+        stateful_map(Fragile, range(60), n_jobs=2, shared_kwargs=kwargs, batch_size=batch_size, on_error="deferred")
     )
     good, bad = split(results)
     assert good == [item for item in range(60) if item != 23]
@@ -300,3 +300,42 @@ def test_a_daemonic_process_is_told_why_not(run_program: Any) -> None:
     assert "daemonic" in done.out
     assert 'engine="threads"' in done.out.replace("\\", "")
     assert "[1])" in done.out
+
+
+class Various:
+    """Takes various times, and gives small and large results."""
+
+    def __call__(self, item: int) -> tuple[int, bytes]:
+        time.sleep(item % 7 * 0.002)
+        return item, bytes(3_000_000 if item % 50 == 0 else 1)
+
+
+@pytest.mark.parametrize("ordered", [True, False], ids=["ordered", "unordered"])
+@pytest.mark.parametrize("retries", [100, 0])
+def test_kills_at_any_moment_lose_nothing(ordered: bool, retries: int) -> None:
+    n_kills, n_items = 0, 700
+    with StatefulExecutor(Various, 3) as executor:
+        chance, stop = random.Random(retries + ordered), threading.Event()
+
+        def kill_some() -> None:
+            nonlocal n_kills
+            while not stop.wait(chance.random() * 0.15):
+                pids = [info.pid for info in executor.workers() if info.pid]
+                with contextlib.suppress(ProcessLookupError):
+                    if pids:
+                        os.kill(chance.choice(pids), signal.SIGKILL)
+                        n_kills += 1
+
+        killer = threading.Thread(target=kill_some)
+        killer.start()
+        try:
+            options = {"ordered": ordered, "on_error": "deferred", "retries": retries, "max_restarts": 10_000}
+            results: list[Any] = list(stateful_map(executor, range(n_items), **options))  # type: ignore[call-overload]  # the policy is in a dict
+        finally:
+            stop.set()
+            killer.join()
+    assert (sorted if not ordered else list)([result.index for result in results]) == list(range(n_items))
+    lost = [result for result in results if not result.ok]
+    assert all(result.value[0] == result.index for result in results if result.ok)
+    assert all(isinstance(result.exception, errors.WorkerCrashedError) for result in lost)
+    assert len(lost) <= (0 if retries else n_kills)

@@ -21,7 +21,7 @@ import loky
 from loky.backend.utils import kill_process_tree
 
 from .. import errors
-from .._records import Death, Finish, Message, Phase
+from .._records import Death, Finish, Message
 from .._transport import Pickled, Transport
 from .._worker import Progress
 from . import _loky_child
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from .._records import Failure, Reply
 
 # A process that loky reports as gone is reaped at once; this only guards against one that can't be.
-_REAP_SECONDS = 10.0
+_REAP_SECONDS = 2.0
 
 
 class LokyWorker(EngineWorker):
@@ -101,6 +101,10 @@ class LokyWorker(EngineWorker):
         (self._process,) = pool._processes.values()
         self.pid = self._process.pid
         self._numbers.seal()
+        # The far ends of both pipes are the worker's alone. If they stayed open here too, its death in the middle of
+        # a message would not end that message, and loky's threads would wait for the rest of it for ever.
+        pool._call_queue._reader.close()
+        pool._result_queue._writer.close()
         return future
 
     def _receive(self, message: Message, on_reply: Callable[[Reply | Death], None], future: Future[Reply]) -> None:
@@ -112,12 +116,12 @@ class LokyWorker(EngineWorker):
         process, exitcode = self._process, None
         if process is not None:
             with contextlib.suppress(Exception):
-                process.join(_REAP_SECONDS if isinstance(error, loky.process_executor.TerminatedWorkerError) else 0)
+                process.join(_REAP_SECONDS)
             if process.exitcode is None:  # loky gave it up for another reason
                 kill_process_tree(process)
             exitcode = process.exitcode
         progress = self.progress
-        started = progress.seq == message.seq and progress.phase is not Phase.IDLE
+        started = progress.seq == message.seq
         reason = f"{type(error).__name__}: {error}" if process is None else ""
         return Death(self.pid, exitcode, started, progress.place, progress.n_finished, reason)
 
