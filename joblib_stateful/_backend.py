@@ -146,6 +146,7 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         self._warned = False
         # Of a copy bound to one Parallel call:
         self._bound_to: Parallel | None = None
+        self._slots: int | None = None
         self._lease: _shared.Lease | None = None
         self._group = Group()
         self._calls: dict[Call, None] = {}
@@ -158,6 +159,8 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         """Return the number of slots that a Parallel call with this ``n_jobs`` gets."""
         if n_jobs == 0:
             raise ValueError("n_jobs == 0 in Parallel has no meaning")
+        if self._slots is not None:
+            return self._slots
         own = self._spec.worker_kwargs
         if n_jobs is None:
             return 1
@@ -183,19 +186,20 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         """Get ready for one Parallel call, on a copy of this backend that is bound to it."""
         if self._bound_to is None or self._bound_to is not parallel:
             own = {name: value for name, value in backend_kwargs.items() if name not in _JOBLIBS_OWN}
-            self._check_contradiction(n_jobs, own)
-            if self._effective_under(n_jobs, own) == 1:
+            # joblib sets inner_max_num_threads after it has made a backend.
+            options = {**self._options, "inner_max_num_threads": self.inner_max_num_threads, **own}
+            bound = StatefulBackend(nesting_level=self.nesting_level, **options)
+            slots = self._slots_for(n_jobs, own.get("worker_kwargs"))
+            if slots == 1:
                 self._ran_inline = True
-                if self._options["worker_env"] is not None:
+                if bound._options["worker_env"] is not None:
                     warnings.warn(
                         "worker_env is not used: with n_jobs=1 joblib runs the calls in this process. Use n_jobs=2 or "
                         "more, or set the variables before the program starts.",
                         stacklevel=2,
                     )
                 raise FallbackToBackend(SequentialBackend(nesting_level=self.nesting_level))
-            bound = StatefulBackend(nesting_level=self.nesting_level, **{**self._options, **own})
-            bound._bound_to = parallel
-            bound._warned = self._warned
+            bound._bound_to, bound._slots = parallel, slots
             raise FallbackToBackend(bound)
         slots = self.effective_n_jobs(n_jobs)
         self.parallel = parallel
@@ -203,20 +207,15 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
             self._lease = self._prepare(slots)()
         return slots
 
-    def _effective_under(self, n_jobs: int, own: Mapping[str, Any]) -> int:
-        if own.get("worker_kwargs") is None:
-            return self.effective_n_jobs(n_jobs)
-        return StatefulBackend(**{**self._options, **own}).effective_n_jobs(n_jobs)
-
-    def _check_contradiction(self, n_jobs: int, own: Mapping[str, Any]) -> None:
-        """Refuse two different numbers of workers in one and the same call."""
-        if own.get("worker_kwargs") is not None:  # Parallel(n_jobs=..., worker_kwargs=...)
-            if n_jobs > 1 or n_jobs < -1:
-                _check.resolve_n_jobs(n_jobs, own["worker_kwargs"])
-            return
+    def _slots_for(self, n_jobs: int, own: Sequence[Mapping[str, Any]] | None) -> int:
+        """Return how many slots one call gets; two different numbers in one and the same call are refused."""
+        if own is not None:  # Parallel(n_jobs=..., worker_kwargs=...)
+            # joblib says 1 also where n_jobs was not given.
+            return _check.resolve_n_jobs(None if n_jobs == 1 else n_jobs, own)
         active, configured = get_active_backend()  # parallel_config(n_jobs=..., worker_kwargs=...)
         if active is self and configured is not None and configured > 0 and self._spec.worker_kwargs is not None:
             _check.resolve_n_jobs(configured, self._spec.worker_kwargs)
+        return self.effective_n_jobs(n_jobs)
 
     def _prepare(self, slots: int) -> Callable[[], _shared.Lease]:
         spec = self._spec

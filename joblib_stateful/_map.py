@@ -6,7 +6,7 @@ import operator
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypedDict, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, Self, TypeAlias, TypedDict, TypeVar, Unpack, overload
 
 from joblib.parallel import get_active_backend
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ._core import Core
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 PassAs = Literal["item", "args", "kwargs"]
 
 
@@ -79,9 +80,10 @@ class StatefulMap(Generic[T]):
         # Asked only where the length is not known.
         run = self._run
         try:
-            return max(0, operator.length_hint(run.plan.iterable) + run.n_pulled - run.n_given)
+            hint = operator.length_hint(run.plan.iterable)
         except Exception:  # noqa: BLE001 - the input's own code
-            return NotImplemented
+            hint = 0
+        return max(0, hint + run.n_pulled - run.n_given)
 
     def close(self) -> None:
         """End the map: what is queued is dropped, what runs finishes in the background.
@@ -150,9 +152,44 @@ class _Options(TypedDict, total=False):
     engine: str | engines.Engine
 
 
+class _Object(Protocol[T_co]):
+    """What is built in a worker."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> T_co: ...
+
+
+class _Partial(Protocol[T_co]):
+    """A `functools.partial` of what builds it; that class itself is invariant."""
+
+    @property
+    def func(self) -> Callable[..., _Object[T_co]]: ...
+
+    @property
+    def keywords(self) -> dict[str, Any]: ...
+
+
+_Builder: TypeAlias = type[_Object[T]] | Factory[_Object[T]] | _Partial[T]
+
+
 @overload
 def stateful_map(
-    worker: type[Callable[..., T]] | Factory[Callable[..., T]] | Callable[..., T],
+    worker: StatefulExecutor,
+    iterable: Iterable[Any],
+    *,
+    on_error: Literal["immediate", "wait_others"] = ...,
+    **options: Unpack[_Options],
+) -> StatefulMap[Any]: ...
+@overload
+def stateful_map(
+    worker: StatefulExecutor,
+    iterable: Iterable[Any],
+    *,
+    on_error: Literal["deferred"],
+    **options: Unpack[_Options],
+) -> StatefulMap[TaskResult[Any]]: ...
+@overload
+def stateful_map(
+    worker: _Builder[T],
     iterable: Iterable[Any],
     *,
     on_error: Literal["immediate", "wait_others"] = ...,
@@ -160,7 +197,7 @@ def stateful_map(
 ) -> StatefulMap[T]: ...
 @overload
 def stateful_map(
-    worker: type[Callable[..., T]] | Factory[Callable[..., T]] | Callable[..., T],
+    worker: _Builder[T],
     iterable: Iterable[Any],
     *,
     on_error: Literal["deferred"],
@@ -168,12 +205,20 @@ def stateful_map(
 ) -> StatefulMap[TaskResult[T]]: ...
 @overload
 def stateful_map(
-    worker: StatefulExecutor,
+    worker: Callable[..., T],
     iterable: Iterable[Any],
     *,
-    on_error: OnError = ...,
+    on_error: Literal["immediate", "wait_others"] = ...,
     **options: Unpack[_Options],
-) -> StatefulMap[Any]: ...
+) -> StatefulMap[T]: ...
+@overload
+def stateful_map(
+    worker: Callable[..., T],
+    iterable: Iterable[Any],
+    *,
+    on_error: Literal["deferred"],
+    **options: Unpack[_Options],
+) -> StatefulMap[TaskResult[T]]: ...
 def stateful_map(
     worker: Any,
     iterable: Iterable[Any],

@@ -16,12 +16,13 @@ from ._transport import PROTOCOL, Transport
 
 P = ParamSpec("P")
 W = TypeVar("W")
+W_co = TypeVar("W_co", covariant=True)
 
 
-class Factory(Generic[W]):
+class Factory(Generic[W_co]):
     """A function that builds the worker's object; made by `factory`."""
 
-    def __init__(self, function: Callable[..., W]) -> None:
+    def __init__(self, function: Callable[..., W_co]) -> None:
         self.function = function
 
     def __repr__(self) -> str:

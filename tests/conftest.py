@@ -54,9 +54,9 @@ class _Held:
         for thread in threading.enumerate():
             if type(thread).__name__ not in _KEPT_THREADS and not thread.name.startswith(_KEPT_THREADS):
                 held.threads.add(thread.ident or 0)
-        for fd in os.listdir("/proc/self/fd"):
+        for fd in Path("/proc/self/fd").iterdir():
             try:
-                held.files.add(f"{fd} -> {os.readlink(f'/proc/self/fd/{fd}')}")
+                held.files.add(f"{fd.name} -> {fd.readlink()}")
             except OSError:
                 continue  # the one that listed the folder
         shm = Path("/dev/shm")

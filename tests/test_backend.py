@@ -15,15 +15,17 @@ import warnings
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import joblib
 import pytest
-from conftest import RunProgram
 from joblib import Parallel, delayed, parallel_backend, parallel_config
-from test_map_tools import Gate, Log, Meeting, Scene, engines, new_scene, parallel_engines
 
 from joblib_stateful import StatefulBackend, call_worker, errors, factory, get_worker, get_worker_info
+from test_map_tools import Gate, Log, Meeting, Scene, engines, new_scene, parallel_engines
+
+if TYPE_CHECKING:
+    from conftest import RunProgram
 
 # joblib warns of generators that are not consumed, whatever the backend.
 pytestmark = pytest.mark.filterwarnings("ignore:.*tasks which were still being processed by the workers:UserWarning")
@@ -236,6 +238,10 @@ def n_jobs_here() -> int:
     return get_worker_info().n_jobs
 
 
+def environment(name: str) -> str | None:
+    return os.environ.get(name)
+
+
 def test_n_jobs_not_given_is_the_number_of_worker_kwargs_or_one() -> None:
     with stateful(worker=Tagged, worker_kwargs=[{}] * 3, engine="threads"):
         assert joblib.effective_n_jobs() == 3
@@ -243,7 +249,10 @@ def test_n_jobs_not_given_is_the_number_of_worker_kwargs_or_one() -> None:
     with stateful(worker=Tagged, engine="threads"):
         assert Parallel()._effective_n_jobs() == 1
     # Parallel(backend="stateful", worker_kwargs=...) is one call by itself.
-    assert slots_of(Parallel(backend="stateful", worker=Tagged, worker_kwargs=[{}] * 3, engine="threads")) == 3
+    parallel = Parallel(backend="stateful", worker=Tagged, worker_kwargs=[{}] * 3, engine="threads")
+    assert slots_of(parallel) == 3
+    with parallel:
+        assert slots_of(parallel) == slots_of(parallel) == 3
 
 
 @pytest.mark.parametrize(("n_jobs", "expected"), [(-1, 3), (-2, 2), (2, 2), (3, 3)])
@@ -251,7 +260,9 @@ def test_n_jobs_of_a_call_under_worker_kwargs(n_jobs: int, expected: int) -> Non
     with stateful(worker=Tagged, worker_kwargs=[{"tag": n} for n in range(3)], engine="threads"):
         assert joblib.effective_n_jobs(n_jobs) == expected
         assert slots_of(Parallel(n_jobs=n_jobs)) == expected
-        assert {tag for tag, _ in Parallel(n_jobs=n_jobs)(delayed(tag_of)(n) for n in range(30))} <= set(range(expected))
+        assert {tag for tag, _ in Parallel(n_jobs=n_jobs)(delayed(tag_of)(n) for n in range(30))} <= set(
+            range(expected)
+        )
 
 
 def test_more_jobs_than_worker_kwargs_means_all_with_one_warning() -> None:
@@ -266,7 +277,7 @@ def test_more_jobs_than_worker_kwargs_means_all_with_one_warning() -> None:
 
 @pytest.mark.parametrize("n_jobs", [2, 4])
 def test_a_contradiction_within_one_call_is_refused(n_jobs: int) -> None:
-    own = [{}] * 3
+    own: list[dict[str, Any]] = [{}] * 3
     message = f"n_jobs={n_jobs}, but worker_kwargs has 3 entries"
     with stateful(worker=Tagged, worker_kwargs=own, n_jobs=n_jobs), pytest.raises(ValueError, match=message):
         Parallel()(delayed(abs)(n) for n in range(3))
@@ -286,14 +297,14 @@ def test_worker_env_is_set_and_with_one_job_warned_about(monkeypatch: pytest.Mon
     monkeypatch.delenv("FAKE_DEVICE", raising=False)
     env = [{"FAKE_DEVICE": "0"}, {"FAKE_DEVICE": "1"}]
     with stateful(n_jobs=2, worker_env=env):
-        assert set(Parallel()(delayed(os.environ.get)("FAKE_DEVICE") for _ in range(4))) <= {"0", "1"}
+        assert set(Parallel()(delayed(environment)("FAKE_DEVICE") for _ in range(4))) <= {"0", "1"}
     with stateful(n_jobs=1, worker_env=env[:1]), pytest.warns(UserWarning, match="worker_env is not used"):
-        assert Parallel()(delayed(os.environ.get)("FAKE_DEVICE") for _ in range(2)) == [None, None]
+        assert Parallel()(delayed(environment)("FAKE_DEVICE") for _ in range(2)) == [None, None]
 
 
 def test_inner_max_num_threads() -> None:
     with stateful(n_jobs=2, inner_max_num_threads=3):
-        assert Parallel()(delayed(os.environ.get)("OMP_NUM_THREADS") for _ in range(2)) == ["3", "3"]
+        assert Parallel()(delayed(environment)("OMP_NUM_THREADS") for _ in range(2)) == ["3", "3"]
 
 
 # --- exceptions and early ends ------------------------------------------------------------------------
@@ -414,7 +425,7 @@ def test_retries(scene: Scene) -> None:
 
 
 def test_item_timeout(scene: Scene) -> None:
-    with stateful(n_jobs=2, item_timeout=0.3):
+    with stateful(n_jobs=2, item_timeout=2):  # a worker's first item includes its import of joblib
         with pytest.raises(errors.ItemTimeoutError):
             Parallel(batch_size=1)(delayed(wait_at)(scene.gate()) for _ in range(2))
         assert Parallel()(delayed(abs)(-1) for _ in range(2)) == [1, 1]
@@ -444,7 +455,10 @@ def test_a_slot_that_keeps_dying_ends_the_call() -> None:
         def __init__(self) -> None:
             die()
 
-    with stateful(worker=Deadly, n_jobs=2, max_restarts=1), pytest.raises(errors.WorkerInitError, match="max_restarts=1"):
+    with (
+        stateful(worker=Deadly, n_jobs=2, max_restarts=1),
+        pytest.raises(errors.WorkerInitError, match="max_restarts=1"),
+    ):
         Parallel()(delayed(tag_of)(n) for n in range(20))
 
 
@@ -545,7 +559,7 @@ def test_a_stateful_parallel_within_a_task(engine: str) -> None:
 class Bar:
     """What of tqdm is needed, with a record of what was done to it."""
 
-    made: list[Bar]
+    made: ClassVar[list[Bar]]
 
     def __init__(self, total: int | None = None) -> None:
         self.total, self.n, self.closed = total, 0, False
@@ -565,7 +579,7 @@ def nest_in_threads(item: int) -> Any:
 @parallel_engines
 def test_one_bar_for_the_outermost_call_only(engine: str) -> None:
     class Mine(Bar):
-        made: list[Bar] = []
+        made: ClassVar[list[Bar]] = []
 
     with stateful(n_jobs=2, engine=engine, progress=Mine):
         Parallel()(delayed(nest_in_threads)(3) for n in range(5))

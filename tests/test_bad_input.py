@@ -9,10 +9,10 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import ENGINES
-from test_map_tools import engines
 
+from conftest import ENGINES
 from joblib_stateful import StatefulExecutor, factory, stateful_map
+from test_map_tools import engines
 
 NAN, INF = float("nan"), float("inf")
 
@@ -77,14 +77,20 @@ def test_n_jobs_and_worker_kwargs_that_contradict_each_other(engine: str) -> Non
     two = [{"path": "a"}, {"path": "b"}]
     for n_jobs in (1, 3):
         refused(
-            ValueError, f"n_jobs={n_jobs}", "2 entries", "Leave n_jobs out", worker_kwargs=two, n_jobs=n_jobs, engine=engine
+            ValueError,
+            f"n_jobs={n_jobs}",
+            "2 entries",
+            "Leave n_jobs out",
+            worker_kwargs=two,
+            n_jobs=n_jobs,
+            engine=engine,
         )
 
 
 # --- kwargs ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", [{"path": "p"}, "path", 3, (kwargs for kwargs in [{}])])
+@pytest.mark.parametrize("value", [{"path": "p"}, "path", 3, iter([{"path": "p"}])])
 def test_worker_kwargs_that_are_no_list(value: Any) -> None:
     refused(TypeError, "worker_kwargs must be a list", type(value).__name__, "shared_kwargs", worker_kwargs=value)
 
@@ -121,7 +127,8 @@ def open_model(path: str) -> Model:
 
 
 @pytest.mark.parametrize(
-    ("worker", "name"), [(stateless, "stateless"), (len, "len"), (Model("p"), "Model object"), (lambda item: item, "lambda")]
+    ("worker", "name"),
+    [(stateless, "stateless"), (len, "len"), (Model("p"), "Model object"), (lambda item: item, "lambda")],
 )
 def test_kwargs_for_what_is_not_built(worker: Any, name: str) -> None:
     words = (name, "stateless function", "factory(", "functools.partial")
@@ -190,7 +197,7 @@ def test_worker_env() -> None:
     refused(ValueError, "worker_env has 1 entries", "n_jobs=2", worker_env=[{}], n_jobs=2)
     refused(TypeError, "worker_env must be a list", "dict", worker_env={"A": "1"}, n_jobs=1)
     refused(TypeError, "worker_env[0] must be a dict", "'A=1'", worker_env=["A=1"], n_jobs=1)
-    refused(TypeError, "worker_env[0]", "'A': 1", 'Write \'A\': "1"', worker_env=[{"A": 1}], n_jobs=1)
+    refused(TypeError, "worker_env[0]", "'A': 1", "Write 'A': \"1\"", worker_env=[{"A": 1}], n_jobs=1)
     refused(TypeError, "worker_env[0]", worker_env=[{1: "A"}], n_jobs=1)
 
 
@@ -207,7 +214,7 @@ def test_no_worker() -> None:
 
 
 def test_a_factory_of_nothing() -> None:
-    with pytest.raises(TypeError, match="factory.. takes a function that builds the worker's object, not 3"):
+    with pytest.raises(TypeError, match=r"factory.. takes a function that builds the worker's object, not 3"):
         factory(3)  # type: ignore[arg-type]  # that is the point
 
 
@@ -241,7 +248,14 @@ def test_what_an_executor_has_of_its_own(option: dict[str, Any]) -> None:
 
 def test_several_at_once_are_all_named() -> None:
     with StatefulExecutor(Model, 1, shared_kwargs={"path": "p"}, engine="inline") as executor:
-        refused(TypeError, "n_jobs, shared_kwargs, engine can't", worker=executor, n_jobs=1, shared_kwargs={}, engine="threads")
+        refused(
+            TypeError,
+            "n_jobs, shared_kwargs, engine can't",
+            worker=executor,
+            n_jobs=1,
+            shared_kwargs={},
+            engine="threads",
+        )
 
 
 def test_an_executor_without_a_worker() -> None:
@@ -267,7 +281,9 @@ def test_kwargs_that_cannot_be_pickled() -> None:
     lock = threading.Lock()
     refused(TypeError, "kwarg 'lock'", *cause, shared_kwargs={"path": "p", "lock": lock})
     refused(TypeError, "worker_kwargs[1]['lock']", *cause, worker_kwargs=[{"path": "p"}, {"path": "p", "lock": lock}])
-    refused(TypeError, "fixed by partial", *cause, worker=partial(Model, lock))
+    refused(TypeError, "kwarg 'lock'", *cause, worker=partial(Model, "p", lock=lock), shared_kwargs={})
+    untyped: Any = Model
+    refused(TypeError, "fixed by partial", *cause, worker=partial(untyped, lock))
     refused(TypeError, "kwarg 'lock'", "ValueError: stays at home", shared_kwargs={"path": "p", "lock": Unpicklable()})
 
 

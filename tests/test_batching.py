@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -60,7 +61,7 @@ def test_short_items_soon_travel_in_large_batches() -> None:
     sizes = play(Batching(2, "auto", "auto"), 1e-6, 8)
     assert sizes == sorted(sizes)
     assert sizes[0] == 1
-    assert all(after <= before * GROWTH for before, after in zip(sizes, sizes[1:], strict=False))
+    assert all(after <= before * GROWTH for before, after in itertools.pairwise(sizes))
     assert sizes[-1] >= 0.9 * BATCH_SECONDS / 1e-6
 
 

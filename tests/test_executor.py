@@ -13,15 +13,17 @@ from concurrent.futures import CancelledError, Executor, Future, as_completed
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import joblib
 import psutil
 import pytest
-from conftest import RunProgram
-from test_map_tools import Gate, Log, Meeting, Scene, engines, new_scene, parallel_engines
 
 from joblib_stateful import StatefulExecutor, call_worker, errors, factory, get_worker, get_worker_info
+from test_map_tools import Gate, Log, Meeting, Scene, engines, new_scene, parallel_engines
+
+if TYPE_CHECKING:
+    from conftest import RunProgram
 
 _PATIENCE = 60
 
@@ -74,7 +76,7 @@ def die() -> NoReturn:
 
 
 def is_alive(pid: int) -> bool:
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return bool(psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
 
 
 # --- submit, map --------------------------------------------------------------------------------------
@@ -149,6 +151,7 @@ def test_workers_may_be_partials_and_factories(engine: str) -> None:
     def build(tag: str) -> Echo:
         return Echo(tag=tag)
 
+    worker: Any
     for worker in (partial(Echo, tag="t"), factory(partial(build, "t")), partial(Echo, None, "t")):
         with StatefulExecutor(worker, 1, engine=engine) as executor:
             assert executor.submit(call_worker, 1).result(_PATIENCE) == ("t", 1)
@@ -234,7 +237,7 @@ def test_a_queued_call_can_be_cancelled_and_a_running_one_cannot(engine: str, sc
     assert scene.log().lines == []
 
 
-class Special(Exception):
+class Special(Exception):  # noqa: N818 - a user's own name
     def __init__(self, code: int) -> None:
         super().__init__(f"code {code}")
         self.code = code
@@ -303,7 +306,7 @@ def test_what_cannot_travel_is_the_error_of_its_future(bad: type, where: str, sc
     assert count(scene.log(), "built") == 1
 
 
-class Stubborn(Exception):
+class Stubborn(Exception):  # noqa: N818 - a user's own name
     def __init__(self, one: int, two: int) -> None:
         super().__init__("needs two")
 
@@ -357,7 +360,7 @@ def test_after_shutdown_nothing_is_accepted(engine: str) -> None:
     executor.submit(call_worker, 1).result(_PATIENCE)
     executor.shutdown()
     executor.shutdown()  # more than once is fine
-    for forbidden in (partial(executor.submit, abs, 1), executor.warm_up, partial(executor.map, abs, [1])):
+    for forbidden in (lambda: executor.submit(abs, 1), executor.warm_up, lambda: executor.map(abs, [1])):
         with pytest.raises(RuntimeError) as caught:
             forbidden()
         assert type(caught.value) is errors.ShutdownError
@@ -583,7 +586,7 @@ class Picky(Echo):
 @engines
 def test_warm_up_raises_what_a_constructor_raised_and_keeps_the_others(engine: str, scene: Scene) -> None:
     shared = {"log": scene.log(), "allowed": scene.gate()}
-    own = [{"tag": "good"}, {"tag": "poor", "bad": True}]
+    own: list[dict[str, Any]] = [{"tag": "good"}, {"tag": "poor", "bad": True}]
     with StatefulExecutor(Picky, shared_kwargs=shared, worker_kwargs=own, engine=engine) as executor:
         with pytest.raises(errors.WorkerInitError, match="slot 1") as caught:
             executor.warm_up()
@@ -880,9 +883,7 @@ class BadlyClosed(Echo):
 
 
 @engines
-def test_a_close_that_raises_is_logged_and_no_more(
-    engine: str, scene: Scene, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_close_that_raises_is_logged_and_no_more(engine: str, scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
     with (
         caplog.at_level(logging.WARNING, "joblib_stateful"),
         StatefulExecutor(BadlyClosed, 1, shared_kwargs={"log": scene.log()}, engine=engine) as executor,

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 from joblib import Parallel, delayed, parallel_config
-from test_map_tools import Log, Scene, engines, new_scene
 
 from joblib_stateful import (
     StatefulBackend,
@@ -23,6 +22,7 @@ from joblib_stateful import (
     get_worker_info,
     stateful_map,
 )
+from test_map_tools import Log, Scene, engines, new_scene
 
 
 @pytest.fixture

@@ -6,17 +6,19 @@ import itertools
 import operator
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import joblib
 import pytest
-from conftest import ENGINES, BuildLog, RunProgram
-from test_map_tools import Scene, engines, new_scene, orders, parallel_engines
 
 from joblib_stateful import StatefulExecutor, StatefulMap, call_worker, factory, get_worker_info, stateful_map
+from test_map_tools import Scene, engines, new_scene, orders, parallel_engines
+
+if TYPE_CHECKING:
+    from conftest import BuildLog, RunProgram
 
 
 class Adder:
@@ -49,7 +51,7 @@ def add_five(item: int) -> int:
 @engines
 @orders
 @pytest.mark.parametrize("batch_size", [1, 3, 1000, "auto"])
-def test_each_item_goes_through_a_worker_once(engine: str, ordered: bool, batch_size: Any) -> None:
+def test_each_item_goes_through_a_worker_once(*, engine: str, ordered: bool, batch_size: Any) -> None:
     results = list(
         stateful_map(
             Adder, range(100), n_jobs=2, shared_kwargs={"to": 5}, ordered=ordered, batch_size=batch_size, engine=engine
@@ -104,7 +106,7 @@ def test_ordered_results_wait_for_the_first(engine: str, tmp_path: Path) -> None
 
 @engines
 def test_none_and_falsy_results_are_results(engine: str) -> None:
-    values = [None, 0, "", [], False, Ellipsis]
+    values: list[Any] = [None, 0, "", [], False, Ellipsis]
     assert list(stateful_map(lambda item: item, values, n_jobs=2, engine=engine)) == values
 
 
@@ -157,16 +159,16 @@ def test_every_kind_of_worker(engine: str, kind: str) -> None:
 @engines
 @pytest.mark.parametrize("how", ["class", "partial", "factory", "bound classmethod"])
 def test_whatever_builds_objects_builds_one_per_worker(engine: str, how: str, built: BuildLog) -> None:
-    worker: Any
-    worker, kwargs = {
+    builders: dict[str, tuple[Any, dict[str, Any]]] = {
         "class": (Adder, {"log": built}),
         "partial": (partial(Adder, built), {}),
         "factory": (factory(Adder), {"log": built}),
         "bound classmethod": (factory(Adder.from_text), {"log": built, "text": "0"}),
-    }[how]
+    }
+    worker, kwargs = builders[how]
     for _ in range(2):
         # Adder.from_text is another bound method each time, and still the same builder.
-        again = factory(Adder.from_text) if how == "bound classmethod" else worker
+        again: Any = factory(Adder.from_text) if how == "bound classmethod" else worker
         assert list(stateful_map(again, range(30), n_jobs=2, shared_kwargs=kwargs, engine=engine)) == list(range(30))
     if how == "factory":  # which is told by its function, not by the wrapper
         list(stateful_map(factory(Adder), range(3), n_jobs=2, shared_kwargs=kwargs, engine=engine))
@@ -482,7 +484,11 @@ def test_an_input_that_is_too_long_for_len_has_none() -> None:
 @orders
 @pytest.mark.parametrize("policy", ["immediate", "wait_others", "deferred"])
 def test_an_empty_input_gives_nothing_and_builds_nothing(
-    engine: str, ordered: bool, policy: Any, built: BuildLog
+    *,
+    engine: str,
+    ordered: bool,
+    policy: Any,
+    built: BuildLog,
 ) -> None:
     results = stateful_map(
         Adder, [], n_jobs=2, shared_kwargs={"log": built}, ordered=ordered, on_error=policy, engine=engine
@@ -521,14 +527,17 @@ def test_an_object_of_an_engine_serves_as_well_as_its_name(engine: str) -> None:
     assert list(stateful_map(add_five, range(3), n_jobs=1, engine=get(engine))) == [5, 6, 7]
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+def inner_threads(item: Any) -> str | None:
+    return os.environ.get("OMP_NUM_THREADS")
+
+
+@engines
 def test_inner_threads_of_workers(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
     def value(**options: Any) -> str | None:
-        read: Callable[[Any], str | None] = lambda item: os.environ.get("OMP_NUM_THREADS")  # noqa: E731
-        (found,) = stateful_map(read, [0], engine=engine, **options)
-        return found
+        results: list[str | None] = list(stateful_map(inner_threads, [0], engine=engine, **options))
+        return results[0]
 
     if engine == "loky":
         assert value(n_jobs=1) == str(joblib.cpu_count())

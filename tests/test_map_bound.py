@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import RunProgram
-from test_map_tools import Gate, engines, new_scene, orders, parallel_engines
 
 from joblib_stateful import stateful_map
 from joblib_stateful._batching import BUFFER_BYTES
+from test_map_tools import Gate, engines, new_scene, orders, parallel_engines
+
+if TYPE_CHECKING:
+    from conftest import RunProgram
 
 MEGABYTE = 2**20
 BIG = 10 * MEGABYTE
@@ -47,7 +49,7 @@ def identity(item: Any) -> Any:
 @orders
 @pytest.mark.parametrize("batch_size", [1, 3, "auto"])
 @pytest.mark.parametrize("buffer", [1, 2, 7, 100])
-def test_the_bound_is_strict(engine: str, ordered: bool, batch_size: Any, buffer: int) -> None:
+def test_the_bound_is_strict(*, engine: str, ordered: bool, batch_size: Any, buffer: int) -> None:
     source = Watched(range(300 if engine != "loky" else 120))
     results = stateful_map(
         identity, source, n_jobs=2, ordered=ordered, batch_size=batch_size, buffer=buffer, engine=engine
@@ -59,12 +61,14 @@ def test_the_bound_is_strict(engine: str, ordered: bool, batch_size: Any, buffer
 @engines
 @orders
 @pytest.mark.parametrize("policy", ["wait_others", "deferred"])
-def test_failures_leave_the_buffer_too(engine: str, ordered: bool, policy: Any) -> None:
+def test_failures_leave_the_buffer_too(*, engine: str, ordered: bool, policy: Any) -> None:
     def fail(item: int) -> None:
         raise ValueError(item)
 
     source = Watched(range(50))
-    results = stateful_map(fail, source, n_jobs=2, batch_size=2, buffer=5, ordered=ordered, on_error=policy, engine=engine)
+    results = stateful_map(
+        fail, source, n_jobs=2, batch_size=2, buffer=5, ordered=ordered, on_error=policy, engine=engine
+    )
     if policy == "deferred":
         assert len(list(source.taken(results))) == 50
     else:
@@ -148,7 +152,11 @@ def test_a_slow_first_item_does_not_hold_up_the_others_unordered(engine: str, bu
 @orders
 @pytest.mark.parametrize("batch_size", [1, "auto"])
 def test_a_consumer_that_comes_late_finds_no_more_than_the_buffer(
-    engine: str, ordered: bool, batch_size: Any, tmp_path: Path
+    *,
+    engine: str,
+    ordered: bool,
+    batch_size: Any,
+    tmp_path: Path,
 ) -> None:
     source = Watched(range(1000))
     options: dict[str, Any] = {"n_jobs": 1, "engine": engine}
@@ -204,7 +212,7 @@ class Weighed(Watched):
 @parallel_engines
 @orders
 @pytest.mark.parametrize("make", [big_bytes, big_array], ids=["bytes", "array"])
-def test_big_items_stay_under_the_byte_cap(engine: str, ordered: bool, make: Any) -> None:
+def test_big_items_stay_under_the_byte_cap(*, engine: str, ordered: bool, make: Any) -> None:
     pytest.importorskip("numpy")
     source = Weighed(30, make)
     results = stateful_map(weigh, source, n_jobs=2, ordered=ordered, engine=engine)
@@ -215,7 +223,7 @@ def test_big_items_stay_under_the_byte_cap(engine: str, ordered: bool, make: Any
 @parallel_engines
 @orders
 @pytest.mark.parametrize("make", [big_bytes, big_array], ids=["bytes", "array"])
-def test_big_results_stay_under_the_byte_cap(engine: str, ordered: bool, make: Any) -> None:
+def test_big_results_stay_under_the_byte_cap(*, engine: str, ordered: bool, make: Any) -> None:
     pytest.importorskip("numpy")
     source = Watched(range(30))
     results = stateful_map(make, source, n_jobs=2, ordered=ordered, engine=engine)
@@ -236,7 +244,7 @@ PEAK_MEGABYTES = 40
 
 
 @orders
-def test_a_million_items_in_flat_memory(run_program: RunProgram, ordered: bool) -> None:
+def test_a_million_items_in_flat_memory(*, run_program: RunProgram, ordered: bool) -> None:
     done = run_program(
         """
         import sys, tracemalloc

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
 from conftest import ENGINES
 
 engines = pytest.mark.parametrize("engine", ENGINES)

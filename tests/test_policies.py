@@ -6,18 +6,21 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import ENGINES, BuildLog
+
+from conftest import ENGINES
+from joblib_stateful import TaskResult, errors, stateful_map
 from test_map_tools import Scene, engines, new_scene, orders, parallel_engines, policies
 
-from joblib_stateful import TaskResult, errors, stateful_map
+if TYPE_CHECKING:
+    from conftest import BuildLog
 
 raising = pytest.mark.parametrize("policy", ["immediate", "wait_others"])
 
 
-class Mine(Exception):
+class Mine(Exception):  # noqa: N818 - users name theirs as they like
     """An exception with an attribute."""
 
     def __init__(self, message: str, code: int) -> None:
@@ -62,7 +65,12 @@ class Player:
 @raising
 @pytest.mark.parametrize("batch_size", [1, 5])
 def test_the_original_exception_is_raised(
-    engine: str, ordered: bool, policy: Any, batch_size: int, tmp_path: Path
+    *,
+    engine: str,
+    ordered: bool,
+    policy: Any,
+    batch_size: int,
+    tmp_path: Path,
 ) -> None:
     results = stateful_map(
         Player,
@@ -82,7 +90,7 @@ def test_the_original_exception_is_raised(
 
 @engines
 @orders
-def test_deferred_yields_the_original_exception(engine: str, ordered: bool, tmp_path: Path) -> None:
+def test_deferred_yields_the_original_exception(*, engine: str, ordered: bool, tmp_path: Path) -> None:
     results = list(
         stateful_map(
             Player,
@@ -142,7 +150,11 @@ def test_without_a_cause_of_its_own_there_is_none_within_a_process(engine: str) 
 @parallel_engines
 @orders
 def test_immediate_raises_while_earlier_items_still_run(
-    engine: str, ordered: bool, tmp_path: Path, built: BuildLog
+    *,
+    engine: str,
+    ordered: bool,
+    tmp_path: Path,
+    built: BuildLog,
 ) -> None:
     scene = new_scene(tmp_path)
     kwargs = {"scene": scene, "built": built}
@@ -164,10 +176,11 @@ def test_immediate_raises_while_earlier_items_still_run(
 
 @parallel_engines
 def test_immediate_drops_the_results_that_are_there(engine: str, tmp_path: Path) -> None:
-    kwargs = {"scene": new_scene(tmp_path)}
-    options: dict[str, Any] = {"n_jobs": 1, "shared_kwargs": kwargs, "engine": engine, "batch_size": 1}
-    results = stateful_map(Player, ["a", "b", ("raise", 7), "c", "d"], buffer=5, **options)
+    scene = new_scene(tmp_path)
+    options: dict[str, Any] = {"n_jobs": 1, "shared_kwargs": {"scene": scene}, "engine": engine, "batch_size": 1}
+    results = stateful_map(Player, ["a", "b", ("raise after", "go", 7), "c", "d"], buffer=5, **options)
     assert next(results) == "a"
+    scene.gate("go").open()
     # On the only slot, this is run behind the others; so when it is back, the error is known.
     assert list(stateful_map(Player, ["x"], **options)) == ["x"]
     with pytest.raises(Mine):
@@ -223,7 +236,7 @@ def test_the_input_is_pulled_no_further_and_closed(engine: str, policy: Any, tmp
 
 @parallel_engines
 @orders
-def test_wait_others_waits_for_what_runs_and_yields_it(engine: str, ordered: bool, tmp_path: Path) -> None:
+def test_wait_others_waits_for_what_runs_and_yields_it(*, engine: str, ordered: bool, tmp_path: Path) -> None:
     scene = new_scene(tmp_path)
     items = [("meet and wait", "late"), ("meet and raise", 5), *[("wait", "late")] * 50]
     results = stateful_map(
@@ -249,15 +262,15 @@ def test_wait_others_waits_for_what_runs_and_yields_it(engine: str, ordered: boo
 
 @parallel_engines
 @orders
-def test_wait_others_yields_what_is_done_before_it_raises(engine: str, ordered: bool, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"n_jobs": 1, "shared_kwargs": {"scene": new_scene(tmp_path)}, "engine": engine}
-    items = ["a", "b", ("raise", 7), "c"]
-    results = stateful_map(
-        Player, items, buffer=4, batch_size=1, on_error="wait_others", ordered=ordered, **options
-    )
+def test_wait_others_yields_what_is_done_before_it_raises(*, engine: str, ordered: bool, tmp_path: Path) -> None:
+    scene = new_scene(tmp_path)
+    options: dict[str, Any] = {"n_jobs": 1, "shared_kwargs": {"scene": scene}, "engine": engine, "batch_size": 1}
+    items = ["a", "b", ("raise after", "go", 7), "c"]
+    results = stateful_map(Player, items, buffer=4, on_error="wait_others", ordered=ordered, **options)
     assert next(results) == "a"
+    scene.gate("go").open()
     assert list(stateful_map(Player, ["x"], **options)) == ["x"]  # behind the others: all of them are back now
-    found = []
+    found: list[Any] = []
     with pytest.raises(Mine):
         found.extend(results)
     assert found[0] == "b"
@@ -266,7 +279,9 @@ def test_wait_others_yields_what_is_done_before_it_raises(engine: str, ordered: 
 
 @parallel_engines
 @orders
-def test_wait_others_raises_the_lowest_index_and_notes_the_others(engine: str, ordered: bool, tmp_path: Path) -> None:
+def test_wait_others_raises_the_lowest_index_and_notes_the_others(
+    *, engine: str, ordered: bool, tmp_path: Path
+) -> None:
     scene = new_scene(tmp_path)
 
     def fail(item: int) -> None:
@@ -296,7 +311,7 @@ def test_wait_others_raises_the_lowest_index_and_notes_the_others(engine: str, o
 @engines
 @orders
 @pytest.mark.parametrize("batch_size", [1, 4, "auto"])
-def test_deferred_goes_on_to_the_end(engine: str, ordered: bool, batch_size: Any, built: BuildLog) -> None:
+def test_deferred_goes_on_to_the_end(*, engine: str, ordered: bool, batch_size: Any, built: BuildLog) -> None:
     class Odd:
         def __init__(self, log: BuildLog) -> None:
             log.note()
@@ -443,19 +458,19 @@ def test_a_returned_exception_is_a_value(engine: str, policy: Any) -> None:
 # --- exceptions that make trouble -----------------------------------------------------------------------
 
 
-class Frozen(Exception):
+class Frozen(Exception):  # noqa: N818 - users name theirs as they like
     """Forbids attributes, as frozen data classes do."""
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"can't set {name}")
 
 
-class Mute(Exception):
+class Mute(Exception):  # noqa: N818 - users name theirs as they like
     def __str__(self) -> str:
         raise ZeroDivisionError
 
 
-class Falsy(Exception):
+class Falsy(Exception):  # noqa: N818 - users name theirs as they like
     def __bool__(self) -> bool:
         return False
 
@@ -526,7 +541,12 @@ class InputError(Exception):
 @pytest.mark.parametrize("batch_size", [1, 3, "auto"])
 @pytest.mark.parametrize("n_good", [0, 7])
 def test_an_exception_of_the_input_comes_after_the_results_before_it(
-    engine: str, ordered: bool, policy: Any, batch_size: Any, n_good: int
+    *,
+    engine: str,
+    ordered: bool,
+    policy: Any,
+    batch_size: Any,
+    n_good: int,
 ) -> None:
     if engine == "loky" and batch_size == 1:
         pytest.skip("covered by the other engines; processes take their time")

@@ -5,19 +5,22 @@ from __future__ import annotations
 import doctest
 import importlib
 import importlib.metadata
+import importlib.resources
 import inspect
 import json
 import pkgutil
 import re
 import types
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import RunProgram
 
 import joblib_stateful
 import joblib_stateful.compat
 from joblib_stateful import engines, errors, testing
+
+if TYPE_CHECKING:
+    from conftest import RunProgram
 
 _NAMES = {
     "StatefulMap",
@@ -44,7 +47,7 @@ def test_the_public_names_are_those_of_the_contract() -> None:
 def test_all_names_what_there_is_and_nothing_else() -> None:
     for name in joblib_stateful.__all__:
         assert getattr(joblib_stateful, name) is not None
-    assert _NAMES <= set(dir(joblib_stateful))
+    assert set(dir(joblib_stateful)) >= _NAMES
     public = {
         name
         for name, value in vars(joblib_stateful).items()
@@ -87,7 +90,9 @@ def test_every_exception_is_named_and_of_one_family() -> None:
 
 # --- documentation ------------------------------------------------------------------------------------
 
-_MODULES = [importlib.import_module(info.name) for info in pkgutil.walk_packages(joblib_stateful.__path__, "joblib_stateful.")]
+_MODULES = [
+    importlib.import_module(info.name) for info in pkgutil.walk_packages(joblib_stateful.__path__, "joblib_stateful.")
+]
 _OFFERS = {
     **{f"joblib_stateful.{name}": getattr(joblib_stateful, name) for name in _NAMES - {"engines", "errors"}},
     **{f"engines.{name}": getattr(engines, name) for name in engines.__all__ if name != "NAMES"},

@@ -15,10 +15,10 @@ import numpy as np
 import psutil
 import pytest
 from joblib import Parallel, delayed, parallel_config
-from test_map_tools import Gate, Log, Scene, engines, new_scene, parallel_engines
 
 import joblib_stateful
 from joblib_stateful import StatefulExecutor, call_worker, factory, stateful_map
+from test_map_tools import Gate, Log, Scene, engines, new_scene, parallel_engines
 
 
 @pytest.fixture

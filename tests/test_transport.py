@@ -7,14 +7,16 @@ import pickle
 import threading
 from collections import namedtuple
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import BuildLog, RunProgram
-from test_map_tools import policies
 
 from joblib_stateful import TaskResult, errors, stateful_map
 from joblib_stateful._transport import ByReference, Pickled, Transport
+from test_map_tools import policies
+
+if TYPE_CHECKING:
+    from conftest import BuildLog, RunProgram
 
 both = pytest.mark.parametrize("transport", [Pickled(), ByReference()], ids=["pickled", "by reference"])
 
@@ -160,25 +162,25 @@ def test_by_reference_nothing_is_copied() -> None:
 # --- bad pickles among good ones ------------------------------------------------------------------------
 
 
-class Mine(Exception):
+class Mine(Exception):  # noqa: N818 - users name theirs as they like
     def __init__(self, message: str, extra: Any = None) -> None:
         super().__init__(message)
         self.extra = extra
 
 
-class NeedsTwo(Exception):
+class NeedsTwo(Exception):  # noqa: N818 - users name theirs as they like
     """Can be pickled, but not rebuilt: its arguments don't fit its constructor."""
 
     def __init__(self, one: str, two: str) -> None:
         super().__init__(f"{one} and {two}")
 
 
-class TurnsIntoText(Exception):
+class TurnsIntoText(Exception):  # noqa: N818 - users name theirs as they like
     def __reduce__(self) -> Any:
         return str, ("no exception",)
 
 
-class EndsSuddenly(Exception):
+class EndsSuddenly(Exception):  # noqa: N818 - users name theirs as they like
     def __reduce__(self) -> Any:
         return sudden_end, ()
 
@@ -211,7 +213,7 @@ class Does:
                 raise EndsSuddenly("quick")
             case "raise local":
 
-                class Local(Exception):
+                class Local(Exception):  # noqa: N818 - users name theirs as they like
                     pass
 
                 raise Local("here")
@@ -289,9 +291,7 @@ def test_a_result_that_cannot_be_pickled(item: str, cause: str, built: BuildLog)
     assert isinstance(error.__cause__, errors.RemoteTraceback)
 
 
-@pytest.mark.parametrize(
-    ("item", "cause"), [("bomb", "ValueError: went off"), ("sudden end", "SystemExit: 5")]
-)
+@pytest.mark.parametrize(("item", "cause"), [("bomb", "ValueError: went off"), ("sudden end", "SystemExit: 5")])
 def test_a_result_that_cannot_be_loaded_in_the_parent(item: str, cause: str, built: BuildLog) -> None:
     error = check_transfer_error(with_neighbours(item, built).exception, "result", cause)
     assert type(error.__cause__).__name__ in cause
@@ -326,9 +326,7 @@ def test_an_exception_of_a_local_class_comes_as_itself(built: BuildLog) -> None:
 
 @policies
 def test_transfer_errors_obey_the_policy(policy: Any) -> None:
-    results: Any = stateful_map(
-        lambda item: item, [[1], Bomb(), [2]], n_jobs=1, batch_size=3, on_error=policy
-    )
+    results: Any = stateful_map(lambda item: item, [[1], Bomb(), [2]], n_jobs=1, batch_size=3, on_error=policy)
     if policy == "deferred":
         assert [result.ok for result in results] == [True, False, True]
     else:
@@ -339,9 +337,7 @@ def test_transfer_errors_obey_the_policy(policy: Any) -> None:
 
 @policies
 def test_items_that_cannot_be_pickled_obey_the_policy(policy: Any) -> None:
-    results: Any = stateful_map(
-        lambda item: item, [[1], Unpicklable(), [2]], n_jobs=1, batch_size=3, on_error=policy
-    )
+    results: Any = stateful_map(lambda item: item, [[1], Unpicklable(), [2]], n_jobs=1, batch_size=3, on_error=policy)
     if policy == "deferred":
         assert [result.ok for result in results] == [True, False, True]
     else:
@@ -351,9 +347,7 @@ def test_items_that_cannot_be_pickled_obey_the_policy(policy: Any) -> None:
 
 
 def test_nothing_but_bad_items() -> None:
-    results = list(
-        stateful_map(lambda item: item, [Unpicklable()] * 7, n_jobs=2, batch_size=3, on_error="deferred")
-    )
+    results = list(stateful_map(lambda item: item, [Unpicklable()] * 7, n_jobs=2, batch_size=3, on_error="deferred"))
     assert [result.index for result in results] == list(range(7))
     assert {type(result.exception) for result in results} == {errors.TransferError}
 
@@ -372,7 +366,7 @@ def test_a_class_of_the_scripts_main_can_be_caught(run_program: RunProgram) -> N
     done = run_program("""
         from joblib_stateful import stateful_map
 
-        class Mine(Exception):
+        class Mine(Exception):  # noqa: N818 - users name theirs as they like
             def __init__(self, code):
                 super().__init__(code)
                 self.code = code
