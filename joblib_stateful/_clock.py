@@ -57,6 +57,13 @@ class Clock:
                 self._condition.notify()
         return alarm
 
+    def is_free(self) -> bool:
+        """Tell whether nobody holds the lock."""
+        if self._condition.acquire(blocking=False):
+            self._condition.release()
+            return True
+        return False
+
     def wake(self) -> None:
         """Look again: an alarm was cancelled, perhaps the last one."""
         with self._condition:
@@ -89,6 +96,11 @@ class Clock:
 
 
 _clock = Clock()
+
+
+def is_free() -> bool:
+    """Tell whether nobody, perhaps the calling thread itself, holds the lock."""
+    return _clock.is_free()
 
 
 def call_at(when: float, function: Callable[[], None]) -> Alarm:

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import _clock, _exit
 from ._interrupts import Uninterrupted
@@ -60,6 +60,15 @@ _log = logging.getLogger("joblib_stateful")
 _STARTUP_SECONDS = 60.0
 
 
+class _Watched(NamedTuple):
+    """The latest message of a slot, if it has a time limit."""
+
+    worker: EngineWorker
+    seq: int
+    limit: float
+    sent: float
+
+
 class Core:
     """Slots, their workers, and the calls given to them.
 
@@ -101,6 +110,8 @@ class Core:
         self._busy_seconds = [0.0] * n_jobs
         self._targets: list[Any] = [None] * n_jobs  # (worker, digest) of the function that it has
         self._idle_alarm: _clock.Alarm | None = None
+        self._limit_alarms: list[_clock.Alarm | None] = [None] * n_jobs
+        self._watched: list[_Watched | None] = [None] * n_jobs
         _exit.watch(self)
 
     # --- for callers ----------------------------------------------------------------------------------
@@ -322,7 +333,7 @@ class Core:
                 assert isinstance(reply, Death)  # noqa: S101 - the only other answer to a Build or Run
                 decisions = schedule.died(slot, seq, reply)
             self._changed.notify_all()
-        if self.idle_timeout is not None and schedule.is_idle:
+        if self.idle_timeout is not None and self._is_at_rest:
             self._restart_idle_alarm(self.idle_timeout)
         return decisions
 
@@ -339,6 +350,7 @@ class Core:
         if failure is not None:
             _log.warning("close() of the worker in slot %d raised:\n%s", close.slot, failure.traceback)
         self._note(lambda: self._schedule.ended(close.slot, close.seq))
+        self._forget_alarms()
 
     def _kill(self, kill: KillWorker) -> Decisions:
         entry = self._workers[kill.slot]
@@ -347,6 +359,7 @@ class Core:
         with self._changed:
             decisions = self._schedule.killed(kill.slot, kill.life)
             self._changed.notify_all()
+        self._forget_alarms()
         return decisions
 
     def _settle(self, call: Call) -> None:
@@ -358,22 +371,47 @@ class Core:
     # --- time -----------------------------------------------------------------------------------------
 
     def _watch(self, worker: EngineWorker, slot: int, seq: int, limit: float) -> None:
-        _clock.call_after(limit, partial(self._check_limit, worker, slot, seq, limit, time.monotonic()))
-
-    def _check_limit(self, worker: EngineWorker, slot: int, seq: int, limit: float, sent: float) -> None:
-        """Expire a message whose current item, or construction, runs too long; else look again when it may."""
-        progress = worker.progress
+        """Have the slot's latest message looked at when it may be over its limit: one alarm per slot serves all."""
+        due = time.monotonic() + limit
         with self._changed:
-            state = self._schedule.slots[slot]
-            if state.seq != seq or state.state not in (State.BUILDING, State.BUSY):
+            if self._schedule.slots[slot].seq == seq:
+                self._watched[slot] = _Watched(worker, seq, limit, due - limit)
+                self._wake_slot_at(slot, due)
+
+    def _wake_slot_at(self, slot: int, due: float) -> None:
+        alarm = self._limit_alarms[slot]
+        if alarm is not None and alarm.when > due:
+            alarm.cancel()
+            alarm = None
+        if alarm is None:
+            self._limit_alarms[slot] = _clock.call_at(due, partial(self._check_limit, slot))
+
+    def _check_limit(self, slot: int) -> None:
+        """Expire a message whose current item, or construction, runs too long; else look again when it may."""
+        with self._changed:
+            self._limit_alarms[slot] = None
+            watched, state = self._watched[slot], self._schedule.slots[slot]
+            if watched is None or state.seq != watched.seq or state.state not in (State.BUILDING, State.BUSY):
                 return
-        now = time.monotonic()
-        begun = progress.seq == seq and progress.phase is not Phase.IDLE
-        due = (progress.since if begun else sent + _STARTUP_SECONDS) + limit
-        if due > now:
-            _clock.call_at(min(due, now + limit), partial(self._check_limit, worker, slot, seq, limit, sent))
-            return
-        self._note(lambda: self._schedule.expire(slot, seq, progress.place))
+            progress, now = watched.worker.progress, time.monotonic()
+            begun = progress.seq == watched.seq and progress.phase is not Phase.IDLE
+            due = (progress.since if begun else watched.sent + _STARTUP_SECONDS) + watched.limit
+            if due > now:
+                self._wake_slot_at(slot, min(due, now + watched.limit))
+                return
+        self._note(lambda: self._schedule.expire(slot, watched.seq, progress.place))
+
+    def _forget_alarms(self) -> None:
+        """Let nothing wait for a core whose workers are all gone."""
+        with self._changed:
+            if not self._schedule.is_empty:
+                return
+            alarms = [*self._limit_alarms, self._idle_alarm]
+            self._limit_alarms, self._watched = [None] * self.n_jobs, [None] * self.n_jobs
+            self._idle_alarm = None
+        for alarm in alarms:
+            if alarm is not None:
+                alarm.cancel()
 
     def _restart_idle_alarm(self, seconds: float) -> None:
         if self._idle_alarm is not None:
@@ -381,8 +419,13 @@ class Core:
         self._idle_alarm = _clock.call_after(seconds, self._release_if_idle)
 
     def _release_if_idle(self) -> None:
-        if self._schedule.is_idle:
+        if self._is_at_rest:
             self.release()
+
+    @property
+    def _is_at_rest(self) -> bool:
+        # Objects that were just built for `warm_up` stay until the others stand.
+        return self._schedule.is_idle and not self._schedule.is_warming
 
     # --- looking --------------------------------------------------------------------------------------
 

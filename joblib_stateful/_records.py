@@ -139,6 +139,7 @@ class Group:
     """All calls of one map, or of one `joblib.Parallel` call: what fails and is dropped together."""
 
     error: BaseException | None = None
+    stopping: bool = False  # an item failed, and nothing more of the group shall start
     # Called once, outside all locks, when something ends the whole group.
     on_error: Callable[[BaseException], None] | None = None
 

@@ -47,13 +47,16 @@ class Schedule(Board):
         self.calls[call] = None
         if call.group.error is not None:
             return self._fail(call, call.group.error)
+        if call.group.stopping:
+            return self.drop([call])
         if call.missing == 0:
             return self._settle(call)
         positions: Sequence[int] = range(call.size)
         if call.unsent:
             positions = [position for position in positions if position not in call.unsent]
             if call.after_error != "go_on":
-                return self.drop([call])
+                call.drop(positions)
+                return self._after_errors(call)
         self.queue.append(Job(call, positions))
         return self._assign()
 
@@ -239,11 +242,15 @@ class Schedule(Board):
         return self._after_errors(job.call) if report.errors else self._settle_if_done(job.call)
 
     def _after_errors(self, call: Call) -> Decisions:
-        if call.after_error != "go_on":
-            self._drop_queued(call)
-        if call.after_error == "drop" and call.missing:
-            return self.drop([call])
-        return self._settle_if_done(call)
+        """Do what a call's error does to the rest of it, and of its group."""
+        if call.after_error == "go_on":
+            return self._settle_if_done(call)
+        call.group.stopping = True
+        others = [other for other in self.calls if other.group is call.group and other is not call]
+        if call.after_error == "finish_running":
+            return self.curtail([call, *others])
+        own = self.drop([call]) if call.missing else self._settle(call)
+        return own + self.drop(others)
 
     def _died_building(self, slot: Slot, death: Death, *, expired: bool) -> Decisions:
         slot.deaths += 1

@@ -129,10 +129,10 @@ def shutdown() -> None:
 
 
 def is_free() -> bool:
-    """Tell whether nobody, perhaps the calling thread itself, holds the lock."""
+    """Tell whether nobody, perhaps the calling thread itself, holds a lock that releasing a lease takes."""
     if _lock.acquire(blocking=False):
         _lock.release()
-        return True
+        return _clock.is_free()
     return False
 
 

@@ -538,7 +538,7 @@ def test_otherwise_a_message_ends_with_its_first_error(after_error: AfterError) 
 def test_finish_running_waits_for_what_runs_elsewhere_and_drops_what_waits() -> None:
     play, call = with_objects(2, max_tasks=2), a_call(6, after_error="finish_running")
     assert play.submit(call) == ["send [0, 1] to 0", "send [2, 3] to 1"]
-    assert play.finished(0, n_run=1, failed={0}) == []
+    assert play.finished(0, n_run=1, failed={0}) == ["stop 1"]
     assert call.dropped == {1, 4, 5}
     assert play.finished(1) == ["settle", "close 1"]
     assert call.values == [None, None, 2, 3, None, None]
@@ -790,3 +790,17 @@ def test_late_news_of_a_former_worker_is_ignored() -> None:
     assert schedule.ended(0, seq) == []
     assert schedule.killed(0, life) == []
     assert repr(play) == before == "<Schedule [busy] 0 queued, 1 open>"
+
+
+def test_an_error_ends_the_other_calls_of_its_map_at_once() -> None:
+    group = Group(on_error=lambda _: None)
+    play = with_objects(1)
+    first, queued = (a_call(1, group=group, after_error="drop") for _ in range(2))
+    play.submit(first)
+    play.submit(queued)
+    assert play.finished(0, n_run=1, failed={0}) == ["settle", "settle"]
+    assert queued.dropped == {0}
+    # What is fed before its owner knows of the error does not run either.
+    late = a_call(1, group=group, after_error="drop")
+    assert play.submit(late) == ["settle"]
+    assert late.dropped == {0}

@@ -23,7 +23,8 @@ _REASON = f"{_NAME} is a package from Python 3.12 on; this is {sys.version.split
 def _load(name: str) -> ModuleType:
     if sys.version_info < (3, 12):
         pytest.skip(_REASON, allow_module_level=True)
-    return pytest.importorskip(f"{_NAME}.{name}", reason=f"{_NAME}.{name} is not installed with this Python")
+    module: ModuleType = pytest.importorskip(f"{_NAME}.{name}", reason=f"{_NAME} is not installed with this Python")
+    return module
 
 
 _executor, _wait, _as_completed, _shutdown = map(_load, ("executor", "test_wait", "test_as_completed", "test_shutdown"))

@@ -51,5 +51,5 @@ def get(engine: str | Engine) -> Engine:
         raise ValueError(f"There is no engine {engine!r}; write one of {known}, or pass an Engine object.")
     if engine not in _loaded:
         module = importlib.import_module(f".{_MODULES[engine]}", __name__)
-        _loaded[engine] = module.engine_class()
+        _loaded.setdefault(engine, module.engine_class())  # two threads may come here at once
     return _loaded[engine]

@@ -82,6 +82,9 @@ class LokyWorker(EngineWorker):
             if self._process is not None:
                 # loky notices, and fails the message under way.
                 kill_process_tree(self._process)
+                # It does not join a process that was gone before, and multiprocessing keeps those that nobody joined.
+                with contextlib.suppress(Exception):
+                    self._process.join(_REAP_SECONDS)
 
     def _start(self, message: Message) -> Future[Reply]:
         # A pipe for each worker, because only one process can be signalled for an open file.
