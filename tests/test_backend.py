@@ -478,7 +478,8 @@ def test_what_cannot_travel(bad: str, scene: Scene) -> None:
 
 
 _INTERRUPTED = """
-    import os, sys, time
+    import os
+    import signal, sys, time
     from joblib import Parallel, delayed, parallel_config
     from joblib_stateful import get_worker
 
@@ -493,6 +494,7 @@ _INTERRUPTED = """
         return get_worker()(item)
 
     if __name__ == "__main__":
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
         with parallel_config(backend="stateful", worker=Model, n_jobs=2):
             try:
                 results = Parallel(return_as=sys.argv[1], batch_size=1)(delayed(run)(n) for n in range(4))

@@ -16,7 +16,8 @@ import pytest
 
 # A worker that says that it is there, and then hangs on some items.
 WORKER = """
-import os, sys, time, threading
+import os, signal, sys, time, threading
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 from pathlib import Path
 from joblib_stateful import StatefulExecutor, call_worker, shutdown, stateful_map
 
