@@ -7,9 +7,12 @@ calls under the same configuration it is started, aborted or ended.
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import sys
+import threading
 import warnings
+import weakref
 from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
     from ._core import Core
     from ._progress import ProgressLike
     from ._worker import Worker
+
+_log = logging.getLogger("joblib_stateful")
 
 # After Ctrl-C, what runs has this long to end before its worker is killed.
 _INTERRUPT_GRACE = 0.5
@@ -143,6 +148,8 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         if self._spec.worker_kwargs is not None:
             self.default_n_jobs = len(self._spec.worker_kwargs)
         self._ran_inline = False
+        self._inline_lease: _shared.Lease | None = None
+        self._bar_lock = threading.Lock()  # joblib reports finished batches in several threads
         self._warned = False
         # Of a copy bound to one Parallel call:
         self._bound_to: Parallel | None = None
@@ -233,6 +240,13 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         """Return the worker for calls that joblib runs in this process; None if it has run none."""
         if not self._ran_inline or self._spec.build is None:
             return None
+        if self._inline_lease is None or self._inline_lease.core.is_closed:
+            self._inline_lease = self._lease_inline()
+            # The object stays as long as this configuration does.
+            weakref.finalize(self, _shared.from_anywhere, self._inline_lease.release).atexit = False
+        return self._inline_lease.core.local_worker()
+
+    def _lease_inline(self) -> _shared.Lease:
         spec = self._spec
         if spec.worker_kwargs is not None:
             own = [spec.worker_kwargs[0]]
@@ -240,9 +254,10 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         lease = _shared.prepare(spec, 1, engines.get("inline"), [{}])()
         try:
             lease.core.warm_up(self._limits)
-            return lease.core.local_worker()
-        finally:
+        except BaseException:
             lease.release()
+            raise
+        return lease
 
     # --- one Parallel call ----------------------------------------------------------------------------
 
@@ -297,7 +312,12 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
     def batch_completed(self, batch_size: int, duration: float) -> None:
         """Learn how long a batch took, and show it."""
         super().batch_completed(batch_size, duration)
-        self._bar.add(batch_size)
+        try:
+            with self._bar_lock:
+                self._bar.add(batch_size)
+        except Exception:  # noqa: BLE001 - in a callback thread of joblib's, an error would keep it from going on
+            self._bar = Progress(False, None)
+            _log.exception("The progress of a Parallel call could not be shown; the call goes on without.")
 
     def abort_everything(self, ensure_ready: bool = True) -> None:  # noqa: FBT001, FBT002, ARG002 - joblib's signature; workers always stay ready
         """Drop what is queued; what runs may finish, unless it hangs or the user has had enough of it."""
@@ -305,7 +325,7 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         calls = list(self._calls)
         if self._lease is None:
             return
-        if isinstance(reason, KeyboardInterrupt):
+        if isinstance(reason, KeyboardInterrupt) and reason is not self._raised:
             self._core.interrupt(self._group, calls, _INTERRUPT_GRACE)
         elif isinstance(reason, multiprocessing.TimeoutError) and reason is not self._raised:  # joblib's own timeout
             self._core.interrupt(self._group, calls, 0.0)
@@ -314,7 +334,8 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
 
     def stop_call(self) -> None:
         """End a Parallel call."""
-        self._bar.close()
+        with self._bar_lock:
+            self._bar.close()
 
     def terminate(self) -> None:
         """Give the executor back; it keeps its objects for the next call."""

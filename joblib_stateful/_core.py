@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from . import _clock, _exit
+from . import _clock, _exit, errors
 from ._interrupts import Uninterrupted
 from ._outcome import init_error_of, report_of
 from ._records import (
@@ -100,6 +100,7 @@ class Core:
     ) -> None:
         self.packed, self.n_jobs, self.engine, self.idle_timeout = packed, n_jobs, engine, idle_timeout
         self._envs = envs
+        self.is_disowned = False
         # Not reentrant, so that a finaliser can see that its own thread may hold it.
         self._changed = threading.Condition(threading.Lock())  # guards the schedule, the workers and the counts
         self._schedule = Schedule(n_jobs, max_tasks=max_tasks, in_turn=engine.is_synchronous)
@@ -114,10 +115,23 @@ class Core:
         self._watched: list[_Watched | None] = [None] * n_jobs
         _exit.watch(self)
 
+    def disown(self) -> None:
+        """In a fork: let go of the parent's workers, without a word to them, and take no calls."""
+        self._changed = threading.Condition(threading.Lock())  # the parent's may be held for ever
+        self._schedule = Schedule(self.n_jobs)
+        self._schedule.closing = self.is_disowned = True
+        for entry in self._workers:
+            if entry is not None:
+                entry[1].disown()
+
     # --- for callers ----------------------------------------------------------------------------------
 
     def accept(self, call: Call) -> None:
         """Take a call; its ``on_settled`` is called when it is done with."""
+        if self.is_disowned:
+            raise errors.ShutdownError(
+                "This executor was made before os.fork(), and its workers are the parent's. Make a new one here.",
+            )
         self._note(lambda: self._schedule.submit(call))
 
     def drop(self, calls: Iterable[Call]) -> None:

@@ -22,6 +22,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import threading
 import weakref
 from concurrent.futures import Executor, Future
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -29,7 +30,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import joblib
 from joblib.parallel import ParallelBackendBase
 
-from . import _check, _exit, engines, errors
+from . import _check, _clock, _exit, engines, errors
 from ._core import Core
 from ._outcome import packing_error_of
 from ._records import Call, Group, Limits, WorkerInfo
@@ -141,7 +142,7 @@ class StatefulExecutor(Executor):
         )
         self._group = Group()
         # Dropped without shutdown(): what was submitted is finished, then the workers end.
-        self._finalizer = weakref.finalize(self, self._core.close, wait=False)
+        self._finalizer = weakref.finalize(self, _close_from_anywhere, self._core)
         self._finalizer.atexit = False
         _exit.register()  # so that it takes no more calls at exit, even if it never started a worker
 
@@ -238,6 +239,14 @@ class StatefulExecutor(Executor):
         built = self._core.packed.spec.build
         name = "no object" if built is None else getattr(built, "__qualname__", repr(built))
         return f"<StatefulExecutor {name} n_jobs={self.n_jobs} engine={self._engine.name!r}>"
+
+
+def _close_from_anywhere(core: Core) -> None:
+    """Close a core from a finaliser, which may run while its own thread holds one of our locks."""
+    if core.is_free and _clock.is_free():
+        core.close(wait=False)
+    else:
+        threading.Thread(target=core.close, kwargs={"wait": False}, daemon=True).start()
 
 
 class _Resolver:

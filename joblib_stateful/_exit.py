@@ -7,6 +7,7 @@ that `concurrent.futures` uses too; hooks run last in, first out, so ours goes i
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
 import time
@@ -47,3 +48,14 @@ def _at_exit() -> None:
     for core in cores:
         if not core.wait_until_empty(max(0.0, deadline - time.monotonic())):
             core.kill()
+
+
+def _forget() -> None:
+    """In a fork: the workers are the parent's, and so is their end."""
+    for core in list(_cores):
+        core.disown()
+    _cores.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

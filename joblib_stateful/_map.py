@@ -54,13 +54,15 @@ class StatefulMap(Generic[T]):
 
     def __next__(self) -> T:
         run = self._run
+        if self._thread == threading.get_ident() and run.turn.locked():
+            raise ValueError("This map is being advanced already: its own input, or progress, asked it for a result.")
         with run.turn:
             if not run.is_closed:
                 self._thread = threading.get_ident()
                 try:
                     return next(self._results)  # type: ignore[no-any-return]  # T says what a run yields
-                except KeyboardInterrupt:
-                    run.shut(interrupted=True)
+                except KeyboardInterrupt as interrupt:
+                    run.shut(interrupted=interrupt is not run.raised)
                     raise
                 except BaseException:  # the end, or an error that is the caller's now
                     run.shut()

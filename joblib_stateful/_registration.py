@@ -50,11 +50,10 @@ class _JoblibWatcher(importlib.abc.MetaPathFinder):
         """Find joblib as it would be found without us, and load it with registration."""
         if fullname != "joblib":
             return None
-        sys.meta_path.remove(self)
         for finder in sys.meta_path:
-            spec = finder.find_spec(fullname, path, target)
+            spec = None if finder is self else finder.find_spec(fullname, path, target)
             if spec is not None and spec.loader is not None:
-                spec.loader = _RegisteringLoader(spec.loader)
+                spec.loader = _RegisteringLoader(spec.loader, self)
                 return spec
         return None
 
@@ -62,8 +61,8 @@ class _JoblibWatcher(importlib.abc.MetaPathFinder):
 class _RegisteringLoader(importlib.abc.Loader):
     """Loads joblib with its own loader, then registers the backend."""
 
-    def __init__(self, loader: importlib.abc.Loader) -> None:
-        self._loader = loader
+    def __init__(self, loader: importlib.abc.Loader, watcher: _JoblibWatcher) -> None:
+        self._loader, self._watcher = loader, watcher
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
         """Leave it to joblib's loader."""
@@ -75,4 +74,5 @@ class _RegisteringLoader(importlib.abc.Loader):
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader
         self._loader.exec_module(module)
+        sys.meta_path.remove(self._watcher)
         _register_now()

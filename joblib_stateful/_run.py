@@ -79,11 +79,13 @@ class MapRun:
         self._give_back: Callable[[], None] | None = None
         self._input: Iterator[Any] | None = None
         self._input_error: Exception | None = None
+        self._is_input_slow = False  # the latest batch took long to pull
         self._n_finished = 0  # settled, as the workers report it
         self._n_shown = 0
         self._fatal: BaseException | None = None
         self._failed: Call | None = None  # a batch with an error, as soon as that is known
         self._is_curtailed = False
+        self.raised: BaseException | None = None  # an item's error that is being raised
 
     # --- the loop -------------------------------------------------------------------------------------
 
@@ -93,6 +95,8 @@ class MapRun:
         indexed = deferred or self.plan.indexed
         failures: list[tuple[int, BaseException]] = []
         while (call := self._next_batch()) is not None:
+            if call.fatal is not None:
+                raise call.fatal
             first = call.first or 0
             for position in range(call.size):
                 error = call.errors.get(position)
@@ -114,7 +118,7 @@ class MapRun:
         if self.is_closed:
             return
         if failures:
-            raise _first_of(failures)
+            raise self._first_of(failures)
         if self._input_error is not None:
             raise self._input_error
 
@@ -156,12 +160,16 @@ class MapRun:
         if self._fatal is not None:
             raise self._fatal
         if self._failed is not None and self.plan.on_error == "immediate":
-            raise _first_of([((self._failed.first or 0) + at, error) for at, error in self._failed.errors.items()])
+            raise self._first_of([((self._failed.first or 0) + at, error) for at, error in self._failed.errors.items()])
         if self._failed is not None and self.plan.on_error == "wait_others" and not self._is_curtailed:
             self._is_curtailed = True
             self._end_input()
             if self.core is not None and self._feed is not None:
                 self.core.curtail(self._feed.sent())
+
+    def _first_of(self, failures: Sequence[tuple[int, BaseException]]) -> BaseException:
+        self.raised = _first_of(failures)
+        return self.raised
 
     # --- feeding --------------------------------------------------------------------------------------
 
@@ -180,6 +188,8 @@ class MapRun:
     def _pull_if_starving(self) -> None:
         """Pull one batch if the workers will soon have nothing to do; results that are there go first."""
         if self._input is None or self._feed is None or self.core is None or self.plan.synchronous:
+            return
+        if self._is_input_slow:  # then what is there goes first, and pulling waits until nothing is
             return
         if self._feed.n_running < 2 * self.core.n_jobs and self._has_room():
             self._pull()
@@ -218,6 +228,7 @@ class MapRun:
             if time.perf_counter() > deadline:
                 break
             chunk *= 2  # to look at the clock seldom, but early enough
+        self._is_input_slow = time.perf_counter() > deadline
         return items
 
     def _send(self, items: list[Any]) -> None:

@@ -7,6 +7,7 @@ by `shutdown`. One that somebody uses is never taken away.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from . import _clock
 from ._executor import make_core
 from ._spec import PackedSpec, spec_key
+from ._worker import current
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
 
 # joblib's own figure for its idle workers.
 IDLE_SECONDS = 300.0
+# How long an object that makes way may take to close, before what waits for its place goes on.
+_CLOSE_SECONDS = 30.0
+
+_log = logging.getLogger("joblib_stateful")
 
 
 @dataclass(slots=True, eq=False)
@@ -89,7 +95,9 @@ def prepare(
     packed = PackedSpec(spec, engine.transport)
     core = make_core(packed, n_jobs, engine, envs, inner_max_num_threads=inner_max_num_threads)
     own = tuple(tuple(sorted(env.items())) for env in envs)
-    key = (spec_key(spec), n_jobs, id(engine), own, inner_max_num_threads)
+    # What runs in a worker of this process must not wait for the slots that its like, or it itself, holds.
+    inside = current()
+    key = (spec_key(spec), n_jobs, id(engine), own, inner_max_num_threads, inside and id(inside))
     return lambda: _lease(key, _Entry(core, engine, is_stateless=spec.build is None))
 
 
@@ -126,6 +134,14 @@ def shutdown() -> None:
         free = _unlist(lambda _: True)
         _entries.clear()
     _end(free, wait=True)
+
+
+def from_anywhere(release: Callable[[], None]) -> None:
+    """Call a function from a finaliser, which may run while its own thread holds one of our locks."""
+    if is_free():
+        release()
+    else:
+        threading.Thread(target=release, name="joblib_stateful-close", daemon=True).start()
 
 
 def is_free() -> bool:
@@ -168,7 +184,9 @@ def _end(entries: Sequence[_Entry], *, wait: bool) -> None:
         entry.core.kill(only_busy=True)  # nobody uses it: what is busy finishes abandoned items
         entry.core.close(wait=False)
     for entry in entries if wait else ():
-        entry.core.wait_until_empty()
+        if not entry.core.wait_until_empty(_CLOSE_SECONDS):
+            _log.warning("close() of a worker took longer than %g s; the worker was killed.", _CLOSE_SECONDS)
+            entry.core.kill()
 
 
 def _forget() -> None:

@@ -45,6 +45,9 @@ class EngineWorker(ABC):
     def kill(self) -> None:
         """End the worker at once and return when it is gone; a message under way is answered with a `Death`."""
 
+    def disown(self) -> None:  # noqa: B027 - most workers need nothing here
+        """Forget, in a fork, what belongs to the parent: this object will be collected, and must harm nothing."""
+
 
 class Engine(ABC):
     """Opens workers."""

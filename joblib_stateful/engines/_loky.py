@@ -86,6 +86,13 @@ class LokyWorker(EngineWorker):
                 with contextlib.suppress(Exception):
                     self._process.join(_REAP_SECONDS)
 
+    def disown(self) -> None:
+        """Forget the process and the pool, whose ends would reach for the parent's."""
+        _not_ours.append((self._pool, self._process))
+        self._lock = threading.RLock()
+        self._pool = self._process = None
+        self._killed = True
+
     def _start(self, message: Message) -> Future[Reply]:
         # A pipe for each worker, because only one process can be signalled for an open file.
         theirs, self._lifeline = multiprocessing.Pipe(duplex=False)
@@ -205,6 +212,9 @@ def _start_resource_trackers() -> None:
     if os.name == "posix":
         theirs.ensure_running()
 
+
+# What a fork inherited: kept, so that it is not collected and does not tidy up after the parent.
+_not_ours: list[Any] = []
 
 # Ends that a fork must not keep open, or it would keep its parent's workers alive.
 _lifelines: weakref.WeakSet[Connection] = weakref.WeakSet()
