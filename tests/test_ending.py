@@ -218,7 +218,13 @@ def test_the_end_of_a_script_with_a_half_consumed_map(
 
 
 def test_objects_are_closed_at_the_end_of_a_script(program: Callable[[str], Program]) -> None:
-    running = program("list(stateful_map(Worker, [0, 1, 3, 4], n_jobs=2, batch_size=1))")
+    running = program(
+        """
+        executor = StatefulExecutor(Worker, 2)
+        executor.warm_up()  # an object that is still being built at the end is not waited for
+        list(stateful_map(executor, [0, 1, 3, 4], batch_size=1))
+        """
+    )
     code, _, err = running.ends_within(20)
     assert (code, err) == (0, "")
     built = {path.name.removeprefix("built-") for path in running.folder.glob("built-*")}
