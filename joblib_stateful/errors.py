@@ -71,7 +71,7 @@ class WorkerCrashedError(WorkerError):
     exitcode : int or None
         The process's exit code; negative for a signal, as in `multiprocessing`.
     detail : str
-        What else is known, for instance how often a slot died in a row.
+        How often the slot died in a row, if it died without running anything.
     """
 
     def __init__(
@@ -83,7 +83,9 @@ class WorkerCrashedError(WorkerError):
         detail: str = "",
     ) -> None:
         self.index, self.slot, self.pid, self.exitcode, self.detail = index, slot, pid, exitcode, detail
-        during = "while no item ran on it" if index is None else f"while it ran item {index}"
+        during = "while nothing ran on it" if detail else "while it ran a call"
+        if index is not None:
+            during = f"while it ran item {index}"
         message = f"The worker in slot {slot} (pid {pid}) {_how_it_ended(exitcode)} {during}."
         super().__init__(" ".join(filter(None, [message, detail, _likely_cause(exitcode)])))
 

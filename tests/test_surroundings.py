@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from joblib_stateful import StatefulExecutor, stateful_map
+from joblib_stateful import StatefulExecutor, errors, stateful_map
 
 if TYPE_CHECKING:
     from conftest import RunProgram
@@ -170,3 +171,10 @@ def test_a_map_asked_by_its_own_input_refuses() -> None:
     results = stateful_map(add, items(), n_jobs=1, engine="threads")
     with pytest.raises(ValueError, match="advanced already"):
         next(results)
+
+
+def test_a_submitted_call_that_crashes_is_called_a_call() -> None:
+    with StatefulExecutor(n_jobs=1) as executor:
+        error = executor.submit(os._exit, 3).exception()
+        assert isinstance(error, errors.WorkerCrashedError)
+        assert "exit code 3 while it ran a call" in str(error)
