@@ -33,7 +33,7 @@ def busy(seconds: float, batch_size: int | str, n: int) -> float:
 
 
 def main() -> None:
-    for milliseconds, total in ((0.1, 3.0), (1.0, 3.0), (10.0, 4.0), (30.0, 4.0)):
+    for milliseconds, total in ((0.1, 1.0), (1.0, 1.0), (10.0, 1.2), (30.0, 1.2)):
         seconds = milliseconds / 1000
         n = int(2 * total / seconds)
         row = []

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from ._records import Call
 
-# `benchmarks/batching.py` found these: a batch of 50 ms hides a round trip of 0.3 ms and still moves a progress
-# bar twenty times a second; items longer than 10 ms gain less than 3 % from company and would wait for it.
+# `benchmarks/batching.py` on two cores: batches of 50 ms leave 91 to 94 % of both to the workers' own code (20 ms: 87 to
+# 91 %, 200 ms: 92 to 97 %) and still move a progress bar twenty times a second. Items longer than 10 ms travel alone
+# though they get 83 % so, and 94 % in company: none shall wait behind another, or run again for another's crash.
 BATCH_SECONDS = 0.05
 ALONE_SECONDS = 0.01
 # A batch grows at most so much over the largest that came back, so that one odd measurement costs little.

@@ -181,11 +181,6 @@ class Core:
         return False
 
     @property
-    def is_idle(self) -> bool:
-        """True if no caller waits for anything."""
-        return self._schedule.is_idle
-
-    @property
     def is_awaited(self) -> bool:
         """True if somebody waits for a call that was submitted by itself."""
         with self._changed:

@@ -298,6 +298,7 @@ class MapRun:
         if self.is_shut:
             return
         self.is_shut = self.is_closed = True
+        self.raised = None  # its traceback leads back here
         core, feed = self.core, self._feed
         try:
             if core is not None and feed is not None:
