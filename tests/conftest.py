@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import cloudpickle
 import psutil
 import pytest
 from joblib.externals.loky.backend import resource_tracker as joblibs_tracker
@@ -31,6 +32,17 @@ if os.name == "posix":
 ENGINES = ("loky", "threads", "inline")
 # Threads that tqdm and the test runner keep for themselves.
 _KEPT_THREADS = ("tqdm_monitor", "TMonitor", "pytest_timeout")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Send what tests define by value, as a notebook's cells are sent.
+
+    By reference, each worker would import the test's module, and pytest, joblib and scikit-learn with it: four times
+    the start of a worker (0.6 s of CPU time instead of 0.15 s).
+    """
+    modules = {item.module for item in session.items if isinstance(item, pytest.Function)}
+    for module in {*modules, sys.modules[__name__], *filter(None, map(sys.modules.get, ("test_map_tools",)))}:
+        cloudpickle.register_pickle_by_value(module)
 
 
 @dataclass

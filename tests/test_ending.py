@@ -43,6 +43,7 @@ class Program:
 
     def __init__(self, folder: Path, text: str) -> None:
         self.folder = folder
+        self.last_words = ""
         script = folder / "program.py"
         script.write_text(WORKER + textwrap.dedent(text))
         self.process = subprocess.Popen(
@@ -65,6 +66,10 @@ class Program:
     def ctrl_c(self) -> None:
         os.killpg(self.process.pid, signal.SIGINT)
 
+    def kill(self) -> None:
+        self.process.kill()
+        _, self.last_words = self.process.communicate()
+
     def ends_within(self, seconds: float) -> tuple[int, str, str]:
         started = time.monotonic()
         out, err = self.process.communicate(timeout=30)
@@ -74,7 +79,7 @@ class Program:
     def leaves_nothing(self, within: float = 3.0) -> None:
         deadline = time.monotonic() + within
         while left := self._left():
-            assert time.monotonic() < deadline, f"left behind: {left}"
+            assert time.monotonic() < deadline, f"left behind: {left}\n{self.last_words}"
             time.sleep(0.01)
 
     def _left(self) -> list[str]:
@@ -255,8 +260,7 @@ def test_workers_die_with_a_killed_parent(program: Callable[[str], Program], ite
         """
     )
     running.wait_for("hangs-*" if "hang" in items else "idle", 2 if "hang" in items else 1)
-    running.process.kill()
-    running.process.communicate()
+    running.kill()
     running.leaves_nothing(within=3)
 
 
@@ -270,6 +274,5 @@ def test_workers_die_with_a_killed_parent_while_c_code_holds_the_gil(program: Ca
         """
     )
     running.wait_for("hangs-*", 2)
-    running.process.kill()
-    running.process.communicate()
+    running.kill()
     running.leaves_nothing(within=3)
