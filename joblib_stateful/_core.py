@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections import deque
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from . import _clock, _exit, errors
 from ._interrupts import Uninterrupted
+from ._limits import LimitWatch
 from ._outcome import init_error_of, report_of
 from ._records import (
     Build,
@@ -27,7 +27,6 @@ from ._records import (
     Finish,
     Group,
     Limits,
-    Phase,
     Ran,
     Reply,
     Run,
@@ -55,18 +54,6 @@ if TYPE_CHECKING:
     from .engines import Engine, EngineWorker
 
 _log = logging.getLogger("joblib_stateful")
-
-# A process that was started has this long to import things and begin building, on top of init_timeout.
-_STARTUP_SECONDS = 60.0
-
-
-class _Watched(NamedTuple):
-    """The latest message of a slot, if it has a time limit."""
-
-    worker: EngineWorker
-    seq: int
-    limit: float
-    sent: float
 
 
 class Core:
@@ -111,8 +98,7 @@ class Core:
         self._busy_seconds = [0.0] * n_jobs
         self._targets: list[Any] = [None] * n_jobs  # (worker, digest) of the function that it has
         self._idle_alarm: _clock.Alarm | None = None
-        self._limit_alarms: list[_clock.Alarm | None] = [None] * n_jobs
-        self._watched: list[_Watched | None] = [None] * n_jobs
+        self._limits = LimitWatch(n_jobs, self._changed, self._is_under_way, self._expire)
         _exit.watch(self)
 
     def disown(self) -> None:
@@ -279,7 +265,7 @@ class Core:
         decisions = self._exchange(start.slot, worker, message)
         _exit.register()
         if start.limits.init_timeout is not None:
-            self._watch(worker, start.slot, start.seq, start.limits.init_timeout)
+            self._limits.watch(worker, start.slot, start.seq, start.limits.init_timeout)
         return decisions
 
     def _send(self, send: SendJob) -> Decisions:
@@ -299,7 +285,7 @@ class Core:
         message = Run(send.seq, call.mode, target_id, target, parcel, call.after_error)
         decisions = self._exchange(send.slot, worker, message)
         if call.limits.item_timeout is not None:
-            self._watch(worker, send.slot, send.seq, call.limits.item_timeout)
+            self._limits.watch(worker, send.slot, send.seq, call.limits.item_timeout)
         return decisions
 
     def _exchange(self, slot: int, worker: EngineWorker, message: Build | Run) -> Decisions:
@@ -379,44 +365,19 @@ class Core:
 
     # --- time -----------------------------------------------------------------------------------------
 
-    def _watch(self, worker: EngineWorker, slot: int, seq: int, limit: float) -> None:
-        """Have the slot's latest message looked at when it may be over its limit: one alarm per slot serves all."""
-        due = time.monotonic() + limit
-        with self._changed:
-            if self._schedule.slots[slot].seq == seq:
-                self._watched[slot] = _Watched(worker, seq, limit, due - limit)
-                self._wake_slot_at(slot, due)
+    def _is_under_way(self, index: int, seq: int) -> bool:
+        slot = self._schedule.slots[index]
+        return slot.seq == seq and slot.state in (State.BUILDING, State.BUSY)
 
-    def _wake_slot_at(self, slot: int, due: float) -> None:
-        alarm = self._limit_alarms[slot]
-        if alarm is not None and alarm.when > due:
-            alarm.cancel()
-            alarm = None
-        if alarm is None:
-            self._limit_alarms[slot] = _clock.call_at(due, partial(self._check_limit, slot))
-
-    def _check_limit(self, slot: int) -> None:
-        """Expire a message whose current item, or construction, runs too long; else look again when it may."""
-        with self._changed:
-            self._limit_alarms[slot] = None
-            watched, state = self._watched[slot], self._schedule.slots[slot]
-            if watched is None or state.seq != watched.seq or state.state not in (State.BUILDING, State.BUSY):
-                return
-            progress, now = watched.worker.progress, time.monotonic()
-            begun = progress.seq == watched.seq and progress.phase is not Phase.IDLE
-            due = (progress.since if begun else watched.sent + _STARTUP_SECONDS) + watched.limit
-            if due > now:
-                self._wake_slot_at(slot, min(due, now + watched.limit))
-                return
-        self._note(lambda: self._schedule.expire(slot, watched.seq, progress.place))
+    def _expire(self, slot: int, seq: int, place: int | None) -> None:
+        self._note(lambda: self._schedule.expire(slot, seq, place))
 
     def _forget_alarms(self) -> None:
         """Let nothing wait for a core whose workers are all gone."""
         with self._changed:
             if not self._schedule.is_empty:
                 return
-            alarms = [*self._limit_alarms, self._idle_alarm]
-            self._limit_alarms, self._watched = [None] * self.n_jobs, [None] * self.n_jobs
+            alarms = [*self._limits.take_alarms(), self._idle_alarm]
             self._idle_alarm = None
         for alarm in alarms:
             if alarm is not None:
