@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 import sys
 import threading
 import warnings
@@ -21,6 +22,7 @@ import joblib
 
 # Not documented, but how joblib's own backends hand a call over to another one.
 from joblib._parallel_backends import FallbackToBackend, SequentialBackend
+from joblib.disk import memstr_to_bytes
 from joblib.parallel import AutoBatchingMixin, ParallelBackendBase, get_active_backend
 
 from . import _check, _shared, engines, errors
@@ -29,6 +31,7 @@ from ._outcome import packing_error_of
 from ._progress import Progress, check_progress
 from ._records import Call, Group
 from ._spec import make_spec
+from ._transport import DEFAULT_SHARING, Sharing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -159,6 +162,7 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         self._calls: dict[Call, None] = {}
         self._raised: BaseException | None = None
         self._bar = Progress(False, None)
+        self._sharing = DEFAULT_SHARING
 
     # --- configuration --------------------------------------------------------------------------------
 
@@ -207,6 +211,7 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
                     )
                 raise FallbackToBackend(SequentialBackend(nesting_level=self.nesting_level))
             bound._bound_to, bound._slots = parallel, slots
+            bound._sharing = _sharing_of(**backend_kwargs)
             raise FallbackToBackend(bound)
         slots = self.effective_n_jobs(n_jobs)
         self.parallel = parallel
@@ -278,7 +283,7 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
     def submit(self, func: Callable[[], Any], callback: Callable[[Future[Any]], None] | None = None) -> Future[Any]:
         """Run a batch of joblib's in a worker."""
         future: Future[Any] = Future()
-        parcel, faults = self._core.engine.transport.pack_all([(func, (), {})])
+        parcel, faults = self._core.engine.transport.pack_all([(func, (), {})], sharing=self._sharing)
         # joblib counts the tasks of a batch before it submits it.
         first = getattr(self.parallel, "n_dispatched_tasks", 0) - getattr(callback, "batch_size", 0)
         call = Call(1, self._group, self._limits, first=max(first, 0), parcel=parcel, unsent=frozenset(faults))
@@ -340,9 +345,20 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
     def terminate(self) -> None:
         """Give the executor back; it keeps its objects for the next call."""
         self.reset_batch_stats()
+        if self._sharing.held is not None:
+            self._sharing.held.clear()
         lease, self._lease = self._lease, None
         if lease is not None:
             lease.release()
+
+
+def _sharing_of(
+    max_nbytes: int | str | None = "1M", mmap_mode: Any = "r", temp_folder: str | None = None, **_: Any
+) -> Sharing:
+    """Return how arrays travel under joblib's own arguments for that."""
+    threshold = memstr_to_bytes(max_nbytes) if isinstance(max_nbytes, str) else max_nbytes
+    folder = temp_folder or os.environ.get("JOBLIB_TEMP_FOLDER") or None
+    return Sharing(None if mmap_mode is None else threshold, mmap_mode or "r", folder, held=set())
 
 
 _OPTIONS = (

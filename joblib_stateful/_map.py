@@ -6,7 +6,7 @@ import operator
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, Self, TypeAlias, TypedDict, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, Unpack, overload
 
 from joblib.parallel import get_active_backend
 
@@ -16,16 +16,15 @@ from ._executor import StatefulExecutor
 from ._progress import ProgressLike, check_progress
 from ._records import Limits, TaskResult
 from ._run import AFTER_ERROR, MapRun, OnError, Plan
-from ._spec import Factory, make_spec, pack_function
+from ._spec import make_spec, pack_function
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from ._core import Core
+    from ._map_types import Builder, MapOptions, PassAs
 
 T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
-PassAs = Literal["item", "args", "kwargs"]
 
 
 class StatefulMap(Generic[T]):
@@ -133,53 +132,13 @@ def _close(run: MapRun) -> None:
 # --- the function ---------------------------------------------------------------------------------------
 
 
-class _Options(TypedDict, total=False):
-    """What `stateful_map` takes besides worker, input and ``on_error``, for the overloads below."""
-
-    n_jobs: int | None
-    shared_kwargs: Mapping[str, Any] | None
-    worker_kwargs: Sequence[Mapping[str, Any]] | None
-    worker_env: Sequence[Mapping[str, str]] | None
-    pass_as: PassAs
-    ordered: bool
-    batch_size: int | Literal["auto"]
-    buffer: int | Literal["auto"]
-    item_timeout: float | None
-    init_timeout: float | None
-    retries: int
-    max_restarts: int
-    inner_max_num_threads: int | None
-    progress: ProgressLike
-    total: int | None
-    engine: str | engines.Engine
-
-
-class _Object(Protocol[T_co]):
-    """What is built in a worker."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> T_co: ...
-
-
-class _Partial(Protocol[T_co]):
-    """A `functools.partial` of what builds it; that class itself is invariant."""
-
-    @property
-    def func(self) -> Callable[..., _Object[T_co]]: ...
-
-    @property
-    def keywords(self) -> dict[str, Any]: ...
-
-
-_Builder: TypeAlias = type[_Object[T]] | Factory[_Object[T]] | _Partial[T]
-
-
 @overload
 def stateful_map(
     worker: StatefulExecutor,
     iterable: Iterable[Any],
     *,
     on_error: Literal["immediate", "wait_others"] = ...,
-    **options: Unpack[_Options],
+    **options: Unpack[MapOptions],
 ) -> StatefulMap[Any]: ...
 @overload
 def stateful_map(
@@ -187,23 +146,23 @@ def stateful_map(
     iterable: Iterable[Any],
     *,
     on_error: Literal["deferred"],
-    **options: Unpack[_Options],
+    **options: Unpack[MapOptions],
 ) -> StatefulMap[TaskResult[Any]]: ...
 @overload
 def stateful_map(
-    worker: _Builder[T],
+    worker: Builder[T],
     iterable: Iterable[Any],
     *,
     on_error: Literal["immediate", "wait_others"] = ...,
-    **options: Unpack[_Options],
+    **options: Unpack[MapOptions],
 ) -> StatefulMap[T]: ...
 @overload
 def stateful_map(
-    worker: _Builder[T],
+    worker: Builder[T],
     iterable: Iterable[Any],
     *,
     on_error: Literal["deferred"],
-    **options: Unpack[_Options],
+    **options: Unpack[MapOptions],
 ) -> StatefulMap[TaskResult[T]]: ...
 @overload
 def stateful_map(
@@ -211,7 +170,7 @@ def stateful_map(
     iterable: Iterable[Any],
     *,
     on_error: Literal["immediate", "wait_others"] = ...,
-    **options: Unpack[_Options],
+    **options: Unpack[MapOptions],
 ) -> StatefulMap[T]: ...
 @overload
 def stateful_map(
@@ -219,7 +178,7 @@ def stateful_map(
     iterable: Iterable[Any],
     *,
     on_error: Literal["deferred"],
-    **options: Unpack[_Options],
+    **options: Unpack[MapOptions],
 ) -> StatefulMap[TaskResult[T]]: ...
 def stateful_map(
     worker: Any,
@@ -377,6 +336,7 @@ def stateful_map(
             limits=checked,
             batching=Batching(slots, batch_size, buffer),
             progress=progress,
+            transport=chosen.transport,
             synchronous=chosen.is_synchronous,
         )
     )

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ._batching import Batching
     from ._core import Core
     from ._records import Mode
+    from ._transport import Packing, Transport
 
 OnError = Literal["immediate", "wait_others", "deferred"]
 
@@ -51,6 +52,7 @@ class Plan:
     limits: Limits
     batching: Batching
     progress: ProgressLike
+    transport: Transport
     synchronous: bool
     indexed: bool = False  # yield a TaskResult for each item under every policy
 
@@ -203,18 +205,18 @@ class MapRun:
         plan = self.plan
         room = plan.batching.buffer - (self.n_pulled - self.n_done)
         remaining = None if plan.length is None else max(0, plan.length - self.n_pulled)
-        items = self._take_items(plan.batching.next_batch(room, remaining))
-        if items:
-            self._send(items)
-        return bool(items)
+        packing = self._take_items(plan.batching.next_batch(room, remaining))
+        if packing.count:
+            self._send(packing)
+        return bool(packing.count)
 
-    def _take_items(self, wanted: int) -> list[Any]:
-        """Pull up to ``wanted`` items; fewer if the input ends, breaks or is slow."""
+    def _take_items(self, wanted: int) -> Packing:
+        """Pull and pack up to ``wanted`` items; fewer if the input ends, breaks or is slow."""
         assert self._input is not None  # noqa: S101 - the caller looked
-        items: list[Any] = []
+        items = self.plan.transport.packing()
         chunk, deadline = 1, time.perf_counter() + _PULL_SECONDS
-        while len(items) < wanted:
-            before = len(items)
+        while items.count < wanted:
+            before = items.count
             chunk = min(chunk, wanted - before)
             try:
                 items.extend(islice(self._input, chunk))
@@ -222,7 +224,7 @@ class MapRun:
                 self._input_error = error
                 self._input = None
                 break
-            if len(items) < before + chunk:
+            if items.count < before + chunk:
                 self._input = None
                 break
             if time.perf_counter() > deadline:
@@ -231,15 +233,15 @@ class MapRun:
         self._is_input_slow = time.perf_counter() > deadline
         return items
 
-    def _send(self, items: list[Any]) -> None:
+    def _send(self, items: Packing) -> None:
         if self._feed is None:
             self._start()
         assert self.core is not None and self._feed is not None  # noqa: S101, PT018 - _start made them
         first = self.n_pulled
-        self.n_pulled += len(items)
-        parcel, faults = self.core.engine.transport.pack_all(items)
+        self.n_pulled += items.count
+        parcel, faults = items.finish(), items.faults
         call = Call(
-            len(items),
+            items.count,
             self._group,
             self.plan.limits,
             after_error=AFTER_ERROR[self.plan.on_error],

@@ -160,9 +160,9 @@ class PackedSpec:
         if spec.build is None:
             return
         try:
-            self._common = transport.pack((spec.build, spec.args, dict(spec.shared_kwargs)))
+            self._common = transport.pack_shared((spec.build, spec.args, dict(spec.shared_kwargs)))
             if spec.worker_kwargs is not None:
-                self._own = [transport.pack(dict(kwargs)) for kwargs in spec.worker_kwargs]
+                self._own = [transport.pack_shared(dict(kwargs)) for kwargs in spec.worker_kwargs]
         except Exception as error:
             raise TypeError(_unpicklable(spec, transport, error)) from error
 

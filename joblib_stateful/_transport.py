@@ -2,7 +2,8 @@
 
 Each value of a batch is a frame of its own, so that a bad pickle is one item's error on either side. Only
 values of plain built-in types, which can neither fail to pickle nor to load, share one frame for speed.
-An engine chooses its transport: `Pickled` between processes, `ByReference` within one.
+An engine chooses its transport: `ByReference` within a process, `Pickled` between any two, and between those of one
+machine `SharedMemory` (in `_sharing`).
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ import io
 import pickle
 import sys
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import cloudpickle
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable
 
 PROTOCOL = 5
 # Exact types only: nothing that users define is run when these are pickled or loaded.
@@ -32,6 +35,51 @@ class Parcel(NamedTuple):
     nbytes: int
 
 
+# Below this, a copy through the pipe is as fast (`benchmarks/buffers.py`); and joblib's own figure.
+THRESHOLD = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sharing:
+    """How some calls want large buffers to travel, where a transport can share memory.
+
+    Parameters
+    ----------
+    threshold : int or None
+        Buffers of so many bytes and more are shared; None: none are.
+    mode : {"r", "r+", "w+", "c"}
+        What workers may do with them, as in `numpy.memmap`.
+    folder : str or None
+        Where they lie instead of in memory.
+    held : set or None
+        Takes what was used more than once, for it will be used again.
+    """
+
+    threshold: int | None = THRESHOLD
+    mode: Literal["r", "r+", "w+", "c"] = "r"
+    folder: str | None = None
+    held: set[Any] | None = None
+
+
+DEFAULT_SHARING = Sharing()
+
+
+class Packing(ABC):
+    """Several values on their way into a parcel."""
+
+    def __init__(self) -> None:
+        self.count = 0  # of the values so far
+        self.faults: dict[int, BaseException] = {}  # what kept some from being packed, by place
+
+    @abstractmethod
+    def extend(self, values: Iterable[Any]) -> None:
+        """Pack more values; what iterating over them raises is raised, behind those that came before."""
+
+    @abstractmethod
+    def finish(self) -> Parcel:
+        """Return the packed values, without those in ``faults``; nothing can be added any more."""
+
+
 class Transport(ABC):
     """Packs and unpacks values; both sides of one engine use the same one."""
 
@@ -39,18 +87,32 @@ class Transport(ABC):
     def pack(self, value: Any) -> Any:
         """Pack one value; raises what its pickling raises."""
 
+    def pack_shared(self, value: Any) -> Any:
+        """Pack one value that several workers get, large buffers shared."""
+        return self.pack(value)
+
     @abstractmethod
     def unpack(self, packed: Any) -> Any:
         """Unpack one value; raises what its loading raises."""
 
     @abstractmethod
-    def pack_all(
-        self, values: Sequence[Any], catch: type[BaseException] = Exception
-    ) -> tuple[Parcel, dict[int, BaseException]]:
-        """Pack several values; those that raise ``catch`` are left out and named by place.
+    def packing(self, catch: type[BaseException] = Exception, sharing: Sharing = DEFAULT_SHARING) -> Packing:
+        """Return what packs several values, one by one as they come.
 
-        Workers catch everything. The parent does not: a Ctrl-C while it pickles is no item's error.
+        Values whose packing raises ``catch`` are left out and named. Workers catch everything. The parent does not: a
+        Ctrl-C while it pickles is no item's error.
         """
+
+    def pack_all(
+        self,
+        values: Iterable[Any],
+        catch: type[BaseException] = Exception,
+        sharing: Sharing = DEFAULT_SHARING,
+    ) -> tuple[Parcel, dict[int, BaseException]]:
+        """Pack several values; those that raise ``catch`` are left out and named by place."""
+        packing = self.packing(catch, sharing)
+        packing.extend(values)
+        return packing.finish(), packing.faults
 
     def unpack_joint(self, parcel: Parcel) -> list[Any] | None:
         """Return all values of a joint parcel, or None: then each frame is unpacked by itself."""
@@ -83,36 +145,83 @@ class Pickled(Transport):
         """Unpack one value."""
         return pickle.loads(packed)
 
-    def pack_all(
-        self, values: Sequence[Any], catch: type[BaseException] = Exception
-    ) -> tuple[Parcel, dict[int, BaseException]]:
-        """Pack several values."""
-        if len(values) > 1 and _PLAIN.issuperset(map(type, values)):
-            frame = pickle.dumps(list(values), PROTOCOL)
-            return Parcel((frame,), len(values), joint=True, nbytes=len(frame)), {}
-        frames: list[Any] = []
-        errors: dict[int, BaseException] = {}
-        buffer = io.BytesIO()
-        pickler = cloudpickle.Pickler(buffer, PROTOCOL)
-        for place, value in enumerate(values):
-            try:
-                _dump(pickler, value)
-            except catch as error:
-                errors[place] = error
-                pickler = cloudpickle.Pickler(buffer, PROTOCOL)  # its memo and framing may be half done
-            else:
-                frames.append(buffer.getvalue())
-                pickler.clear_memo()
-            buffer.seek(0)
-            buffer.truncate()
-        nbytes = sum(map(len, frames))
-        return Parcel(tuple(frames), len(frames), joint=False, nbytes=nbytes), errors
+    def packing(self, catch: type[BaseException] = Exception, sharing: Sharing = DEFAULT_SHARING) -> Packing:
+        """Return what packs several values."""
+        return _PickledPacking(partial(self._packer, sharing), catch)
+
+    def _packer(self, sharing: Sharing) -> Packer:  # noqa: ARG002 - a matter of transports that share
+        return Packer()
 
 
-def _dump(pickler: Any, value: Any) -> None:
-    # cloudpickle's own dump is a Python method whose wrapper only rewords a RecursionError; skipping it
-    # is worth 2 µs per item (0.45 instead of 2.3 µs for a small tuple, `benchmarks/frames.py`).
-    pickle.Pickler.dump(pickler, value)
+class _PickledPacking(Packing):
+    """Packs each value when it comes, for the next one may be the same object with other contents."""
+
+    def __init__(self, make_packer: Callable[[], Packer], catch: type[BaseException]) -> None:
+        super().__init__()
+        self._make_packer, self._catch = make_packer, catch
+        self._plain: list[Any] = []  # all values, as long as they are plain, which nobody can change
+        self._frames: list[Any] = []
+        self._nbytes = 0
+        self._packer: Packer | None = None
+
+    def extend(self, values: Iterable[Any]) -> None:
+        """Pack more values."""
+        for value in values:
+            if self._packer is None:
+                if type(value) in _PLAIN:
+                    self._plain.append(value)
+                    self.count += 1
+                    continue
+                self._packer = self._pack_plain()
+            self._pack(self._packer, value)
+
+    def finish(self) -> Parcel:
+        """Return the packed values."""
+        if self._packer is None:
+            if len(self._plain) > 1:
+                frame = pickle.dumps(self._plain, PROTOCOL)
+                return Parcel((frame,), self.count, joint=True, nbytes=len(frame))
+            self._packer = self._pack_plain()
+        nbytes = self._nbytes + self._packer.nbytes
+        return Parcel(tuple(self._frames), len(self._frames), joint=False, nbytes=nbytes)
+
+    def _pack_plain(self) -> Packer:
+        packer = self._make_packer()
+        self._frames = [packer.pack(value) for value in self._plain]
+        return packer
+
+    def _pack(self, packer: Packer, value: Any) -> None:
+        try:
+            self._frames.append(packer.pack(value))
+        except self._catch as error:
+            self.faults[self.count] = error
+            self._nbytes += packer.nbytes
+            self._packer = self._make_packer()  # the pickler's memo and framing may be half done
+        self.count += 1
+
+
+class Packer:
+    """A pickler for one value after the other."""
+
+    def __init__(self, buffer_callback: Any = None) -> None:
+        self.nbytes = 0
+        self._file = io.BytesIO()
+        self._pickler = self._make_pickler(self._file, buffer_callback)
+
+    def pack(self, value: Any) -> Any:
+        """Return the frame of a value; after an error, this packer must not be used again."""
+        # cloudpickle's own dump is a Python method whose wrapper only rewords a RecursionError; skipping it
+        # is worth 2 µs per item (0.45 instead of 2.3 µs for a small tuple, `benchmarks/frames.py`).
+        pickle.Pickler.dump(self._pickler, value)
+        packed = self._file.getvalue()
+        self._pickler.clear_memo()
+        self._file.seek(0)
+        self._file.truncate()
+        self.nbytes += len(packed)
+        return packed
+
+    def _make_pickler(self, file: io.BytesIO, buffer_callback: Any) -> Any:
+        return cloudpickle.Pickler(file, PROTOCOL, buffer_callback)
 
 
 class ByReference(Transport):
@@ -126,13 +235,30 @@ class ByReference(Transport):
         """Return the value."""
         return packed
 
-    def pack_all(
+    def packing(
         self,
-        values: Sequence[Any],
         catch: type[BaseException] = Exception,  # noqa: ARG002 - nothing can go wrong here
-    ) -> tuple[Parcel, dict[int, BaseException]]:
-        """Hold the values together."""
-        return Parcel(tuple(values), len(values), joint=False, nbytes=sum(map(_weigh, values))), {}
+        sharing: Sharing = DEFAULT_SHARING,  # noqa: ARG002 - all is shared
+    ) -> Packing:
+        """Return what holds several values together."""
+        return _HeldTogether()
+
+
+class _HeldTogether(Packing):
+    def __init__(self) -> None:
+        super().__init__()
+        self._values: list[Any] = []
+
+    def extend(self, values: Iterable[Any]) -> None:
+        """Take more values."""
+        try:
+            self._values.extend(values)
+        finally:
+            self.count = len(self._values)
+
+    def finish(self) -> Parcel:
+        """Return the values."""
+        return Parcel(tuple(self._values), self.count, joint=False, nbytes=sum(map(_weigh, self._values)))
 
 
 def _weigh(value: Any) -> int:

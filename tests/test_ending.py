@@ -44,6 +44,7 @@ class Program:
     def __init__(self, folder: Path, text: str) -> None:
         self.folder = folder
         self.last_words = ""
+        self.started = time.time()
         script = folder / "program.py"
         script.write_text(WORKER + textwrap.dedent(text))
         self.process = subprocess.Popen(
@@ -93,8 +94,17 @@ class Program:
         shm = Path("/dev/shm")
         pids = {self.process.pid, *(int(path.name.split("-")[1]) for path in self.folder.glob("built-*"))}
         if shm.is_dir():
-            left += [p.name for p in shm.iterdir() if any(f"-{pid}-" in p.name for pid in pids)]
+            mine = [path for path in shm.iterdir() if any(f"-{pid}-" in path.name for pid in pids)]
+            left += [path.name for path in mine if _made_since(path, self.started)]
         return left
+
+
+def _made_since(path: Path, start: float) -> bool:
+    """Tell the program's files from those that another one with the same pid left long ago."""
+    try:
+        return path.stat().st_mtime > start - 1
+    except FileNotFoundError:
+        return False
 
 
 @pytest.fixture

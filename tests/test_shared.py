@@ -125,7 +125,9 @@ def test_env_engine_and_n_jobs_are_told_apart(scene: Scene) -> None:
     use("loky", shared_kwargs=kwargs, worker_env=[{"A_VARIABLE": "2"}])
     built = count(scene.log(), "built")
     assert built in (5, 6)  # two slots may have got one object or two
-    assert count(scene.log(), "closed") == built - 1
+    closed = count(scene.log(), "closed")
+    assert closed >= 4
+    assert built - closed in (1, 2)  # what is just being built when it makes way is given up
 
 
 def pid_of(_: Any) -> int:

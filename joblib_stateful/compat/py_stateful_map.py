@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from .. import errors
 from .._executor import StatefulExecutor
-from .._map import PassAs, StatefulMap, stateful_map, with_indices
+from .._map import StatefulMap, stateful_map, with_indices
 from .._spec import Factory, factory, make_spec
 
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from .._map_types import PassAs
     from .._records import TaskResult
     from .._run import OnError
 

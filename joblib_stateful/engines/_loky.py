@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import multiprocessing.context
 import os
 import signal
 import threading
@@ -17,16 +18,26 @@ from functools import partial
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import loky
-from loky.backend.utils import kill_process_tree
-
 from .. import errors
-from .._records import Death, Finish, Message
+from .._records import Death, Finish, Message, Ran
+from .._segments import Arena
+from .._sharing import SharedMemory, copied_out
 from .._transport import Pickled, Transport
 from .._worker import Progress
-from . import _loky_child
 from ._base import Engine, EngineWorker
+from ._handover import Handover
 from ._shared_numbers import SharedNumbers
+
+# loky, and the copy of it within joblib, register their start methods under the same names when they are imported. The
+# last one would start the processes of both, which then report to the wrong resource tracker.
+_start_methods = dict(multiprocessing.context._concrete_contexts)  # type: ignore[attr-defined]  # see above
+import loky  # noqa: E402 - see above
+from loky.backend.context import LokyContext  # noqa: E402 - see above
+from loky.backend.utils import kill_process_tree  # noqa: E402 - see above
+
+from . import _loky_child  # noqa: E402 - it imports loky
+
+multiprocessing.context._concrete_contexts.update(_start_methods)  # type: ignore[attr-defined]  # see above
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -49,8 +60,9 @@ class LokyWorker(EngineWorker):
         self._pool: loky.ProcessPoolExecutor | None = None
         self._process: Any = None  # loky's Process
         self._lifeline: Connection | None = None  # open as long as the process shall live
+        self._handover: Handover | None = None  # by which open files go to it and come back
         self._killed = False
-        self._lock = threading.RLock()  # guards the five above; held while the process is started or killed
+        self._lock = threading.RLock()  # guards the six above; held while the process is started or killed
 
     def send(self, message: Message, on_reply: Callable[[Reply | Death], None]) -> Reply | Death | None:
         """Hand the message to the process, which is started with the first one."""
@@ -58,8 +70,7 @@ class LokyWorker(EngineWorker):
             with self._lock:
                 if self._killed:
                     return Death(self.pid, reason="it was killed")
-                send = self._start if self._pool is None else partial(self._pool.submit, _loky_child.serve)
-                future = send(message)
+                future = self._start(message) if self._pool is None else self._submit(self._pool, message)
         except Exception as error:  # noqa: BLE001 - out of processes, memory or file descriptors; a broken pool
             return self._autopsy(message, error)
         future.add_done_callback(partial(self._receive, message, on_reply))
@@ -90,22 +101,24 @@ class LokyWorker(EngineWorker):
         """Forget the process and the pool, whose ends would reach for the parent's."""
         _not_ours.append((self._pool, self._process))
         self._lock = threading.RLock()
-        self._pool = self._process = None
+        self._pool = self._process = self._handover = None
         self._killed = True
 
     def _start(self, message: Message) -> Future[Reply]:
         # A pipe for each worker, because only one process can be signalled for an open file.
         theirs, self._lifeline = multiprocessing.Pipe(duplex=False)
         _lifelines.add(self._lifeline)
+        self._handover, far_end = Handover.pair() if isinstance(self._transport, SharedMemory) else (None, None)
         _start_resource_trackers()  # which ends by unblocking SIGINT, so first
-        with theirs, _sigint_blocked():
+        with theirs, far_end or contextlib.nullcontext(), _sigint_blocked():
             pool = loky.ProcessPoolExecutor(
                 max_workers=1,
+                context=LokyContext(),
                 env=self._env,
                 initializer=_loky_child.set_up,
-                initargs=(theirs, self._numbers, self._transport),
+                initargs=(theirs, far_end, self._numbers, self._transport),
             )
-            future: Future[Reply] = pool.submit(_loky_child.serve, message)
+            future = self._submit(pool, message)
         self._pool = pool
         # loky keeps no public handle on its processes, and its errors have neither pid nor exit code.
         (self._process,) = pool._processes.values()
@@ -117,9 +130,35 @@ class LokyWorker(EngineWorker):
         pool._result_queue._writer.close()
         return future
 
+    def _submit(self, pool: loky.ProcessPoolExecutor, message: Message) -> Future[Reply]:
+        segments = list(_loky_child.segments_in(message))
+        if segments:  # first, so that a message never waits for what could not be sent
+            assert self._handover is not None  # noqa: S101 - there are none without it
+            self._handover.send([segment.fd for segment in segments])
+        future: Future[Reply] = pool.submit(_loky_child.serve, message, len(segments))
+        return future
+
     def _receive(self, message: Message, on_reply: Callable[[Reply | Death], None], future: Future[Reply]) -> None:
         error = future.exception()
-        on_reply(future.result() if error is None else self._autopsy(message, error))
+        if error is not None:
+            on_reply(self._autopsy(message, error))
+            return
+        reply = future.result()
+        if isinstance(reply, Ran) and _loky_child.lies_in_arena(reply):
+            reply = self._copied_out(reply)
+        on_reply(reply)
+
+    def _copied_out(self, reply: Ran) -> Ran:
+        """Return a reply with copies of what the worker laid into its arena, which it uses for the next one."""
+        assert self._handover is not None  # noqa: S101 - there is no arena without it
+        fd = None
+        with contextlib.suppress(OSError, EOFError):  # then reading says so, for each item that needs it
+            (fd,) = self._handover.receive(1)
+        arena = Arena(-1 if fd is None else fd)
+        values = reply.values._replace(frames=tuple(copied_out(frame, arena) for frame in reply.values.frames))
+        with contextlib.suppress(OSError):
+            arena.trim()
+        return reply._replace(values=values)
 
     def _autopsy(self, message: Message, error: BaseException) -> Death:
         """Return how the process ended, when it is gone."""
@@ -137,12 +176,15 @@ class LokyWorker(EngineWorker):
 
     def _close(self, message: Finish, on_closed: Callable[[Failure | None], None]) -> None:
         failure = None
-        with contextlib.suppress(Exception):  # a process that is gone already needs no closing
+        try:
             if self._pool is not None and not self._killed:
-                failure = self._pool.submit(_loky_child.serve, message).result().failure
-        if self._pool is not None:
-            self._pool.shutdown(wait=True)
-        on_closed(failure)
+                failure = self._submit(self._pool, message).result().failure  # type: ignore[union-attr]  # the answer to Finish
+        except RuntimeError:
+            failure = None  # a process that is gone already needs no closing
+        finally:
+            if self._pool is not None:
+                self._pool.shutdown(wait=True)
+            on_closed(failure)
 
     def _close_at_exit(self, message: Finish, on_closed: Callable[[Failure | None], None]) -> None:
         pool = self._pool
@@ -156,7 +198,7 @@ class LokyWorker(EngineWorker):
             if pool is None or self._killed:
                 on_closed(None)
             else:
-                pool.submit(_loky_child.serve, message).add_done_callback(closed)
+                self._submit(pool, message).add_done_callback(closed)
         except RuntimeError:  # it is gone already
             on_closed(None)
 
@@ -168,7 +210,7 @@ class LokyEngine(Engine):
     has_processes: ClassVar[bool] = True
 
     def __init__(self) -> None:
-        self.transport = Pickled()
+        self.transport: Transport = SharedMemory() if Handover.is_possible else Pickled()
 
     def open(self, slot: int, env: Mapping[str, str]) -> LokyWorker:  # noqa: ARG002 - only env tells slots apart
         """Return a worker for a slot."""

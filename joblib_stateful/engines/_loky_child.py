@@ -6,17 +6,22 @@ import contextlib
 import os
 import signal
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from loky import process_executor
 
+from .._records import Build, Ran, Run
+from .._segments import Arena
+from .._sharing import SharedMemory, segments_of
 from .._worker import Progress, Worker, current, set_process_worker
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from multiprocessing.connection import Connection
 
     from .._records import Message, Reply
     from .._transport import Transport
+    from ._handover import Handover
 
 try:
     import fcntl
@@ -24,7 +29,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]  # tested before use
 
 
-def set_up(lifeline: Connection, numbers: memoryview[float], transport: Transport) -> None:
+def set_up(lifeline: Connection, handover: Handover | None, numbers: memoryview[float], transport: Transport) -> None:
     """Make this process a worker; runs before its first message."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     if hasattr(signal, "pthread_sigmask"):
@@ -34,16 +39,54 @@ def set_up(lifeline: Connection, numbers: memoryview[float], transport: Transpor
     _die_with_parent(lifeline)
     set_process_worker(Worker(transport, Progress(numbers)))
     _kept.append(lifeline)
+    if handover is not None:
+        assert isinstance(transport, SharedMemory)  # noqa: S101 - the only one with open files to hand over
+        transport.arena = Arena()
+        _kept.append(handover)
 
 
-_kept: list[Connection] = []
+_kept: list[Any] = []
 
 
-def serve(message: Message) -> Reply:
-    """Answer one message."""
+def serve(message: Message, n_segments: int) -> Reply:
+    """Answer one message, with which so many open files have come."""
     worker = current()
     assert worker is not None  # noqa: S101 - set_up ran before
-    return worker.handle(message)
+    maps = _map_segments(message, n_segments) if n_segments else ()
+    try:
+        reply = worker.handle(message)
+    finally:
+        del maps  # what no value refers to is unmapped
+    if lies_in_arena(reply):
+        transport = worker.transport
+        assert isinstance(transport, SharedMemory) and transport.arena is not None  # noqa: S101, PT018 - set_up gave it
+        _kept[1].send([transport.arena.fd])
+    return reply
+
+
+def segments_in(message: Message) -> Iterator[Any]:
+    """Return what the large buffers of a message lie in; on either side, in the same order."""
+    if isinstance(message, Run):
+        return segments_of(() if message.parcel.joint else message.parcel.frames)
+    if isinstance(message, Build):
+        return segments_of(message.spec or ())
+    return iter(())
+
+
+def lies_in_arena(reply: Reply) -> bool:
+    """Tell whether the worker's arena belongs to a reply."""
+    return isinstance(reply, Ran) and not reply.values.joint and any(True for _ in segments_of(reply.values.frames))
+
+
+def _map_segments(message: Message, count: int) -> list[object]:
+    handover: Handover = _kept[1]
+    maps = []
+    for received, fd in zip(segments_in(message), handover.receive(count), strict=True):
+        if fd is None:
+            continue
+        with contextlib.suppress(OSError, ValueError):  # no room: then the value that needs it can't be loaded
+            maps.append(received.map(fd))
+    return maps
 
 
 def _die_with_parent(lifeline: Connection) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import mmap
 import os
-import tempfile
 from typing import Any
+
+from .._segments import open_unnamed
 
 _names = itertools.count()
 
@@ -25,7 +26,7 @@ class SharedNumbers:
         if os.name == "nt":
             self._map = mmap.mmap(-1, self._size, tagname=self._name)  # type: ignore[call-arg,unused-ignore]  # Windows only
         else:
-            self._fd = _open_unnamed(self._name)
+            self._fd = open_unnamed("progress")
             os.ftruncate(self._fd, self._size)
             self._map = mmap.mmap(self._fd, self._size)
         self.values = memoryview(self._map).cast("d")
@@ -47,13 +48,6 @@ class SharedNumbers:
 
     def __del__(self) -> None:
         self.seal()
-
-
-def _open_unnamed(name: str) -> int:
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create(name)
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
 
 
 def _attach(fd: Any, size: int) -> memoryview[float]:

@@ -1,0 +1,70 @@
+"""Arrays that look into a file travel as the name of that file."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import ChainMap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cloudpickle
+
+from ._transport import PROTOCOL
+
+if TYPE_CHECKING:
+    import io
+
+
+def array_pickler(file: io.BytesIO, buffer_callback: Any) -> Any:
+    """Return a pickler for any values; that numpy need not be there is why its class is made here."""
+    numpy = sys.modules.get("numpy")
+    if numpy is None or not hasattr(numpy, "memmap"):  # or it is being imported just now
+        return cloudpickle.Pickler(file, PROTOCOL, buffer_callback)
+    if not _classes:
+        by_type = {numpy.memmap: _reduce, numpy.ndarray: _reduce}
+        table = ChainMap(by_type, *cloudpickle.Pickler.dispatch_table.maps)
+        _classes.append(type("ArrayPickler", (cloudpickle.Pickler,), {"dispatch_table": table}))
+    return _classes[0](file, PROTOCOL, buffer_callback)
+
+
+_classes: list[Any] = []
+
+
+def _reduce(array: Any) -> Any:
+    backing = _file_map_of(array)
+    if backing is None or not array.size or any(stride < 0 for stride in array.strides):
+        return array.__reduce_ex__(PROTOCOL)
+    start: int = backing.__array_interface__["data"][0]
+    offset = backing.offset + array.__array_interface__["data"][0] - start
+    mode = "r+" if backing.mode == "w+" else backing.mode
+    where = os.fspath(backing.filename), mode, offset
+    return _open, (where, array.dtype, array.shape, array.strides)
+
+
+def _file_map_of(array: Any) -> Any:
+    """Return the `numpy.memmap` that an array looks into, if others can open the same file."""
+    if array.base is None:  # as most arrays
+        return None
+    numpy = sys.modules["numpy"]
+    found = None
+    while isinstance(array, numpy.ndarray):
+        if isinstance(array, numpy.memmap):
+            found = array
+        array = array.base
+    # A copy-on-write map may differ from its file, which may be gone, too.
+    if found is None or found.filename is None or found.mode == "c" or found.dtype.hasobject:
+        return None
+    return found if Path(found.filename).exists() else None
+
+
+def _open(where: tuple[str, Any, int], dtype: Any, shape: Any, strides: Any) -> Any:
+    import numpy as np
+
+    filename, mode, offset = where
+    size = sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True)) + dtype.itemsize
+    raw = np.memmap(filename, dtype=np.uint8, mode=mode, offset=offset, shape=(size,))
+    array: Any = np.ndarray.__new__(np.memmap, shape, dtype, buffer=raw, strides=strides)
+    array.__array_finalize__(raw)  # from which it learns of its file
+    array.offset = offset
+    return array

@@ -1,0 +1,94 @@
+"""Time limits: who looks at a message when its item, or the construction, may be over its time."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+from . import _clock
+from ._records import Phase
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable
+
+    from .engines import EngineWorker
+
+# A process that was started has this long to import things and begin building, on top of init_timeout.
+_STARTUP_SECONDS = 60.0
+
+
+class _Watched(NamedTuple):
+    """The latest message of a slot, if it has a time limit."""
+
+    worker: EngineWorker
+    seq: int
+    limit: float
+    sent: float
+
+
+class LimitWatch:
+    """The time limits of the slots' latest messages; one alarm per slot serves all of its items.
+
+    The alarm is not moved with each item: when it goes off, it looks at what runs by then, and comes back when
+    that may be over its time.
+
+    Parameters
+    ----------
+    n_slots : int
+        Number of slots.
+    lock : threading.Condition
+        Guards what ``is_under_way`` looks at, and this.
+    is_under_way : callable
+        Tells whether a slot still works at a message, by slot and number.
+    expire : callable
+        Called without the lock, with slot, number and the place of the item, if what runs is over its time.
+    """
+
+    def __init__(
+        self,
+        n_slots: int,
+        lock: threading.Condition,
+        is_under_way: Callable[[int, int], bool],
+        expire: Callable[[int, int, int | None], None],
+    ) -> None:
+        self._lock, self._is_under_way, self._expire = lock, is_under_way, expire
+        self._alarms: list[_clock.Alarm | None] = [None] * n_slots
+        self._watched: list[_Watched | None] = [None] * n_slots
+
+    def watch(self, worker: EngineWorker, slot: int, seq: int, limit: float) -> None:
+        """Watch a message that was just sent."""
+        now = time.monotonic()
+        with self._lock:
+            if self._is_under_way(slot, seq):
+                self._watched[slot] = _Watched(worker, seq, limit, now)
+                self._wake_at(slot, now + limit)
+
+    def take_alarms(self) -> list[_clock.Alarm | None]:
+        """Forget everything and return the alarms, to be cancelled; to be called with the lock."""
+        alarms = self._alarms
+        self._alarms, self._watched = [None] * len(alarms), [None] * len(alarms)
+        return alarms
+
+    def _wake_at(self, slot: int, due: float) -> None:
+        alarm = self._alarms[slot]
+        if alarm is not None and alarm.when > due:
+            alarm.cancel()
+            alarm = None
+        if alarm is None:
+            self._alarms[slot] = _clock.call_at(due, partial(self._look, slot))
+
+    def _look(self, slot: int) -> None:
+        with self._lock:
+            self._alarms[slot] = None
+            watched = self._watched[slot]
+            if watched is None or not self._is_under_way(slot, watched.seq):
+                return
+            progress, now = watched.worker.progress, time.monotonic()
+            begun = progress.seq == watched.seq and progress.phase is not Phase.IDLE
+            due = (progress.since if begun else watched.sent + _STARTUP_SECONDS) + watched.limit
+            if due > now:
+                self._wake_at(slot, min(due, now + watched.limit))
+                return
+        self._expire(slot, watched.seq, progress.place)

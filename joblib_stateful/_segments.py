@@ -1,0 +1,186 @@
+"""Memory that two processes share and that has no name, so that nothing of it can be left behind.
+
+Large buffers don't go through pipes. On their way out each lies in a `Segment`, whose open file is handed to the
+worker, which maps it; on their way back they lie in the worker's `Arena`, from which the parent copies them. The
+kernel frees both when the last process lets go of them, however that ends.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import mmap
+import os
+import sys
+import tempfile
+import weakref
+from typing import Any, NamedTuple
+
+# What an arena keeps for the next results, for fresh pages cost more than copying (`benchmarks/buffers.py`).
+_KEPT_BYTES = 32 << 20
+
+_numbers = itertools.count(1)
+
+
+def open_unnamed(what: str, folder: str | None = None) -> int:
+    """Open a file that no folder lists, in memory where the system can, or in a folder; ``what`` is for lsof."""
+    if folder is None and hasattr(os, "memfd_create"):
+        return os.memfd_create(f"joblib_stateful {what}")
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return os.dup(file.fileno())
+
+
+def _write(fd: int, buffer: memoryview, offset: int = 0) -> None:
+    # Not through a map, where a full memory would be a SIGBUS instead of an OSError.
+    while buffer:
+        n_written = os.pwrite(fd, buffer, offset)
+        buffer, offset = buffer[n_written:], offset + n_written
+
+
+class _OpenFile:
+    """Owns a file descriptor."""
+
+    fd: int = -1
+
+    def close(self) -> None:
+        """Let go of the memory; who has it mapped or open keeps it."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class Segment(_OpenFile):
+    """A buffer on its way to workers, until the last parcel that holds it is dropped.
+
+    Parameters
+    ----------
+    buffer : memoryview
+        What it holds, in bytes; copied at once.
+    mode : {"r", "r+", "w+", "c"}
+        What workers may do with it.
+    folder : str, optional
+        Where it lies instead of in memory.
+
+    Raises
+    ------
+    OSError
+        There is no room, or no file descriptor left.
+    """
+
+    def __init__(self, buffer: memoryview, mode: str = "r", folder: str | None = None) -> None:
+        self.size, self.mode, self.number = buffer.nbytes, mode, next(_numbers)
+        self.fd = open_unnamed("segment", folder)
+        _write(self.fd, buffer)
+
+    def view(self) -> memoryview:
+        """Return what it holds now."""
+        return memoryview(mmap.mmap(self.fd, self.size, prot=mmap.PROT_READ))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Received, (self.number, self.size, self.mode)
+
+
+class _Map(mmap.mmap):
+    """A map that can be referred to weakly."""
+
+
+# What is mapped: as long as a message is worked at, and then as long as a value of it is alive.
+_mapped: weakref.WeakValueDictionary[int, _Map] = weakref.WeakValueDictionary()
+
+
+class Received(NamedTuple):
+    """A segment, on the worker's side."""
+
+    number: int
+    size: int
+    mode: str
+
+    def map(self, fd: int) -> object:
+        """Map it from its open file; it stays mapped while the returned object lives, or a value made of it."""
+        try:
+            found = _mapped.get(self.number)
+            if found is None:
+                is_private, is_readonly = self.mode == "c", self.mode == "r"
+                found = _Map(
+                    fd,
+                    self.size,
+                    flags=mmap.MAP_PRIVATE if is_private else mmap.MAP_SHARED,
+                    prot=mmap.PROT_READ if is_readonly else mmap.PROT_READ | mmap.PROT_WRITE,
+                )
+                _mapped[self.number] = found
+            return found
+        finally:
+            os.close(fd)
+
+    def view(self) -> memoryview:
+        """Return what it holds."""
+        found = _mapped.get(self.number)
+        if found is None:
+            raise BufferError(
+                "its shared memory did not reach the worker, which may have run out of file descriptors (ulimit -n) "
+                "or of memory maps",
+            )
+        return memoryview(found)
+
+
+class Range(NamedTuple):
+    """Where a buffer lies in an arena."""
+
+    offset: int
+    size: int
+
+
+class Arena(_OpenFile):
+    """Where a worker lays the large buffers of a reply; the parent copies them before it sends anything more.
+
+    Its pages are used again and again.
+
+    Parameters
+    ----------
+    fd : int, optional
+        The open file; by default a new one, opened when it is needed.
+    """
+
+    def __init__(self, fd: int = -1) -> None:
+        self.fd = fd
+        self._end = 0
+
+    def rewind(self) -> None:
+        """Begin a reply."""
+        self._end = 0
+
+    def write(self, buffer: memoryview) -> Range:
+        """Lay down a buffer; raises OSError if there is no room."""
+        if self.fd < 0:
+            self.fd = open_unnamed("results")
+        where = Range(self._end, buffer.nbytes)
+        _write(self.fd, buffer, self._end)
+        self._end += where.size
+        return where
+
+    def read(self, where: Range) -> Any:
+        """Return a writable copy of a buffer."""
+        if self.fd < 0:
+            raise OSError(errno.EMFILE, "no file descriptor was left to receive it by; raise the limit (ulimit -n)")
+        copy = _empty(where.size)
+        rest, offset = memoryview(copy), where.offset
+        while rest:
+            n_read = os.preadv(self.fd, [rest], offset)
+            if not n_read:
+                raise BufferError("the shared memory of this result is gone")
+            rest, offset = rest[n_read:], offset + n_read
+        return copy
+
+    def trim(self) -> None:
+        """Give memory back that is too much to be kept."""
+        if os.fstat(self.fd).st_size > _KEPT_BYTES:
+            os.ftruncate(self.fd, 0)
+
+
+def _empty(size: int) -> Any:
+    numpy = sys.modules.get("numpy")
+    # Its large blocks come in huge pages, and are not filled with zeros first.
+    return bytearray(size) if numpy is None else numpy.empty(size, dtype=numpy.uint8)

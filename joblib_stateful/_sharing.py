@@ -1,0 +1,202 @@
+"""The transport between processes of one machine: small values in line, large buffers through shared memory.
+
+The parent lays each large buffer into a `Segment` once, however many values refer to it, and workers map that. A
+buffer is known again by where it lies in memory, and then its bytes are compared, so that one which a generator
+fills again and again never arrives stale. Workers lay large results into their `Arena`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import io
+import pickle
+import sys
+import tempfile
+import threading
+import warnings
+import weakref
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ._arrays import array_pickler
+from ._segments import Arena, Range, Received, Segment
+from ._transport import DEFAULT_SHARING, Packer, Packing, Pickled, Sharing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+
+class SharedFrame(NamedTuple):
+    """A packed value whose large buffers travel beside it."""
+
+    head: bytes
+    buffers: tuple[Any, ...]  # each a `Segment`, which arrives as `Received`; or a `Range`, which becomes a copy
+
+
+class Lost(NamedTuple):
+    """What stands for a frame whose buffers could not be had."""
+
+    error: Exception
+
+
+class SharedMemory(Pickled):
+    """cloudpickle in both directions, large buffers through shared memory."""
+
+    def __init__(self) -> None:
+        self._store = _Store()
+        self.arena: Arena | None = None  # in a worker: where large results go
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SharedMemory, ()
+
+    def pack_shared(self, value: Any) -> Any:
+        """Pack one value that several workers get."""
+        return self._packer(DEFAULT_SHARING).pack(value)
+
+    def packing(self, catch: type[BaseException] = Exception, sharing: Sharing = DEFAULT_SHARING) -> Packing:
+        """Return what packs several values."""
+        if self.arena is not None:
+            self.arena.rewind()
+        return super().packing(catch, sharing)
+
+    def unpack(self, packed: Any) -> Any:
+        """Unpack one value."""
+        if isinstance(packed, SharedFrame):
+            buffers = [buffer.view() if isinstance(buffer, Received) else buffer for buffer in packed.buffers]
+            return pickle.loads(packed.head, buffers=buffers)
+        if isinstance(packed, Lost):
+            raise packed.error
+        return super().unpack(packed)
+
+    def _packer(self, sharing: Sharing) -> Packer:
+        # A worker's warnings would be seen by nobody who looks for them.
+        return _SharingPacker(self._set_aside, sharing, warns=self.arena is None)
+
+    def _set_aside(self, buffer: memoryview, sharing: Sharing) -> Segment | Range:
+        return self._store.segment_of(buffer, sharing) if self.arena is None else self.arena.write(buffer)
+
+
+def segments_of(frames: Iterable[Any]) -> Iterator[Any]:
+    """Return what the buffers of some frames lie in; on either side, in the same order."""
+    for frame in frames:
+        if isinstance(frame, SharedFrame):
+            yield from frame.buffers
+
+
+def copied_out(frame: Any, arena: Arena) -> Any:
+    """Return a worker's frame with copies of what it laid into its arena."""
+    if not isinstance(frame, SharedFrame):
+        return frame
+    try:
+        return SharedFrame(frame.head, tuple(map(arena.read, frame.buffers)))
+    except (OSError, MemoryError, BufferError) as error:  # the item's error, when it is unpacked
+        return Lost(error)
+
+
+class _SharingPacker(Packer):
+    """A pickler that sets large buffers aside."""
+
+    def __init__(self, set_aside: Callable[[memoryview, Sharing], Any], sharing: Sharing, *, warns: bool) -> None:
+        self._set_aside, self._sharing, self._warns = set_aside, sharing, warns
+        self._threshold = sys.maxsize if sharing.threshold is None else max(sharing.threshold, 1)
+        self._aside: list[memoryview] = []
+        super().__init__(self._stays_in_line)
+
+    def _make_pickler(self, file: io.BytesIO, buffer_callback: Any) -> Any:
+        return array_pickler(file, buffer_callback)
+
+    def pack(self, value: Any) -> Any:
+        """Return the frame of a value."""
+        self._aside.clear()
+        head = super().pack(value)
+        if not self._aside:
+            return head
+        try:
+            places = tuple(self._set_aside(buffer, self._sharing) for buffer in self._aside)
+        except OSError as error:
+            if self._warns:
+                _warn_once(error, "they are copied through pipes instead, which is slower")
+            self._threshold = sys.maxsize
+            return super().pack(value)
+        self.nbytes += sum(place.size for place in places)
+        return SharedFrame(head, places)
+
+    def _stays_in_line(self, buffer: pickle.PickleBuffer) -> bool:
+        try:
+            raw = buffer.raw()
+        except BufferError:  # it has gaps
+            return True
+        if raw.nbytes < self._threshold:
+            return True
+        self._aside.append(raw)
+        return False
+
+
+_warned: list[bool] = []
+
+
+def _warn_once(error: OSError, instead: str) -> None:
+    if not _warned:
+        _warned.append(True)
+        warnings.warn(
+            f"Large arrays can't be shared with the workers as they should ({error}); {instead}. Free some memory, raise "
+            "the limit of open files (ulimit -n), or name a folder with room: parallel_config(temp_folder=...).",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+class _Store:
+    """The segments that are alive, found again by the memory that they were made from."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._segments: weakref.WeakValueDictionary[Any, Segment] = weakref.WeakValueDictionary()
+
+    def segment_of(self, buffer: memoryview, sharing: Sharing) -> Segment:
+        """Return a segment with the bytes of a buffer; raises OSError if there is no room for it."""
+        address = _address_of(buffer)
+        if address is None:
+            return _make_segment(buffer, sharing)
+        key = (address, buffer.nbytes, sharing.mode, sharing.folder)
+        with self._lock:
+            found = self._segments.get(key)
+        if found is not None and _is_same(address, found):
+            if sharing.held is not None:
+                sharing.held.add(found)
+            return found
+        made = _make_segment(buffer, sharing)
+        with self._lock:
+            self._segments[key] = made
+        return made
+
+
+def _make_segment(buffer: memoryview, sharing: Sharing) -> Segment:
+    """Return a segment in the folder that was asked for or in memory, or else wherever there is room."""
+    try:
+        return Segment(buffer, sharing.mode, sharing.folder)
+    except OSError as error:
+        elsewhere = tempfile.gettempdir() if sharing.folder is None else None
+        segment = Segment(buffer, sharing.mode, elsewhere)
+        _warn_once(error, f"they lie in {elsewhere or 'memory'} instead")
+        return segment
+
+
+def _address_of(buffer: memoryview) -> int | None:
+    numpy = sys.modules.get("numpy")
+    if numpy is None:  # then it is hardly an array that is used again
+        return None
+    address: int = numpy.frombuffer(buffer, dtype=numpy.uint8).__array_interface__["data"][0]
+    return address
+
+
+def _is_same(address: int, segment: Segment) -> bool:
+    # 11 ms for 200 MB; comparing arrays would make a third one.
+    with segment.view() as view:
+        return bool(_memcmp(address, _address_of(view), segment.size) == 0)
+
+
+try:
+    _memcmp = ctypes.CDLL(None).memcmp
+    _memcmp.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
+except (TypeError, OSError, AttributeError):  # Windows, where nothing is shared
+    _memcmp = None  # type: ignore[assignment]  # and nobody calls it

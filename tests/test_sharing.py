@@ -1,0 +1,332 @@
+"""Large arrays travel through shared memory: once, read-only, never stale, and nothing of them stays."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from joblib import Parallel, delayed, parallel_config
+
+import joblib_stateful
+from joblib_stateful import StatefulExecutor, call_worker, get_worker, stateful_map
+
+if TYPE_CHECKING:
+    from conftest import RunProgram
+
+np = pytest.importorskip("numpy")
+
+SIZE = 1 << 18  # of doubles: 2 MiB, beyond the threshold
+
+
+def open_segments(pid: int | str = "self") -> list[str]:
+    """Return the shared memory that a process has open, or mapped."""
+    links = []
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            links.append(str(fd.readlink()))
+        except OSError:
+            continue  # closed meanwhile
+    return [link for link in links if "memfd:joblib_stateful segment" in link]
+
+
+def mapped_bytes() -> int:
+    """Return how much shared memory of ours this process has mapped."""
+    total = 0
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        if "memfd:joblib_stateful segment" in line:
+            start, end = (int(part, 16) for part in line.split()[0].split("-"))
+            total += end - start
+    return total
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+class Summing:
+    def __init__(self, weights: Any = None) -> None:
+        self.weights = weights
+
+    def __call__(self, array: Any) -> Any:
+        return array.flags.writeable, float(array.sum()), type(array).__name__
+
+
+def test_items_arrive_read_only_and_results_writable() -> None:
+    arrays = [np.full(SIZE, float(number)) for number in range(5)]
+    assert list(stateful_map(Summing, arrays, n_jobs=2)) == [(False, SIZE * float(n), "ndarray") for n in range(5)]
+    for number, result in enumerate(stateful_map(np.negative, arrays, n_jobs=2)):
+        assert result.flags.writeable
+        assert (result == -number).all()
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, "auto"])
+def test_a_buffer_that_is_filled_again_and_again_is_never_stale(batch_size: Any) -> None:
+    buffer = np.zeros(SIZE)
+
+    def refill() -> Iterator[Any]:
+        for number in range(12):
+            buffer[:] = number
+            yield buffer
+
+    results = list(stateful_map(lambda array: (array[0], array[-1]), refill(), n_jobs=2, batch_size=batch_size))
+    assert results == [(number, number) for number in range(12)]
+
+
+def test_what_a_worker_keeps_stays_as_it_was() -> None:
+    class Keeper:
+        def __init__(self) -> None:
+            self.kept: list[Any] = []
+
+        def __call__(self, array: Any) -> list[float]:
+            self.kept.append(array)
+            return [float(one[-1]) for one in self.kept]
+
+    arrays = (np.full(SIZE, float(number)) for number in range(4))
+    assert list(stateful_map(Keeper, arrays, n_jobs=1, batch_size=1))[-1] == [0.0, 1.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: np.asfortranarray(np.arange(SIZE * 2.0).reshape(2, SIZE)),
+        lambda: np.arange(SIZE * 4.0)[::2],
+        lambda: np.arange(SIZE * 2.0).reshape(2, SIZE)[:, 5:-5],
+        lambda: np.zeros((0, 7)),
+        lambda: np.zeros(SIZE, dtype=[("a", "i4"), ("b", "f8")]),
+        lambda: np.array([{"a": 1}, None], dtype=object),
+        lambda: (np.ones(SIZE), {"more": [np.arange(SIZE), "text", np.zeros(3)]}),
+        lambda: bytes(3_000_000),
+        lambda: bytearray(3_000_000),
+    ],
+    ids=["Fortran", "strided", "slice", "empty", "records", "objects", "nested", "bytes", "bytearray"],
+)
+def test_all_kinds_come_and_go_unchanged(make: Any) -> None:
+    value = make()
+    (back,) = stateful_map(lambda item: item, [value], n_jobs=1)
+    np.testing.assert_equal(back, value)
+    assert type(back) is type(value)
+
+
+def test_frames_of_pandas_too() -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(np.arange(SIZE * 2.0).reshape(SIZE, 2), columns=["a", "b"])
+    ((total, shared),) = stateful_map(lambda item: (item["b"].sum(), mapped_bytes()), [frame], n_jobs=1)
+    assert total == frame["b"].sum()
+    assert shared >= 16 * SIZE
+
+
+def test_what_every_task_gets_is_written_once_and_freed_in_the_end() -> None:
+    data = np.ones(SIZE)
+
+    def look(array: Any, number: int) -> tuple[int, int, float]:
+        return number, mapped_bytes(), float(array[number])
+
+    with parallel_config(backend="stateful", n_jobs=2):
+        results = Parallel(return_as="generator", batch_size=1)(delayed(look)(data, n) for n in range(50))
+        for number, mapped, value in results:
+            assert (mapped, value) == (8 * SIZE, 1.0)
+            assert len(open_segments()) <= 1, number
+        wait_for(lambda: not open_segments())
+        (left, *_) = Parallel()(delayed(mapped_bytes)() for _ in range(2))
+        assert left == 0
+
+
+def test_what_changes_between_two_calls_arrives_changed() -> None:
+    data = np.ones(SIZE)
+    with parallel_config(backend="stateful", n_jobs=2):
+        assert set(Parallel()(delayed(np.sum)(data) for _ in range(4))) == {SIZE}
+        data[:] = 3
+        assert set(Parallel()(delayed(np.sum)(data) for _ in range(4))) == {3 * SIZE}
+
+
+@pytest.mark.parametrize(
+    ("options", "writable", "shared"),
+    [
+        ({}, False, True),
+        ({"mmap_mode": "r"}, False, True),
+        ({"mmap_mode": "c"}, True, True),
+        ({"mmap_mode": "r+"}, True, True),
+        ({"mmap_mode": "w+"}, True, True),
+        ({"mmap_mode": None}, True, False),
+        ({"max_nbytes": None}, True, False),
+        ({"max_nbytes": "3M"}, True, False),
+        ({"max_nbytes": 1000}, False, True),
+    ],
+)
+def test_joblibs_own_arguments_hold(*, options: dict[str, Any], writable: bool, shared: bool) -> None:
+    data = np.ones(SIZE)
+
+    def look(array: Any) -> tuple[bool, bool]:
+        found = array.flags.writeable, mapped_bytes() > 0
+        if array.flags.writeable:
+            array[:] = 0
+        return found
+
+    with parallel_config(backend="stateful", n_jobs=2):
+        assert set(Parallel(**options)(delayed(look)(data) for _ in range(4))) == {(writable, shared)}
+    assert data.all()
+
+
+def test_arrays_lie_in_the_folder_that_is_named(tmp_path: Path) -> None:
+    data = np.ones(SIZE)
+
+    def look(array: Any) -> list[str]:
+        maps = Path("/proc/self/maps").read_text().splitlines()
+        return [line.split(maxsplit=5)[-1] for line in maps if str(tmp_path) in line]
+
+    with parallel_config(backend="stateful", n_jobs=2, temp_folder=str(tmp_path)):
+        found = Parallel()(delayed(look)(data) for _ in range(2))
+    assert all(len(names) == 1 and names[0].endswith("(deleted)") for names in found)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_memory_maps_travel_by_the_name_of_their_file(tmp_path: Path) -> None:
+    whole = np.memmap(tmp_path / "data", dtype=float, mode="w+", shape=(1000, 500))
+    whole[:] = np.arange(500_000).reshape(1000, 500)
+    whole.flush()
+
+    def look(array: Any) -> Any:
+        return str(getattr(array, "filename", None)), array.flags.writeable, array.sum(), array.shape, mapped_bytes()
+
+    for view in (whole, whole[10:20], whole[:, 7], whole.T, np.asarray(whole), whole[5:, ::3]):
+        (found,) = stateful_map(look, [view], n_jobs=1)
+        assert found == (str(tmp_path / "data"), True, view.sum(), view.shape, 0)
+    private = np.memmap(tmp_path / "data", dtype=float, mode="c", shape=(1000, 500))
+    private[0, 0] = -1
+    for other in (private, whole[::-1], whole[:0]):
+        (found,) = stateful_map(look, [other], n_jobs=1)
+        assert (found[0], found[2], found[3]) == ("None", other.sum(), other.shape)
+
+
+def test_large_kwargs_are_mapped_by_all_workers() -> None:
+    weights = np.ones(SIZE)
+
+    def look() -> tuple[bool, int]:
+        return get_worker().weights.flags.writeable, mapped_bytes()
+
+    with StatefulExecutor(Summing, 2, shared_kwargs={"weights": weights}) as executor:
+        executor.warm_up()
+        assert {executor.submit(look).result(60) for _ in range(4)} == {(False, 8 * SIZE)}
+
+
+def test_a_retry_finds_the_array_still_there(tmp_path: Path) -> None:
+    def die_once(array: Any) -> float:
+        if array[0] == 2 and not (tmp_path / "died").exists():
+            (tmp_path / "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return float(array.sum())
+
+    arrays = (np.full(SIZE, float(number)) for number in range(6))
+    results = list(stateful_map(die_once, arrays, n_jobs=2, retries=1, batch_size=2))
+    assert results == [SIZE * float(number) for number in range(6)]
+
+
+def test_results_of_many_workers_and_sizes_are_their_own() -> None:
+    class Maker:
+        def __call__(self, number: int) -> Any:
+            return [np.full((number % 5) * 100_000 + 10, number), np.full(SIZE, -number)]
+
+    for number, (first, second) in enumerate(stateful_map(Maker, range(40), n_jobs=3)):
+        assert (first == number).all()
+        assert (second == -number).all()
+        assert (len(first), len(second)) == ((number % 5) * 100_000 + 10, SIZE)
+
+
+def test_nothing_is_kept_open() -> None:
+    with StatefulExecutor(Summing, 1) as executor:
+        executor.submit(call_worker, np.ones(SIZE)).result(60)
+        (worker,) = executor.workers()
+        wait_for(lambda: not open_segments())  # the thread that brought the result lets go of it a moment later
+        # Where large results lie has not been needed yet.
+        assert open_segments(worker.pid or 0) == []
+    joblib_stateful.shutdown()
+
+
+def test_without_room_arrays_are_copied_and_one_warning_says_so(run_program: RunProgram) -> None:
+    done = run_program(
+        """
+        import resource, warnings
+        import numpy as np
+        from joblib_stateful import stateful_map
+
+        # No file may grow beyond this; neither in memory nor in a folder.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            results = list(stateful_map(np.negative, (np.full(1 << 18, n) for n in range(6)), n_jobs=2))
+        assert [result[-1] for result in results] == [-n for n in range(6)]
+        print([str(one.message) for one in caught])
+        """
+    )
+    assert (done.code, done.err) == (0, "")
+    assert done.out.count("can't be shared") == 1
+    assert "temp_folder" in done.out
+
+
+def test_a_folder_that_is_not_there_is_made_up_for_by_memory(run_program: RunProgram) -> None:
+    done = run_program(
+        """
+        import warnings
+        import numpy as np
+        from joblib import Parallel, delayed, parallel_config
+        import joblib_stateful
+
+        data = np.ones(1 << 18)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            with parallel_config(backend="stateful", n_jobs=2, temp_folder="/not/there"):
+                print(Parallel()(delayed(np.sum)(data) for _ in range(3)))
+        print([str(one.message) for one in caught])
+        """
+    )
+    assert (done.code, done.err) == (0, "")
+    assert done.out.count("they lie in memory instead") == 1
+
+
+def test_without_numpy_nothing_is_missed(run_program: RunProgram) -> None:
+    done = run_program(
+        """
+        import sys
+        sys.modules["numpy"] = None
+        from joblib_stateful import StatefulExecutor, call_worker
+        class Echo:
+            def __call__(self, item):
+                return item
+        with StatefulExecutor(Echo, 1) as executor:
+            print(len(executor.submit(call_worker, bytearray(3_000_000)).result(60)))
+        """
+    )
+    assert (done.code, done.out, done.err) == (0, "3000000\n", "")
+
+
+def test_joblibs_own_workers_report_to_joblibs_own_tracker(run_program: RunProgram) -> None:
+    # When loky is imported after joblib, it takes joblib's place as the start method "loky".
+    done = run_program(
+        """
+        import joblib
+        import numpy as np
+        from joblib import Parallel, delayed, parallel_config
+        from joblib_stateful import stateful_map
+
+        data = np.ones(1 << 18)
+        print(list(stateful_map(np.sum, [data], n_jobs=1)))
+        print(Parallel(n_jobs=2, backend="loky")(delayed(np.sum)(data) for _ in range(5)))
+        joblib.externals.loky.get_reusable_executor().shutdown()
+        """
+    )
+    assert (done.code, done.err) == (0, "")
+
+
+def test_the_default_folder_for_temporary_files_is_left_alone() -> None:
+    before = set(Path(tempfile.gettempdir()).iterdir())
+    list(stateful_map(np.sum, [np.ones(SIZE)] * 3, n_jobs=2))
+    assert not [path for path in set(Path(tempfile.gettempdir()).iterdir()) - before if "joblib" in path.name]
