@@ -345,3 +345,13 @@ def test_kills_at_any_moment_lose_nothing(*, ordered: bool, retries: int) -> Non
     assert all(result.value[0] == result.index for result in results if result.ok)
     assert all(isinstance(result.exception, errors.WorkerCrashedError) for result in lost)
     assert len(lost) <= (0 if retries else n_kills)
+
+
+def test_a_death_leaves_nothing_behind_where_there_is_neither_psutil_nor_pgrep(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("loky.backend.utils.psutil", None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    results = list(stateful_map(Fragile, range(4), n_jobs=1, shared_kwargs={"deadly": (1,)}, on_error="deferred"))
+    assert [result.ok for result in results] == [True, False, True, True]
+    assert not caplog.records  # loky's thread ended as it should, and let go of its files

@@ -18,7 +18,6 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import loky
-from loky.backend.utils import kill_process_tree
 
 from .. import errors
 from .._records import Death, Finish, Message
@@ -26,6 +25,7 @@ from .._transport import Pickled, Transport
 from .._worker import Progress
 from . import _loky_child
 from ._base import Engine, EngineWorker
+from ._process_tree import kill_tree
 from ._shared_numbers import SharedNumbers
 
 if TYPE_CHECKING:
@@ -81,10 +81,7 @@ class LokyWorker(EngineWorker):
             self._killed = True
             if self._process is not None:
                 # loky notices, and fails the message under way.
-                kill_process_tree(self._process)
-                # It does not join a process that was gone before, and multiprocessing keeps those that nobody joined.
-                with contextlib.suppress(Exception):
-                    self._process.join(_REAP_SECONDS)
+                _kill_and_reap(self._process)
 
     def disown(self) -> None:
         """Forget the process and the pool, whose ends would reach for the parent's."""
@@ -106,6 +103,8 @@ class LokyWorker(EngineWorker):
                 initargs=(theirs, self._numbers, self._transport),
             )
             future: Future[Reply] = pool.submit(_loky_child.serve, message)
+        # loky's own asks for psutil or pgrep. Where there is neither, as in slim images, it ends loky's thread.
+        pool._executor_manager_thread.kill_workers = partial(_kill_all, pool._processes)
         self._pool = pool
         # loky keeps no public handle on its processes, and its errors have neither pid nor exit code.
         (self._process,) = pool._processes.values()
@@ -128,7 +127,7 @@ class LokyWorker(EngineWorker):
             with contextlib.suppress(Exception):
                 process.join(_REAP_SECONDS)
             if process.exitcode is None:  # loky gave it up for another reason
-                kill_process_tree(process)
+                _kill_and_reap(process)
             exitcode = process.exitcode
         progress = self.progress
         started = progress.seq == message.seq
@@ -184,6 +183,21 @@ class LokyEngine(Engine):
 
 
 engine_class = LokyEngine
+
+
+# --- ending processes -----------------------------------------------------------------------------------
+
+
+def _kill_and_reap(process: Any) -> None:
+    kill_tree(process)
+    # Also if it was gone before: multiprocessing keeps those that nobody joined.
+    with contextlib.suppress(Exception):
+        process.join(_REAP_SECONDS)
+
+
+def _kill_all(processes: dict[int, Any], reason: str = "") -> None:  # noqa: ARG001 - loky's signature
+    while processes:
+        _kill_and_reap(processes.popitem()[1])
 
 
 # --- starting processes ---------------------------------------------------------------------------------
