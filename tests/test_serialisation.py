@@ -143,7 +143,7 @@ def with_neighbours(bad: Any, built: BuildLog) -> TaskResult[Any]:
         ("raise connected", "test_serialisation.Connected", "lost it"),
         ("raise http", "test_serialisation.HttpError", "404 for /a"),
         ("raise own module", "only_in_the_worker.Odd", "strange"),
-        ("raise bad group", "builtins.ExceptionGroup", "several (2 sub-exceptions)"),
+        ("raise bad group", "ExceptionGroup", "several (2 sub-exceptions)"),
     ],
 )
 def test_an_exception_that_cannot_travel_has_another_stand_for_it(
@@ -177,7 +177,8 @@ def test_a_group_arrives_with_all_that_is_in_it(built: BuildLog) -> None:
 
 def test_a_long_chain_of_causes_is_in_the_traceback(built: BuildLog) -> None:
     error = with_neighbours("raise chain", built).exception
-    assert repr(error) == "ValueError('level 199')"
+    assert isinstance(error, ValueError)
+    assert str(error) == "level 199"
     assert isinstance(error.__cause__, errors.RemoteTraceback)
     text = str(error.__cause__)
     assert text.index("OSError: the very first cause") < text.index("ValueError: level 0")
@@ -277,7 +278,8 @@ def test_a_setting_whose_class_the_worker_cannot_import(parents_own: ModuleType,
 def test_a_function_that_the_worker_cannot_import(parents_own: ModuleType) -> None:
     results = list(stateful_map(parents_own.work, range(3), n_jobs=1, batch_size=3, on_error="deferred"))
     assert [type(result.exception) for result in results] == [errors.TransferError] * 3
-    for result in results:
+    for index, result in enumerate(results):
+        assert f"function to be called with the item at index {index}" in str(result.exception)
         assert REAL in str(result.exception)
 
 
