@@ -269,7 +269,10 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
     @property
     def _core(self) -> Core:
         if self._lease is None:
-            raise errors.ShutdownError("This backend is not configured for a Parallel call.")
+            raise errors.ShutdownError(
+                "This backend runs only what a Parallel call gives it: use it by parallel_config(backend=...) or "
+                "Parallel(backend=...), or submit to a StatefulExecutor."
+            )
         return self._lease.core
 
     def start_call(self) -> None:

@@ -53,7 +53,12 @@ def check_limits(engine: Engine, item_timeout: Any, init_timeout: Any, retries: 
         check_seconds("item_timeout", item_timeout),
         check_seconds("init_timeout", init_timeout),
         check_integer("retries", retries, 0, " 0 means that an item runs at most once."),
-        check_integer("max_restarts", max_restarts, 0, " 0 means that a slot's first death in idleness ends it."),
+        check_integer(
+            "max_restarts",
+            max_restarts,
+            0,
+            " 0 means that no worker is started again that died without finishing anything.",
+        ),
     )
     if limits.item_timeout is not None and not engine.has_processes:
         raise ValueError(

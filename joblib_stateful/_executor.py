@@ -206,7 +206,7 @@ class StatefulExecutor(Executor):
             The executor is shut down.
         """
         if self._core.is_closed:
-            raise errors.ShutdownError("This executor is shut down; make a new one.")
+            raise errors.ShutdownError("This executor is shut down, so that nothing can be built; make a new one.")
         self._core.warm_up(self._limits)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, kill_workers: bool = False) -> None:  # noqa: FBT001, FBT002 - the standard library's signature
@@ -266,7 +266,9 @@ class _Resolver:
         if not call.claimed and not future.set_running_or_notify_cancel():
             return
         if error is None and call.dropped:
-            error = errors.ShutdownError("The executor was shut down with kill_workers=True while this call ran.")
+            error = errors.ShutdownError(
+                "The executor was shut down with kill_workers=True before this call had ended; submit it to another one."
+            )
         if error is not None:
             future.set_exception(error)
         else:

@@ -30,9 +30,15 @@ def watch(core: Core) -> None:
 
 
 def register() -> None:
-    """Put the hook in; to be called after each start of a worker, for loky puts its own in each time."""
+    """Put the hook in last; to be called after each start of a worker, for loky puts its own in each time."""
     with contextlib.suppress(RuntimeError):  # the interpreter is ending already
+        hooks = getattr(threading, "_threading_atexits", [])
+        earlier = [hook for hook in hooks if getattr(hook, "func", None) is _at_exit]
         threading._register_atexit(_at_exit)  # type: ignore[attr-defined]  # see the module's docstring
+        # Only now, so that there is one at any moment; one by one, for other threads add theirs meanwhile.
+        for hook in earlier:
+            with contextlib.suppress(ValueError):  # another thread was faster
+                hooks.remove(hook)
 
 
 def _at_exit() -> None:

@@ -33,7 +33,9 @@ def report_of(job: Job | None, reply: Ran, engine: Engine, slot: int, pid: int |
                 values.append(transport.unpack(frame))
             except BaseException as error:  # noqa: BLE001 - loading runs users' code; it is this item's error
                 values.append(None)
-                faults[place] = _transfer_error(call.index(job.positions[place]), "result", error)
+                index = call.index(job.positions[place])
+                faults[place] = _transfer_error(index, "result", error)
+                _add_origin(faults[place], index, slot, pid)
     if reply.failures:
         found = iter(values)
         values = [None if place in reply.failures else next(found) for place in range(reply.n_run)]
@@ -46,10 +48,9 @@ def exception_of(
     """Return the exception that a worker's call raised, or what has to stand for it."""
     if failure.what == "function":
         # No item is to blame, but each that should have run through it fails.
-        return _with_traceback(errors.TransferError(index, "item", f"the function: {failure.message}."), failure)
+        return _with_traceback(errors.TransferError(index, "function", _reason(failure)), failure)
     if failure.what:
-        reason = f"{failure.type_name}: {failure.message}."
-        transfer_error = errors.TransferError(index, failure.what, reason)
+        transfer_error = errors.TransferError(index, failure.what, _reason(failure))
         _add_origin(transfer_error, index, slot, pid)
         return _with_traceback(transfer_error, failure)
     error = _rebuild(failure, transport)
@@ -68,8 +69,7 @@ def packing_error_of(error: BaseException, index: int | None) -> errors.Transfer
 def init_error_of(info: WorkerInfo, reply: BuildFailed, engine: Engine) -> errors.WorkerInitError:
     """Return the error for a constructor that raised."""
     failure = reply.failure
-    reason = f"{failure.type_name}: {failure.message}."
-    error = errors.WorkerInitError(info.index, tuple(info.kwargs), reason, reply.pid)
+    error = errors.WorkerInitError(info.index, tuple(info.kwargs), _reason(failure), reply.pid)
     cause = _rebuild(failure, engine.transport)
     if cause is None:
         cause = errors.RemoteError(failure.type_name, failure.message, failure.traceback)
@@ -88,9 +88,18 @@ def _rebuild(failure: Failure, transport: Transport) -> BaseException | None:
 
 
 def _transfer_error(index: int | None, what: str, error: BaseException) -> errors.TransferError:
-    result = errors.TransferError(index, what, f"{type(error).__name__}: {text_of(error)}.")
+    result = errors.TransferError(index, what, _sentence(type(error).__name__, text_of(error)))
     result.__cause__ = error
     return result
+
+
+def _reason(failure: Failure) -> str:
+    return _sentence(failure.type_name, failure.message)
+
+
+def _sentence(type_name: str, message: str) -> str:
+    text = f"{type_name}: {message}" if message else type_name
+    return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
 def text_of(error: BaseException) -> str:

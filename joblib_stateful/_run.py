@@ -319,12 +319,15 @@ class MapRun:
 
 def _first_of(failures: Sequence[tuple[int, BaseException]]) -> BaseException:
     """Return the error of the lowest index, with the others noted on it."""
-    (_, error), *others = sorted(failures, key=operator.itemgetter(0))
+    (first, error), *others = sorted(failures, key=operator.itemgetter(0))
     for index, other in others:
         add_note(error, f"item {index} failed too: {type(other).__name__}: {text_of(other)}")
     if isinstance(error, StopIteration):
         # Raised from __next__ it would end the caller's loop as if nothing had happened.
-        replacement = RuntimeError("The worker's call raised StopIteration.")
+        replacement = RuntimeError(
+            f"The worker's call raised StopIteration for item {first}, which would end your loop as if all were done; "
+            "the worker's own exception is the cause of this one."
+        )
         replacement.__cause__ = error
         return replacement
     return error

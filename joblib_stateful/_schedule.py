@@ -43,7 +43,10 @@ class Schedule(Board):
     def submit(self, call: Call) -> Decisions:
         """Accept a call."""
         if self.closing:
-            raise errors.ShutdownError("cannot schedule new futures after shutdown")
+            raise errors.ShutdownError(
+                "This executor takes no more calls: shutdown() was called, its with block was left, or the "
+                "interpreter is ending. Make a new one."
+            )
         self.calls[call] = None
         if call.group.error is not None:
             return self._fail(call, call.group.error)
@@ -255,13 +258,16 @@ class Schedule(Board):
     def _died_building(self, slot: Slot, death: Death, *, expired: bool) -> Decisions:
         slot.deaths += 1
         if expired:
-            reason = f"it was still at it after init_timeout={slot.limits.init_timeout:g} s and was killed."
+            reason = (
+                f"it was still at it after init_timeout={slot.limits.init_timeout:g} s and was killed; if it is only "
+                "slow, raise init_timeout."
+            )
         elif slot.deaths > slot.limits.max_restarts:
-            how = death.reason or f"exit code {death.exitcode}"
+            how = death.reason or f"it {errors.how_it_ended(death.exitcode)}"
             reason = (
                 f"its process died {slot.deaths} times in a row without finishing anything, the last time during "
-                f"construction ({how}); max_restarts={slot.limits.max_restarts}."
-            )
+                f"construction ({how}); max_restarts={slot.limits.max_restarts}. {errors.likely_cause(death.exitcode)}"
+            ).rstrip()
         else:
             return []
         return self._fail_group(slot, errors.WorkerInitError(slot.index, slot.kwargs_keys, reason, death.pid))
@@ -286,7 +292,10 @@ class Schedule(Board):
         decisions = self._settle_if_done(job.call)
         if slot.deaths > job.call.limits.max_restarts:
             slot.group = job.call.group
-            detail = f"It died {slot.deaths} times in a row without finishing anything."
+            detail = (
+                f"Its slot lost {slot.deaths} workers in a row, each before it finished anything; "
+                f"max_restarts={job.call.limits.max_restarts}."
+            )
             error = errors.WorkerCrashedError(None, slot.index, death.pid, death.exitcode, detail)
             decisions += self._fail_group(slot, error)
         return decisions

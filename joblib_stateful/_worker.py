@@ -240,7 +240,8 @@ class Worker:
                 packed = self.transport.pack(error)
             except BaseException:  # noqa: BLE001 - then its texts have to do
                 packed = None
-        return Failure(packed, f"{kind.__module__}.{kind.__qualname__}", _text_of(error), text, what)
+        module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."  # as in tracebacks
+        return Failure(packed, f"{module}{kind.__qualname__}", _text_of(error), text, what)
 
     def _finish(self, message: Finish) -> Finished:
         worker, self.object, self.has_object = self.object, None, False

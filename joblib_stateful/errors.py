@@ -86,8 +86,9 @@ class WorkerCrashedError(WorkerError):
         during = "while nothing ran on it" if detail else "while it ran a call"
         if index is not None:
             during = f"while it ran item {index}"
-        message = f"The worker in slot {slot} (pid {pid}) {_how_it_ended(exitcode)} {during}."
-        super().__init__(" ".join(filter(None, [message, detail, _likely_cause(exitcode)])))
+        message = f"The worker in slot {slot} (pid {pid}) {how_it_ended(exitcode)} {during}."
+        advice = "The other workers keep their objects. Set retries to run an item again after a crash."
+        super().__init__(" ".join(filter(None, [message, detail, likely_cause(exitcode), advice])))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle by the fields, so that the message is built anew."""
@@ -138,8 +139,9 @@ class WorkerInitError(WorkerError):
         self.index, self.slot, self.pid = None, slot, pid
         self.kwargs_keys, self.reason = tuple(kwargs_keys), reason
         given = ", ".join(self.kwargs_keys) or "none"
+        process = "" if pid is None else f" (pid {pid})"
         super().__init__(
-            f"The worker in slot {slot} could not build its object (kwargs given: {given}): {reason} "
+            f"The worker in slot {slot}{process} could not build its object (kwargs given: {given}): {reason} "
             "Fix the cause and call again; the next call tries to build it anew.",
         )
 
@@ -158,7 +160,7 @@ class TransferError(StatefulError):
     index : int or None
         Position in the input of the item concerned.
     what : str
-        ``"item"`` or ``"result"``.
+        ``"item"``, ``"result"``, or ``"function"`` for what was to be called with the item.
     reason : str
         The real error in words.
     """
@@ -166,11 +168,13 @@ class TransferError(StatefulError):
     def __init__(self, index: int | None, what: str, reason: str) -> None:
         self.index, self.what, self.reason = index, what, reason
         which = f"The {what} of the call" if index is None else f"The {what} at index {index}"
-        way = "to its worker" if what == "item" else "back from its worker"
+        if what == "function" and index is not None:
+            which = f"The function to be called with the item at index {index}"
+        way = "back from its worker" if what == "result" else "to its worker"
         super().__init__(
             f"{which} could not be sent {way}: {reason} Values travel by cloudpickle; keep locks, "
-            "connections, generators and open files inside the worker, and see that their classes can be "
-            "imported there.",
+            "connections, generators and open files inside the worker, and see that classes and functions can be "
+            "imported on both sides, or have their module sent along with cloudpickle.register_pickle_by_value().",
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -228,38 +232,48 @@ class EngineError(StatefulError, RuntimeError):
     """Raised when an engine can't be used here."""
 
 
-def _how_it_ended(exitcode: int | None) -> str:
+def how_it_ended(exitcode: int | None) -> str:
+    """Say what an exit code tells of a process's end."""
     if exitcode is None:
         return "died"
     if exitcode >= 0:
         return f"ended with exit code {exitcode}"
-    try:
-        return f"was killed by {signal.Signals(-exitcode).name}"
-    except ValueError:
-        return f"was killed by signal {-exitcode}"
+    return f"was killed by {_name_of(-exitcode)}"
 
 
-def _likely_cause(exitcode: int | None) -> str:
-    advice = "The other workers keep their objects. Set retries to run an item again after a crash."
+def likely_cause(exitcode: int | None) -> str:
+    """Say what probably led to it, and what to do."""
     if exitcode is None:
-        return advice
+        return ""
     if exitcode >= 0:
-        cause = "Likely cause: the code, or a library below it, called os._exit() or abort-like C code."
-    elif -exitcode == getattr(signal, "SIGKILL", None):
-        cause = (
+        return "Likely cause: the code, or a library below it, called os._exit() or exit() in C."
+    name = _name_of(-exitcode)
+    if name == "SIGKILL":
+        return (
             "Likely cause: the operating system's out-of-memory killer (see `dmesg`), or somebody's kill -9. "
             "If it was memory, use fewer or smaller workers."
         )
-    elif -exitcode in _CRASH_SIGNALS:
-        cause = (
-            "Likely cause: a bug in compiled code (its stack was printed to stderr by faulthandler). "
-            'Run the item alone with engine="inline" under a debugger.'
+    if name == "SIGXCPU":
+        return "Likely cause: the limit of CPU time (`ulimit -t`) was reached."
+    if name in _CRASHES:
+        return (
+            f"Likely cause: {_CRASHES[name]} in compiled code (its stack was printed to stderr by faulthandler). "
+            'Run it alone with engine="inline" under a debugger.'
         )
-    else:
-        cause = "Likely cause: somebody sent the process this signal."
-    return f"{cause} {advice}"
+    return "Likely cause: another process, such as a batch system or a service manager, sent it this signal."
 
 
-_CRASH_SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL") if hasattr(signal, name)
-)
+_CRASHES = {
+    "SIGSEGV": "a bug (an invalid memory access, or endless recursion)",
+    "SIGABRT": "a failed check, or std::terminate(),",
+    "SIGBUS": "a bug, or a memory-mapped file that was cut short or lies on a full disk,",
+    "SIGFPE": "an invalid arithmetic operation",
+    "SIGILL": "an instruction that this CPU lacks (a library built for another one)",
+}
+
+
+def _name_of(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

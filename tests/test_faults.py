@@ -237,20 +237,24 @@ def test_children_of_a_killed_worker_go_too(tmp_path: Path) -> None:
     assert not psutil.pid_exists(child)
 
 
-def test_an_object_that_grows_is_not_recycled(built: BuildLog) -> None:
+def test_an_object_that_grows_by_a_gigabyte_is_not_recycled(built: BuildLog) -> None:
     class Hoarder:
         def __init__(self, log: BuildLog) -> None:
             log.note()
-            self.hoard: list[bytearray] = []
+            self.token = os.urandom(8)
+            self.hoard: list[bytes] = []
 
-        def __call__(self, item: int) -> int:
+        def __call__(self, item: int) -> tuple[bytes, int, int]:
+            # loky looks once a second, after a call; first to remember how much it is, then for growth.
+            time.sleep(1.1)
             if item == 1:
-                self.hoard.append(bytearray(400 * 2**20))
-            time.sleep(0.8)  # loky looks once a second
-            return os.getpid()
+                self.hoard.append(b"x" * 2**30)  # written to, so that it really is in memory
+            return self.token, os.getpid(), psutil.Process().memory_info().rss
 
-    pids = set(stateful_map(Hoarder, range(5), n_jobs=1, shared_kwargs={"log": built}))
-    assert len(pids) == len(built) == 1
+    results = list(stateful_map(Hoarder, range(5), n_jobs=1, shared_kwargs={"log": built}, batch_size=1))
+    assert len({(token, pid) for token, pid, _ in results}) == len(built) == 1
+    sizes = [size for _, _, size in results]
+    assert min(sizes[1:]) - sizes[0] > 2**30 - 2**24
 
 
 def test_four_threads_map_at_once(built: BuildLog) -> None:
@@ -345,3 +349,13 @@ def test_kills_at_any_moment_lose_nothing(*, ordered: bool, retries: int) -> Non
     assert all(result.value[0] == result.index for result in results if result.ok)
     assert all(isinstance(result.exception, errors.WorkerCrashedError) for result in lost)
     assert len(lost) <= (0 if retries else n_kills)
+
+
+def test_a_death_leaves_nothing_behind_where_there_is_neither_psutil_nor_pgrep(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("loky.backend.utils.psutil", None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    results = list(stateful_map(Fragile, range(4), n_jobs=1, shared_kwargs={"deadly": (1,)}, on_error="deferred"))
+    assert [result.ok for result in results] == [True, False, True, True]
+    assert not caplog.records  # loky's thread ended as it should, and let go of its files

@@ -351,7 +351,8 @@ def test_a_slot_that_keeps_dying_before_it_begins_ends_its_group() -> None:
         assert play.built(0) == ["send [0] to 0"]
     assert play.died(0) == ["fail WorkerCrashedError", "settle"]
     assert isinstance(call.fatal, errors.WorkerCrashedError)
-    assert "3 times in a row" in str(call.fatal)
+    assert "3 workers in a row" in str(call.fatal)
+    assert "max_restarts=2" in str(call.fatal)
     assert repr(play) == "<Schedule [empty] 0 queued, 0 open>"
 
 

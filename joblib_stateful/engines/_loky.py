@@ -26,6 +26,7 @@ from .._transport import Pickled, Transport
 from .._worker import Progress
 from ._base import Engine, EngineWorker
 from ._handover import Handover
+from ._process_tree import kill_tree
 from ._shared_numbers import SharedNumbers
 
 # loky, and the copy of it within joblib, register their start methods under the same names when they are imported. The
@@ -33,7 +34,6 @@ from ._shared_numbers import SharedNumbers
 _start_methods = dict(multiprocessing.context._concrete_contexts)  # type: ignore[attr-defined]  # see above
 import loky  # noqa: E402 - see above
 from loky.backend.context import LokyContext  # noqa: E402 - see above
-from loky.backend.utils import kill_process_tree  # noqa: E402 - see above
 
 from . import _loky_child  # noqa: E402 - it imports loky
 
@@ -92,10 +92,7 @@ class LokyWorker(EngineWorker):
             self._killed = True
             if self._process is not None:
                 # loky notices, and fails the message under way.
-                kill_process_tree(self._process)
-                # It does not join a process that was gone before, and multiprocessing keeps those that nobody joined.
-                with contextlib.suppress(Exception):
-                    self._process.join(_REAP_SECONDS)
+                _kill_and_reap(self._process)
 
     def disown(self) -> None:
         """Forget the process and the pool, whose ends would reach for the parent's."""
@@ -119,6 +116,8 @@ class LokyWorker(EngineWorker):
                 initargs=(theirs, far_end, self._numbers, self._transport),
             )
             future = self._submit(pool, message)
+        # loky's own asks for psutil or pgrep. Where there is neither, as in slim images, it ends loky's thread.
+        pool._executor_manager_thread.kill_workers = partial(_kill_all, pool._processes)
         self._pool = pool
         # loky keeps no public handle on its processes, and its errors have neither pid nor exit code.
         (self._process,) = pool._processes.values()
@@ -167,7 +166,7 @@ class LokyWorker(EngineWorker):
             with contextlib.suppress(Exception):
                 process.join(_REAP_SECONDS)
             if process.exitcode is None:  # loky gave it up for another reason
-                kill_process_tree(process)
+                _kill_and_reap(process)
             exitcode = process.exitcode
         progress = self.progress
         started = progress.seq == message.seq
@@ -226,6 +225,21 @@ class LokyEngine(Engine):
 
 
 engine_class = LokyEngine
+
+
+# --- ending processes -----------------------------------------------------------------------------------
+
+
+def _kill_and_reap(process: Any) -> None:
+    kill_tree(process)
+    # Also if it was gone before: multiprocessing keeps those that nobody joined.
+    with contextlib.suppress(Exception):
+        process.join(_REAP_SECONDS)
+
+
+def _kill_all(processes: dict[int, Any], reason: str = "") -> None:  # noqa: ARG001 - loky's signature
+    while processes:
+        _kill_and_reap(processes.popitem()[1])
 
 
 # --- starting processes ---------------------------------------------------------------------------------

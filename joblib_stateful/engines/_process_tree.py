@@ -1,0 +1,61 @@
+"""Killing a process together with what it started."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+_PROC = Path("/proc")
+
+
+def kill_tree(process: Any) -> None:
+    """Kill a process of `multiprocessing` and its descendants, as far as they still hang together.
+
+    Where the kernel shows all processes as files this needs neither psutil nor pgrep, one of which loky's own way
+    asks for, and misses nothing that is started meanwhile.
+    """
+    if process.exitcode is not None:
+        return  # gone, and its number may be another's
+    if not (_PROC / "self" / "stat").exists():
+        from loky.backend.utils import kill_process_tree
+
+        kill_process_tree(process)
+        return
+    for pid in reversed(_stop_tree(process.pid)):
+        _signal(pid, signal.SIGKILL)
+
+
+def _stop_tree(root: int) -> list[int]:
+    """Stop a process and its descendants, so that they start no more, and return all of them."""
+    stopped: dict[int, None] = {}
+    new = {root: None}
+    while new:
+        for pid in new:
+            _signal(pid, signal.SIGSTOP)
+        stopped |= new
+        # Looked for again until there are no others: one may have been born before its parent was stopped.
+        new = {pid: None for pid in _descendants(root) if pid not in stopped}
+    return list(stopped)
+
+
+def _signal(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # it is gone, or has become another user's
+        os.kill(pid, number)
+
+
+def _descendants(root: int) -> list[int]:
+    """Return the children of a process, their children, and so on."""
+    children: dict[int, list[int]] = {}
+    for path in _PROC.iterdir():
+        if path.name.isdecimal():
+            with contextlib.suppress(OSError):  # it ended just now
+                # "pid (name) state parent ...", and a name may hold blanks and brackets.
+                rest = (path / "stat").read_bytes().rpartition(b")")[2]
+                children.setdefault(int(rest.split()[1]), []).append(int(path.name))
+    found = [root]
+    for pid in found:  # which grows meanwhile
+        found += children.get(pid, ())
+    return found[1:]
