@@ -26,6 +26,7 @@ from .._transport import Pickled, Transport
 from .._worker import Progress
 from . import _loky_child
 from ._base import Engine, EngineWorker
+from ._loky_process import Context
 from ._shared_numbers import SharedNumbers
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ class LokyWorker(EngineWorker):
         with theirs, _sigint_blocked():
             pool = loky.ProcessPoolExecutor(
                 max_workers=1,
+                context=Context(),
                 env=self._env,
                 initializer=_loky_child.set_up,
                 initargs=(theirs, self._numbers, self._transport),

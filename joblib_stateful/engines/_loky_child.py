@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from loky import process_executor
 
 from .._worker import Progress, Worker, current, set_process_worker
+from ._loky_process import keep_pipes_from_children
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -32,6 +33,7 @@ def set_up(lifeline: Connection, numbers: memoryview[float], transport: Transpor
     # loky recycles workers that have grown by 300 MB where psutil is installed; an object may be larger.
     process_executor._MAX_MEMORY_LEAK_SIZE = float("inf")
     _die_with_parent(lifeline)
+    keep_pipes_from_children()
     set_process_worker(Worker(transport, Progress(numbers)))
     _kept.append(lifeline)
 
