@@ -22,6 +22,7 @@ import psutil
 import pytest
 
 from joblib_stateful import StatefulExecutor, call_worker, errors, get_worker_info, stateful_map
+from joblib_stateful.engines import _loky
 from test_map_tools import Log, Scene, new_scene
 
 
@@ -117,6 +118,20 @@ def test_while_idle(scene: Scene) -> None:
     assert after[1] == before[1]
     assert builds(scene)[1] == before[1:]
     assert len(builds(scene)[0]) <= 2
+
+
+def test_a_worker_that_is_gone_is_not_killed_again(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its number may be another process's by then."""
+    with StatefulExecutor(Worker, 1, shared_kwargs={"scene": scene}) as executor:
+        executor.warm_up()
+        (info,) = executor.workers()
+        process: Any = executor.core._worker(0)
+        kill(info.pid)
+        process._process.join(30)
+        hit: list[Any] = []
+        monkeypatch.setattr(_loky, "kill_process_tree", hit.append)
+        executor.shutdown(kill_workers=True)
+        assert hit == []
 
 
 class ClosedOnOrder(Worker):
@@ -360,3 +375,21 @@ def test_half_a_result_is_not_waited_for_although_a_child_lives_on(
     assert grandchild().is_running()
     assert isinstance(result.exception, errors.WorkerCrashedError)
     assert (result.exception.slot, result.exception.pid) == (slot, victim)
+
+
+def test_nested_workers_go_with_theirs(scene: Scene) -> None:
+    def hang(item: int) -> None:
+        scene.log("nested").note(os.getpid())
+        scene.gate("never").wait()
+
+    def nest() -> None:
+        list(stateful_map(hang, range(2), n_jobs=2, batch_size=1))
+
+    with StatefulExecutor(Worker, 1, shared_kwargs={"scene": scene}) as executor:
+        future = executor.submit(call_worker, nest)
+        scene.log("nested").wait_for(2)
+        nested = [psutil.Process(int(pid)) for pid in scene.log("nested").lines]
+        kill(executor.workers()[0].pid)
+        assert isinstance(future.exception(timeout=30), errors.WorkerCrashedError)
+        _, alive = psutil.wait_procs(nested, timeout=3)
+        assert not alive

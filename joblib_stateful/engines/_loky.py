@@ -81,8 +81,9 @@ class LokyWorker(EngineWorker):
         with self._lock:
             self._killed = True
             if self._process is not None:
-                # loky notices, and fails the message under way.
-                kill_process_tree(self._process)
+                if self._process.exitcode is None:  # else its number may be another process's by now
+                    # loky notices, and fails the message under way.
+                    kill_process_tree(self._process)
                 # It does not join a process that was gone before, and multiprocessing keeps those that nobody joined.
                 with contextlib.suppress(Exception):
                     self._process.join(_REAP_SECONDS)

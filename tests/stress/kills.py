@@ -5,7 +5,8 @@
 
 One round is four maps, each of which goes on until its share of the kills is done: ordered and unordered, with
 retries (nothing may be lost) and without (each lost item is a `WorkerCrashedError` that names a worker that was
-killed, no two of them the same one). Items take 0 to 50 ms and give 1 byte or 50 MB; some weigh 5 MB themselves.
+killed, no two of them the same one). Items take 0 to 50 ms and give 1 byte or 50 MB; some weigh 5 MB themselves,
+and each worker is built from 20 MB.
 A map that delivers nothing for a minute is a hang: all threads' stacks are printed and the program ends.
 """
 
@@ -31,13 +32,16 @@ import psutil
 from joblib_stateful import StatefulExecutor, errors, stateful_map
 
 N_JOBS = 3
-LARGE_RESULT, LARGE_ITEM = 50_000_000, 5_000_000
+LARGE_RESULT, LARGE_ITEM, WEIGHTS = 50_000_000, 5_000_000, 20_000_000
 STALLED_SECONDS = 60
 SETTLED_SECONDS = 5
 
 
 class Worker:
     """Takes the time that its item says, and gives a result of the size that it says."""
+
+    def __init__(self, weights: bytes) -> None:
+        assert len(weights) == WEIGHTS
 
     def __call__(self, item: tuple[int, float, int, bytes]) -> tuple[int, bytes]:
         index, seconds, size, _ = item
@@ -127,7 +131,7 @@ def run_map(*, ordered: bool, retries: int, n_kills: int, seed: int) -> str:
     n_bytes, told = 0, 0.0
     options: dict[str, Any] = {"ordered": ordered, "batch_size": batch_size, "on_error": on_error, "retries": retries}
     with (
-        StatefulExecutor(Worker, N_JOBS, max_restarts=10**9) as executor,
+        StatefulExecutor(Worker, N_JOBS, shared_kwargs={"weights": bytes(WEIGHTS)}, max_restarts=10**9) as executor,
         Killer(executor, n_kills, random.Random(seed + 1)) as killer,
     ):
         for result in stateful_map(executor, items(), **options):
@@ -198,7 +202,7 @@ def run_round(n_kills: int, seed: int, before: Held) -> None:
 
 def start_what_is_kept() -> None:
     """Start what is started once and kept, such as resource trackers, because that is no leak."""
-    with StatefulExecutor(Worker, N_JOBS) as executor:
+    with StatefulExecutor(Worker, N_JOBS, shared_kwargs={"weights": bytes(WEIGHTS)}) as executor:
         executor.warm_up()
 
 
