@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
+import re
+import signal
 import subprocess
 import sys
 import textwrap
@@ -117,24 +120,60 @@ RunProgram = Callable[..., Finished]
 
 @pytest.fixture
 def run_program(tmp_path: Path) -> RunProgram:
-    """Return a function that runs the text of a program as a script, in a process of its own."""
+    """Return a function that runs the text of a program as a script, in a session of its own.
+
+    Five seconds after its end no process, shared memory or temporary file of it may be left.
+    """
+    temp = tmp_path / "temp"
 
     def run(text: str, *args: str, limit: float = 60, env: dict[str, str] | None = None) -> Finished:
         script = tmp_path / "program.py"
         script.write_text(textwrap.dedent(text))
+        temp.mkdir(exist_ok=True)
         started = time.monotonic()
-        done = subprocess.run(
+        process = subprocess.Popen(
             [sys.executable, "-W", "error", str(script), *args],
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=limit,
             cwd=tmp_path,
-            env={**os.environ, **(env or {})},
-            check=False,
+            env={**os.environ, "TMPDIR": str(temp), **(env or {})},
+            start_new_session=True,
         )
-        return Finished(done.returncode, done.stdout, done.stderr, time.monotonic() - started)
+        try:
+            out, err = process.communicate(timeout=limit)
+            done = Finished(process.returncode, out, err, time.monotonic() - started)
+            deadline = time.monotonic() + 5
+            while left := [*_left_of_session(process.pid), *(path.name for path in temp.iterdir())]:
+                assert time.monotonic() < deadline, f"left behind: {left}\n{err}"
+                time.sleep(0.02)
+            return done
+        finally:
+            for pid in _session(process.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            process.wait()
 
     return run
+
+
+def _session(leader: int) -> list[int]:
+    """Return the processes of a session that run."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError, PermissionError):
+            if os.getsid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+    return found
+
+
+def _left_of_session(leader: int) -> list[str]:
+    """Return what is left of a program: processes, and shared memory that has its number in its name."""
+    left = [str(pid) for pid in _session(leader)]
+    shm = Path("/dev/shm")
+    if shm.is_dir():
+        left += [path.name for path in shm.iterdir() if str(leader) in re.findall(r"\d+", path.name)]
+    return left
 
 
 @dataclass(frozen=True)

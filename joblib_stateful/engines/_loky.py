@@ -33,9 +33,9 @@ from ._shared_numbers import SharedNumbers
 # last one would start the processes of both, which then report to the wrong resource tracker.
 _start_methods = dict(multiprocessing.context._concrete_contexts)  # type: ignore[attr-defined]  # see above
 import loky  # noqa: E402 - see above
-from loky.backend.context import LokyContext  # noqa: E402 - see above
 
 from . import _loky_child  # noqa: E402 - it imports loky
+from ._loky_process import Context  # noqa: E402 - it imports loky
 
 multiprocessing.context._concrete_contexts.update(_start_methods)  # type: ignore[attr-defined]  # see above
 
@@ -110,7 +110,7 @@ class LokyWorker(EngineWorker):
         with theirs, far_end or contextlib.nullcontext(), _sigint_blocked():
             pool = loky.ProcessPoolExecutor(
                 max_workers=1,
-                context=LokyContext(),
+                context=Context(),
                 env=self._env,
                 initializer=_loky_child.set_up,
                 initargs=(theirs, far_end, self._numbers, self._transport),

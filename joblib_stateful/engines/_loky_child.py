@@ -14,6 +14,7 @@ from .._records import Build, Ran, Run
 from .._segments import Arena
 from .._sharing import SharedMemory, segments_of
 from .._worker import Progress, Worker, current, set_process_worker
+from ._loky_process import keep_pipes_from_children
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,6 +38,7 @@ def set_up(lifeline: Connection, handover: Handover | None, numbers: memoryview[
     # loky recycles workers that have grown by 300 MB where psutil is installed; an object may be larger.
     process_executor._MAX_MEMORY_LEAK_SIZE = float("inf")
     _die_with_parent(lifeline)
+    keep_pipes_from_children()
     set_process_worker(Worker(transport, Progress(numbers)))
     _kept.append(lifeline)
     if handover is not None:
