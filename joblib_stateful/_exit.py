@@ -14,6 +14,8 @@ import time
 import weakref
 from typing import TYPE_CHECKING
 
+from ._interrupts import Uninterrupted
+
 if TYPE_CHECKING:
     from ._core import Core
 
@@ -36,6 +38,17 @@ def register() -> None:
 
 
 def _at_exit() -> None:
+    try:
+        _end_in_order()
+    except KeyboardInterrupt:
+        # Who presses Ctrl-C now waits for no one. Raised from here, it would keep Python from calling loky's hook, and
+        # multiprocessing would then wait for workers that nobody has told to end.
+        with Uninterrupted():
+            for core in list(_cores):
+                core.kill()
+
+
+def _end_in_order() -> None:
     interrupted = getattr(sys, "last_type", None) is KeyboardInterrupt
     cores = list(_cores)
     for core in cores:
