@@ -20,6 +20,7 @@ from joblib.externals.loky.backend import resource_tracker as joblibs_tracker
 from loky.backend import resource_tracker as lokys_tracker
 
 import joblib_stateful
+from programs import Program, TerminalProgram
 
 # Started once per process and kept: their pipes and processes are no leak.
 lokys_tracker.ensure_running()
@@ -135,6 +136,23 @@ def run_program(tmp_path: Path) -> RunProgram:
         return Finished(done.returncode, done.stdout, done.stderr, time.monotonic() - started)
 
     return run
+
+
+StartProgram = Callable[..., Program]
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Iterator[StartProgram]:
+    """Return a function that starts the text of a program, behind the lines of `programs.WORKER`."""
+    started: list[Program] = []
+
+    def start(text: str, *, terminal: bool = False) -> Program:
+        started.append((TerminalProgram if terminal else Program)(tmp_path, text))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.end()
 
 
 @dataclass(frozen=True)
