@@ -2,6 +2,9 @@
 
 `atexit` runs too late: only after loky has waited for all running tasks. `threading` has an internal hook
 that `concurrent.futures` uses too; hooks run last in, first out, so ours goes in after loky's.
+
+A process that multiprocessing or another loky started (joblib's own workers) ends in another order: it waits for its
+children before it comes to those hooks, but calls multiprocessing's finalisers first.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import sys
 import threading
 import time
 import weakref
+from multiprocessing import util
 from typing import TYPE_CHECKING
 
 from ._interrupts import Uninterrupted
@@ -24,6 +28,7 @@ _GRACE_AFTER_INTERRUPT = 0.8
 _GRACE = 10.0
 
 _cores: weakref.WeakSet[Core] = weakref.WeakSet()
+_finalizer_of: int | None = None  # the process whose finaliser is ours: children of multiprocessing forget them
 
 
 def watch(core: Core) -> None:
@@ -32,7 +37,12 @@ def watch(core: Core) -> None:
 
 
 def register() -> None:
-    """Put the hook in; to be called after each start of a worker, for loky puts its own in each time."""
+    """Put the hooks in; to be called after each start of a worker, for loky puts its own in each time."""
+    global _finalizer_of  # noqa: PLW0603 - one for the process
+    if _finalizer_of != os.getpid():
+        _finalizer_of = os.getpid()
+        # Any priority from 0 up is called before children are waited for.
+        util.Finalize(None, _at_exit, exitpriority=100)
     with contextlib.suppress(RuntimeError):  # the interpreter is ending already
         threading._register_atexit(_at_exit)  # type: ignore[attr-defined]  # see the module's docstring
 
