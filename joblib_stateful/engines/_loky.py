@@ -11,12 +11,14 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import weakref
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import cloudpickle
 import loky
 from loky.backend.utils import kill_process_tree
 
@@ -89,6 +91,8 @@ class LokyWorker(EngineWorker):
     def disown(self) -> None:
         """Forget the process and the pool, whose ends would reach for the parent's."""
         _not_ours.append((self._pool, self._process))
+        # Or multiprocessing would wait for it at exit, and complain that it is no child of this process.
+        multiprocessing.process._children.discard(self._process)  # type: ignore[attr-defined]
         self._lock = threading.RLock()
         self._pool = self._process = None
         self._killed = True
@@ -169,6 +173,10 @@ class LokyEngine(Engine):
 
     def __init__(self) -> None:
         self.transport = Pickled()
+        # What multiprocessing spawns knows the main script by a name that no worker of ours could import it by.
+        main = sys.modules.get("__mp_main__")
+        if main is not None and main.__name__ == "__mp_main__":
+            cloudpickle.register_pickle_by_value(main)
 
     def open(self, slot: int, env: Mapping[str, str]) -> LokyWorker:  # noqa: ARG002 - only env tells slots apart
         """Return a worker for a slot."""
