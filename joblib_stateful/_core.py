@@ -267,7 +267,10 @@ class Core:
         return entry[1]
 
     def _start(self, start: StartWorker) -> Decisions:
-        worker = self.engine.open(start.slot, self._envs[start.slot])
+        try:
+            worker = self.engine.open(start.slot, self._envs[start.slot])
+        except Exception as error:  # noqa: BLE001 - out of file descriptors or memory, or an engine's own trouble
+            return self._answer(start.slot, start.seq, Death(reason=f"{type(error).__name__}: {error}"))
         with self._changed:
             slot = self._schedule.slots[start.slot]
             wanted = slot.seq == start.seq and not slot.gone

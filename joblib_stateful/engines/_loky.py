@@ -28,6 +28,7 @@ from .._transport import Pickled, Transport
 from .._worker import Progress
 from . import _loky_child
 from ._base import Engine, EngineWorker
+from ._loky_room import check_room, explain
 from ._shared_numbers import SharedNumbers
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ class LokyWorker(EngineWorker):
             exitcode = process.exitcode
         progress = self.progress
         started = progress.seq == message.seq
-        reason = f"{type(error).__name__}: {error}" if process is None else ""
+        reason = explain(error) if process is None else ""
         return Death(self.pid, exitcode, started, progress.place, progress.n_finished, reason)
 
     def _close(self, message: Finish, on_closed: Callable[[Failure | None], None]) -> None:
@@ -180,6 +181,7 @@ class LokyEngine(Engine):
 
     def open(self, slot: int, env: Mapping[str, str]) -> LokyWorker:  # noqa: ARG002 - only env tells slots apart
         """Return a worker for a slot."""
+        check_room()
         return LokyWorker(self.transport, env)
 
     def check(self) -> None:
