@@ -144,11 +144,14 @@ class Core:
 
     def interrupt(self, group: Group, calls: Iterable[Call], grace: float) -> None:
         """Drop calls, and kill the workers of their group that are still busy after ``grace`` seconds."""
-        self.drop(calls)
-        with self._changed:
-            if self._changed.wait_for(lambda: not self._schedule.is_running(group), grace):
-                return
-        self._note(lambda: self._schedule.kill(group))
+        done = False
+        try:
+            self.drop(calls)
+            with self._changed:
+                done = self._changed.wait_for(lambda: not self._schedule.is_running(group), grace)
+        finally:  # also if Ctrl-C is pressed again: that ends the grace
+            if not done:
+                self._note(lambda: self._schedule.kill(group))
 
     def warm_up(self, limits: Limits) -> None:
         """Build all objects that don't stand, and return when they do."""
