@@ -243,3 +243,31 @@ def test_sigterm_for_the_whole_group(program: StartProgram) -> None:
     assert code == -signal.SIGTERM
     assert "Traceback" not in err
     running.leaves_nothing()
+
+
+def test_shared_arrays_in_flight_go_with_a_killed_parent(program: StartProgram) -> None:
+    running = program(
+        """
+        import numpy as np
+
+        class Hold(Worker):
+            def __init__(self, weights):
+                super().__init__()
+                self.weights = weights
+            def __call__(self, item):
+                if item[0] < 2:
+                    return item + self.weights  # stays with the consumer
+                return super().__call__("hang")
+
+        items = (np.full(3_000_000, n) for n in range(9))  # 24 MB each
+        kept = []
+        for result in stateful_map(Hold, items, n_jobs=2, batch_size=1, buffer=6,
+                                   shared_kwargs={"weights": np.ones(3_000_000)}):
+            kept.append(result)
+            (here / f"got-{len(kept)}").touch()
+        """
+    )
+    running.wait_for("got-2")
+    running.wait_for("hangs-*", 2)
+    running.kill()
+    running.leaves_nothing(within=3)
