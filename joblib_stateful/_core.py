@@ -130,11 +130,14 @@ class Core:
 
     def interrupt(self, group: Group, calls: Iterable[Call], grace: float) -> None:
         """Drop calls, and kill the workers of their group that are still busy after ``grace`` seconds."""
-        self.drop(calls)
-        with self._changed:
-            if self._changed.wait_for(lambda: not self._schedule.is_running(group), grace):
-                return
-        self._note(lambda: self._schedule.kill(group))
+        done = False
+        try:
+            self.drop(calls)
+            with self._changed:
+                done = self._changed.wait_for(lambda: not self._schedule.is_running(group), grace)
+        finally:  # also if Ctrl-C is pressed again: that ends the grace
+            if not done:
+                self._note(lambda: self._schedule.kill(group))
 
     def warm_up(self, limits: Limits) -> None:
         """Build all objects that don't stand, and return when they do."""
@@ -253,7 +256,10 @@ class Core:
         return entry[1]
 
     def _start(self, start: StartWorker) -> Decisions:
-        worker = self.engine.open(start.slot, self._envs[start.slot])
+        try:
+            worker = self.engine.open(start.slot, self._envs[start.slot])
+        except Exception as error:  # noqa: BLE001 - out of file descriptors or memory, or an engine's own trouble
+            return self._answer(start.slot, start.seq, Death(reason=f"{type(error).__name__}: {error}"))
         with self._changed:
             slot = self._schedule.slots[start.slot]
             wanted = slot.seq == start.seq and not slot.gone

@@ -2,6 +2,9 @@
 
 `atexit` runs too late: only after loky has waited for all running tasks. `threading` has an internal hook
 that `concurrent.futures` uses too; hooks run last in, first out, so ours goes in after loky's.
+
+A process that multiprocessing or another loky started (joblib's own workers) ends in another order: it waits for its
+children before it comes to those hooks, but calls multiprocessing's finalisers first.
 """
 
 from __future__ import annotations
@@ -12,7 +15,10 @@ import sys
 import threading
 import time
 import weakref
+from multiprocessing import util
 from typing import TYPE_CHECKING
+
+from ._interrupts import Uninterrupted
 
 if TYPE_CHECKING:
     from ._core import Core
@@ -22,6 +28,7 @@ _GRACE_AFTER_INTERRUPT = 0.8
 _GRACE = 10.0
 
 _cores: weakref.WeakSet[Core] = weakref.WeakSet()
+_finalizer_of: int | None = None  # the process whose finaliser is ours: children of multiprocessing forget them
 
 
 def watch(core: Core) -> None:
@@ -30,7 +37,12 @@ def watch(core: Core) -> None:
 
 
 def register() -> None:
-    """Put the hook in last; to be called after each start of a worker, for loky puts its own in each time."""
+    """Put the hooks in last; to be called after each start of a worker, for loky puts its own in each time."""
+    global _finalizer_of  # noqa: PLW0603 - one for the process
+    if _finalizer_of != os.getpid():
+        _finalizer_of = os.getpid()
+        # Any priority from 0 up is called before children are waited for.
+        util.Finalize(None, _at_exit, exitpriority=100)
     with contextlib.suppress(RuntimeError):  # the interpreter is ending already
         hooks = getattr(threading, "_threading_atexits", [])
         earlier = [hook for hook in hooks if getattr(hook, "func", None) is _at_exit]
@@ -42,6 +54,17 @@ def register() -> None:
 
 
 def _at_exit() -> None:
+    try:
+        _end_in_order()
+    except KeyboardInterrupt:
+        # Who presses Ctrl-C now waits for no one. Raised from here, it would keep Python from calling loky's hook, and
+        # multiprocessing would then wait for workers that nobody has told to end.
+        with Uninterrupted():
+            for core in list(_cores):
+                core.kill()
+
+
+def _end_in_order() -> None:
     interrupted = getattr(sys, "last_type", None) is KeyboardInterrupt
     cores = list(_cores)
     for core in cores:

@@ -10,6 +10,7 @@ import operator
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
@@ -302,19 +303,17 @@ class MapRun:
         self.is_shut = self.is_closed = True
         self.raised = None  # its traceback leads back here
         core, feed = self.core, self._feed
-        try:
+        with ExitStack() as rest:  # all of it, also if Ctrl-C is pressed again or the input's end raises
+            if self._give_back is not None:
+                rest.callback(self._give_back)
+            rest.callback(self._progress.close)
+            rest.callback(self._end_input)
             if core is not None and feed is not None:
+                rest.callback(feed.abort if interrupted else feed.end)
                 if interrupted:
                     core.interrupt(self._group, feed.sent(), _INTERRUPT_GRACE)
-                    feed.abort()
                 else:
                     core.drop(feed.sent())
-                    feed.end()
-            self._end_input()
-        finally:
-            self._progress.close()
-            if self._give_back is not None:
-                self._give_back()
 
 
 def _first_of(failures: Sequence[tuple[int, BaseException]]) -> BaseException:

@@ -23,6 +23,7 @@ from joblib.externals.loky.backend import resource_tracker as joblibs_tracker
 from loky.backend import resource_tracker as lokys_tracker
 
 import joblib_stateful
+from programs import Program, TerminalProgram
 
 # Started once per process and kept: their pipes and processes are no leak.
 lokys_tracker.ensure_running()
@@ -174,6 +175,23 @@ def _left_of_session(leader: int) -> list[str]:
     if shm.is_dir():
         left += [path.name for path in shm.iterdir() if str(leader) in re.findall(r"\d+", path.name)]
     return left
+
+
+StartProgram = Callable[..., Program]
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Iterator[StartProgram]:
+    """Return a function that starts the text of a program, behind the lines of `programs.WORKER`."""
+    started: list[Program] = []
+
+    def start(text: str, *, terminal: bool = False) -> Program:
+        started.append((TerminalProgram if terminal else Program)(tmp_path, text))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.end()
 
 
 @dataclass(frozen=True)

@@ -4,123 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-import psutil
 import pytest
 
-# A worker that says that it is there, and then hangs on some items.
-WORKER = """
-import os, signal, sys, time, threading
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-from pathlib import Path
-from joblib_stateful import StatefulExecutor, call_worker, shutdown, stateful_map
-
-here = Path(sys.argv[1])
-
-class Worker:
-    def __init__(self, hang=False):
-        (here / f"built-{os.getpid()}").touch()
-        if hang:
-            threading.Event().wait()
-    def __call__(self, item):
-        if item == "hang" or item == 2:
-            (here / f"hangs-{os.getpid()}").touch()
-            threading.Event().wait()
-        return os.getpid()
-    def close(self):
-        (here / f"closed-{os.getpid()}").touch()
-"""
-
-
-class Program:
-    """A script in a session and process group of its own, as a terminal would start it."""
-
-    def __init__(self, folder: Path, text: str) -> None:
-        self.folder = folder
-        self.last_words = ""
-        self.started = time.time()
-        script = folder / "program.py"
-        script.write_text(WORKER + textwrap.dedent(text))
-        self.process = subprocess.Popen(
-            [sys.executable, "-W", "error", str(script), str(folder)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            cwd=folder,
-        )
-
-    def wait_for(self, pattern: str, count: int = 1) -> None:
-        """Wait until the program, or its workers, have made some files."""
-        deadline = time.monotonic() + 30
-        while len(list(self.folder.glob(pattern))) < count:
-            assert self.process.poll() is None, self.process.communicate()
-            assert time.monotonic() < deadline, f"no {pattern}"
-            time.sleep(0.002)
-
-    def ctrl_c(self) -> None:
-        os.killpg(self.process.pid, signal.SIGINT)
-
-    def kill(self) -> None:
-        self.process.kill()
-        _, self.last_words = self.process.communicate()
-
-    def ends_within(self, seconds: float) -> tuple[int, str, str]:
-        started = time.monotonic()
-        out, err = self.process.communicate(timeout=30)
-        assert time.monotonic() - started < seconds, f"took {time.monotonic() - started:.1f} s\n{err}"
-        return self.process.returncode, out, err
-
-    def leaves_nothing(self, within: float = 3.0) -> None:
-        deadline = time.monotonic() + within
-        while left := self._left():
-            assert time.monotonic() < deadline, f"left behind: {left}\n{self.last_words}"
-            time.sleep(0.01)
-
-    def _left(self) -> list[str]:
-        left = []
-        for process in psutil.process_iter():
-            try:
-                if os.getsid(process.pid) == self.process.pid and process.status() != psutil.STATUS_ZOMBIE:
-                    left.append(" ".join(process.cmdline()))
-            except (psutil.NoSuchProcess, ProcessLookupError, PermissionError):
-                continue
-        shm = Path("/dev/shm")
-        pids = {self.process.pid, *(int(path.name.split("-")[1]) for path in self.folder.glob("built-*"))}
-        if shm.is_dir():
-            mine = [path for path in shm.iterdir() if any(f"-{pid}-" in path.name for pid in pids)]
-            left += [path.name for path in mine if _made_since(path, self.started)]
-        return left
-
-
-def _made_since(path: Path, start: float) -> bool:
-    """Tell the program's files from those that another one with the same pid left long ago."""
-    try:
-        return path.stat().st_mtime > start - 1
-    except FileNotFoundError:
-        return False
-
-
-@pytest.fixture
-def program(tmp_path: Path) -> Iterator[Callable[[str], Program]]:
-    started: list[Program] = []
-
-    def start(text: str) -> Program:
-        started.append(Program(tmp_path, text))
-        return started[-1]
-
-    yield start
-    for one in started:
-        if one.process.poll() is None:
-            os.killpg(one.process.pid, signal.SIGKILL)
-        if not one.process.stdout or not one.process.stdout.closed:
-            one.process.communicate()
+if TYPE_CHECKING:
+    from conftest import StartProgram
 
 
 def assert_only_the_parent_speaks(err: str) -> None:
@@ -128,7 +18,7 @@ def assert_only_the_parent_speaks(err: str) -> None:
     assert err.rstrip().endswith("KeyboardInterrupt"), err
 
 
-def test_ctrl_c_while_iterating(program: Callable[[str], Program]) -> None:
+def test_ctrl_c_while_iterating(program: StartProgram) -> None:
     running = program("list(stateful_map(Worker, ['hang'] * 10, n_jobs=2, batch_size=1))")
     running.wait_for("hangs-*", 2)
     running.ctrl_c()
@@ -138,7 +28,7 @@ def test_ctrl_c_while_iterating(program: Callable[[str], Program]) -> None:
     running.leaves_nothing()
 
 
-def test_ctrl_c_during_construction(program: Callable[[str], Program]) -> None:
+def test_ctrl_c_during_construction(program: StartProgram) -> None:
     running = program("list(stateful_map(Worker, range(10), n_jobs=2, shared_kwargs={'hang': True}))")
     running.wait_for("built-*", 2)
     running.ctrl_c()
@@ -147,7 +37,7 @@ def test_ctrl_c_during_construction(program: Callable[[str], Program]) -> None:
     running.leaves_nothing()
 
 
-def test_ctrl_c_in_the_consumers_own_code(program: Callable[[str], Program]) -> None:
+def test_ctrl_c_in_the_consumers_own_code(program: StartProgram) -> None:
     running = program(
         """
         for pid in stateful_map(Worker, [0, 1, 'hang', 'hang', 'hang'], n_jobs=2, batch_size=1, progress=True):
@@ -165,7 +55,7 @@ def test_ctrl_c_in_the_consumers_own_code(program: Callable[[str], Program]) -> 
 
 
 @pytest.mark.parametrize("milliseconds", [0, 20, 40, 60, 80, 100, 150])
-def test_ctrl_c_while_workers_start(program: Callable[[str], Program], milliseconds: int) -> None:
+def test_ctrl_c_while_workers_start(program: StartProgram, milliseconds: int) -> None:
     running = program(
         """
         def items():
@@ -183,7 +73,7 @@ def test_ctrl_c_while_workers_start(program: Callable[[str], Program], milliseco
     running.leaves_nothing()
 
 
-def test_ctrl_c_costs_busy_workers_only(program: Callable[[str], Program]) -> None:
+def test_ctrl_c_costs_busy_workers_only(program: StartProgram) -> None:
     running = program(
         """
         with StatefulExecutor(Worker, 3) as executor:
@@ -211,9 +101,7 @@ def test_ctrl_c_costs_busy_workers_only(program: Callable[[str], Program]) -> No
     ("ending", "code"),
     [("pass", 0), ("sys.exit(5)", 5), ("raise KeyError('own')", 1), ("results.close()", 0), ("del results", 0)],
 )
-def test_the_end_of_a_script_with_a_half_consumed_map(
-    program: Callable[[str], Program], ending: str, code: int
-) -> None:
+def test_the_end_of_a_script_with_a_half_consumed_map(program: StartProgram, ending: str, code: int) -> None:
     running = program(
         f"""
         results = stateful_map(Worker, [0, 1, 'hang', 'hang', 'hang'], n_jobs=2, batch_size=1, progress=True)
@@ -232,7 +120,64 @@ def test_the_end_of_a_script_with_a_half_consumed_map(
     running.leaves_nothing()
 
 
-def test_objects_are_closed_at_the_end_of_a_script(program: Callable[[str], Program]) -> None:
+@pytest.mark.parametrize(("leave", "code"), [("sys.exit(5)", 5), ("os.kill(os.getpid(), signal.SIGTERM)", 7)])
+def test_leaving_from_inside_the_loop(program: StartProgram, leave: str, code: int) -> None:
+    running = program(
+        f"""
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+        for pid in stateful_map(Worker, [0, 1, *['hang'] * 9], n_jobs=2, batch_size=1, progress=True):
+            while not list(here.glob('hangs-*')):
+                time.sleep(0.001)
+            (here / 'leaving').touch()
+            {leave}
+        """
+    )
+    running.wait_for("leaving")
+    found, _, err = running.ends_within(3)
+    assert found == code, err
+    assert "Traceback" not in err
+    assert "Warning" not in err
+    running.leaves_nothing()
+
+
+def test_a_map_that_another_thread_collects(program: StartProgram) -> None:
+    running = program(
+        """
+        import gc
+        gc.disable()  # but for the one in the other thread
+        closed = threading.Event()
+
+        def items():
+            try:
+                yield from [0, 1, *['hang'] * 9]
+            finally:
+                closed.set()
+
+        results = stateful_map(Worker, items(), n_jobs=2, batch_size=1, buffer=5, progress=True)
+        next(results)
+        while len(list(here.glob('hangs-*'))) < 2:
+            time.sleep(0.001)
+        cycle = [results]
+        cycle.append(cycle)
+        del results, cycle
+        thread = threading.Thread(target=gc.collect)
+        thread.start()
+        thread.join()
+        assert closed.wait(10)
+        # What hung for the map alone makes way for the next one with another object.
+        class Other(Worker): ...
+        assert len(list(stateful_map(Other, [0, 1, 3], n_jobs=2))) == 3
+        print("fine")
+        """
+    )
+    code, out, err = running.ends_within(20)
+    assert (code, out.strip()) == (0, "fine"), err
+    assert "Warning" not in err
+    assert "Traceback" not in err
+    running.leaves_nothing()
+
+
+def test_objects_are_closed_at_the_end_of_a_script(program: StartProgram) -> None:
     running = program(
         """
         executor = StatefulExecutor(Worker, 2)
@@ -247,7 +192,7 @@ def test_objects_are_closed_at_the_end_of_a_script(program: Callable[[str], Prog
     running.leaves_nothing()
 
 
-def test_submitted_calls_are_finished_at_the_end_of_a_script(program: Callable[[str], Program]) -> None:
+def test_submitted_calls_are_finished_at_the_end_of_a_script(program: StartProgram) -> None:
     running = program(
         """
         executor = StatefulExecutor(Worker, 1)
@@ -259,8 +204,9 @@ def test_submitted_calls_are_finished_at_the_end_of_a_script(program: Callable[[
     running.leaves_nothing()
 
 
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
 @pytest.mark.parametrize("items", ["['hang'] * 4", "[0, 1]"], ids=["busy", "idle"])
-def test_workers_die_with_a_killed_parent(program: Callable[[str], Program], items: str) -> None:
+def test_workers_die_with_a_killed_parent(program: StartProgram, items: str, signum: signal.Signals) -> None:
     running = program(
         f"""
         for _ in stateful_map(Worker, {items}, n_jobs=2, batch_size=1):
@@ -270,11 +216,11 @@ def test_workers_die_with_a_killed_parent(program: Callable[[str], Program], ite
         """
     )
     running.wait_for("hangs-*" if "hang" in items else "idle", 2 if "hang" in items else 1)
-    running.kill()
+    running.kill(signum)
     running.leaves_nothing(within=3)
 
 
-def test_workers_die_with_a_killed_parent_while_c_code_holds_the_gil(program: Callable[[str], Program]) -> None:
+def test_workers_die_with_a_killed_parent_while_c_code_holds_the_gil(program: StartProgram) -> None:
     running = program(
         """
         def spin(item):
@@ -283,6 +229,45 @@ def test_workers_die_with_a_killed_parent_while_c_code_holds_the_gil(program: Ca
         list(stateful_map(spin, range(2), n_jobs=2, batch_size=1))
         """
     )
+    running.wait_for("hangs-*", 2)
+    running.kill()
+    running.leaves_nothing(within=3)
+
+
+def test_sigterm_for_the_whole_group(program: StartProgram) -> None:
+    """As a service manager or a batch system ends a job: the workers are hit as well."""
+    running = program("list(stateful_map(Worker, ['hang'] * 4, n_jobs=2, batch_size=1, retries=9))")
+    running.wait_for("hangs-*", 2)
+    os.killpg(running.process.pid, signal.SIGTERM)
+    code, _, err = running.ends_within(3)
+    assert code == -signal.SIGTERM
+    assert "Traceback" not in err
+    running.leaves_nothing()
+
+
+def test_shared_arrays_in_flight_go_with_a_killed_parent(program: StartProgram) -> None:
+    running = program(
+        """
+        import numpy as np
+
+        class Hold(Worker):
+            def __init__(self, weights):
+                super().__init__()
+                self.weights = weights
+            def __call__(self, item):
+                if item[0] < 2:
+                    return item + self.weights  # stays with the consumer
+                return super().__call__("hang")
+
+        items = (np.full(3_000_000, n) for n in range(9))  # 24 MB each
+        kept = []
+        for result in stateful_map(Hold, items, n_jobs=2, batch_size=1, buffer=6,
+                                   shared_kwargs={"weights": np.ones(3_000_000)}):
+            kept.append(result)
+            (here / f"got-{len(kept)}").touch()
+        """
+    )
+    running.wait_for("got-2")
     running.wait_for("hangs-*", 2)
     running.kill()
     running.leaves_nothing(within=3)

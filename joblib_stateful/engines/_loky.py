@@ -12,11 +12,14 @@ import multiprocessing
 import multiprocessing.context
 import os
 import signal
+import sys
 import threading
 import weakref
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, ClassVar
+
+import cloudpickle
 
 from .. import errors
 from .._records import Death, Finish, Message, Ran
@@ -26,6 +29,7 @@ from .._transport import Pickled, Transport
 from .._worker import Progress
 from ._base import Engine, EngineWorker
 from ._handover import Handover
+from ._loky_room import check_room, explain
 from ._process_tree import kill_tree
 from ._shared_numbers import SharedNumbers
 
@@ -97,6 +101,8 @@ class LokyWorker(EngineWorker):
     def disown(self) -> None:
         """Forget the process and the pool, whose ends would reach for the parent's."""
         _not_ours.append((self._pool, self._process))
+        # Or multiprocessing would wait for it at exit, and complain that it is no child of this process.
+        multiprocessing.process._children.discard(self._process)  # type: ignore[attr-defined]
         self._lock = threading.RLock()
         self._pool = self._process = self._handover = None
         self._killed = True
@@ -170,7 +176,7 @@ class LokyWorker(EngineWorker):
             exitcode = process.exitcode
         progress = self.progress
         started = progress.seq == message.seq
-        reason = f"{type(error).__name__}: {error}" if process is None else ""
+        reason = explain(error) if process is None else ""
         return Death(self.pid, exitcode, started, progress.place, progress.n_finished, reason)
 
     def _close(self, message: Finish, on_closed: Callable[[Failure | None], None]) -> None:
@@ -210,9 +216,14 @@ class LokyEngine(Engine):
 
     def __init__(self) -> None:
         self.transport: Transport = SharedMemory() if Handover.is_possible else Pickled()
+        # What multiprocessing spawns knows the main script by a name that no worker of ours could import it by.
+        main = sys.modules.get("__mp_main__")
+        if main is not None and main.__name__ == "__mp_main__":
+            cloudpickle.register_pickle_by_value(main)
 
     def open(self, slot: int, env: Mapping[str, str]) -> LokyWorker:  # noqa: ARG002 - only env tells slots apart
         """Return a worker for a slot."""
+        check_room()
         return LokyWorker(self.transport, env)
 
     def check(self) -> None:

@@ -1,0 +1,52 @@
+"""Whether there is room for one more process, told before anything of it is started.
+
+Without file descriptors loky fails halfway, with an error that hides the cause and pipes that stay open.
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+
+# Measured: a worker keeps 8 file descriptors open in its parent, which needs 17 at once while it starts one. The
+# rest is for the resource trackers, that come first, and for what other threads open meanwhile.
+_KEPT, _TO_START = 8, 24
+
+
+def check_room() -> None:
+    """Raise an OSError that says what is used up, if another process could not be started."""
+    limit = _limit()
+    if limit is None or (n_open := _n_open(limit)) + _TO_START <= limit:
+        return
+    gc.collect()  # pools that have ended keep some of theirs until then
+    if (n_open := _n_open(limit)) + _TO_START > limit:
+        raise OSError(
+            errno.EMFILE,
+            f"too many open files: {n_open} of the {limit} that this process may have (`ulimit -n`), and a worker "
+            f"needs {_TO_START} to start and {_KEPT} to live. Raise the limit, or have fewer workers",
+        )
+
+
+def _n_open(limit: int) -> int:
+    try:
+        return len(os.listdir("/dev/fd"))  # noqa: PTH208 - a pathlib object for each would be slow
+    except OSError as error:  # none is left, or there is no such folder on this system
+        return limit if error.errno == errno.EMFILE else 0
+
+
+def explain(error: BaseException) -> str:
+    """Return the text of an error at the start of a process, and where to look."""
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EROFS, errno.EDQUOT):
+        text += "; a worker's locks lie in shared memory, which is /dev/shm on Linux"
+    return text
+
+
+def _limit() -> int | None:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return None if limit == resource.RLIM_INFINITY else limit

@@ -1,0 +1,173 @@
+"""Programs of a user: started as a terminal would, ended in every way, and looked at for what they leave behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import psutil
+
+# A worker that says that it is there, and then hangs on some items.
+WORKER = """
+import os, signal, sys, time, threading
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+from pathlib import Path
+from joblib_stateful import StatefulExecutor, call_worker, shutdown, stateful_map
+
+here = Path(sys.argv[1])
+
+class Worker:
+    def __init__(self, hang=False):
+        (here / f"built-{os.getpid()}").touch()
+        if hang:
+            threading.Event().wait()
+    def __call__(self, item):
+        if item == "hang" or item == 2:
+            (here / f"hangs-{os.getpid()}").touch()
+            threading.Event().wait()
+        return os.getpid()
+    def close(self):
+        (here / f"closed-{os.getpid()}").touch()
+"""
+
+_SHM = Path("/dev/shm")
+
+
+class Program:
+    """A script in a session and process group of its own, as a terminal would start it."""
+
+    def __init__(self, folder: Path, text: str) -> None:
+        self.folder = folder
+        self.temporary = folder / "temporary"
+        self.temporary.mkdir()
+        self.last_words = ""
+        script = folder / "program.py"
+        script.write_text(WORKER + textwrap.dedent(text))
+        # Process numbers come round again, and other programs may have been killed without a chance to tidy up.
+        self._before = _shared_memory()
+        self.process = self._start([sys.executable, "-W", "error", str(script), str(folder)])
+
+    def _start(self, command: list[str]) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            cwd=self.folder,
+            env=self._env,
+        )
+
+    @property
+    def _env(self) -> dict[str, str]:
+        return {**os.environ, "TMPDIR": str(self.temporary)}
+
+    def wait_for(self, pattern: str, count: int = 1) -> None:
+        """Wait until the program, or its workers, have made some files."""
+        deadline = time.monotonic() + 30
+        while len(list(self.folder.glob(pattern))) < count:
+            assert self.process.poll() is None, self._words()
+            assert time.monotonic() < deadline, f"no {pattern}"
+            time.sleep(0.002)
+
+    def _words(self) -> str:
+        return "\n".join(self.process.communicate())
+
+    def ctrl_c(self) -> None:
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def kill(self, signum: int = signal.SIGKILL) -> None:
+        self.process.send_signal(signum)
+        _, self.last_words = self.process.communicate(timeout=30)
+
+    def ends_within(self, seconds: float) -> tuple[int, str, str]:
+        started = time.monotonic()
+        out, err = self.process.communicate(timeout=30)
+        assert time.monotonic() - started < seconds, f"took {time.monotonic() - started:.1f} s\n{err}"
+        return self.process.returncode, out, err
+
+    def leaves_nothing(self, within: float = 3.0) -> None:
+        deadline = time.monotonic() + within
+        while left := self._left():
+            assert time.monotonic() < deadline, f"left behind: {left}\n{self.last_words}"
+            time.sleep(0.01)
+
+    def _left(self) -> list[str]:
+        left = []
+        for process in psutil.process_iter():
+            try:
+                if os.getsid(process.pid) == self.process.pid and process.status() != psutil.STATUS_ZOMBIE:
+                    left.append(" ".join(process.cmdline()))
+            except (psutil.NoSuchProcess, ProcessLookupError, PermissionError):
+                continue
+        pids = {self.process.pid, *(int(path.name.split("-")[1]) for path in self.folder.glob("built-*"))}
+        left += [name for name in _shared_memory() - self._before if _pids_in(name) & pids]
+        return [*left, *(str(path) for path in self.temporary.iterdir())]
+
+    def end(self) -> None:
+        """End what a failing test has left; the resource trackers last, so that they can tidy up."""
+        self.process.kill()
+        if self.process.stdout is None or not self.process.stdout.closed:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.communicate(timeout=5)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        if self.process.stdout is not None and not self.process.stdout.closed:
+            self.process.communicate(timeout=5)
+
+
+class TerminalProgram(Program):
+    """A script in the foreground of a terminal of its own: its workers belong to that foreground too."""
+
+    def _start(self, command: list[str]) -> subprocess.Popen[str]:
+        self.screen = ""
+        self._keyboard, self._line = os.openpty()
+        # The terminal that the first process of a session opens becomes its own.
+        return subprocess.Popen(
+            ["/bin/sh", "-c", 'exec "$@" <"$0" >"$0" 2>&1', os.ttyname(self._line), *command],
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            cwd=self.folder,
+            env=self._env,
+            text=True,
+        )
+
+    def _words(self) -> str:
+        """Return what the screen shows by now."""
+        while select.select([self._keyboard], [], [], 0)[0]:
+            self.screen += os.read(self._keyboard, 4096).decode().replace("\r\n", "\n")
+        return self.screen
+
+    def ctrl_c(self) -> None:
+        """Press the key; whom it hits is the terminal's business."""
+        os.write(self._keyboard, b"\x03")
+
+    def ends_within(self, seconds: float) -> tuple[int, str, str]:
+        deadline = time.monotonic() + seconds
+        while self.process.poll() is None:
+            assert time.monotonic() < deadline, f"takes longer than {seconds} s\n{self._words()}"
+            self._words()
+            time.sleep(0.002)
+        return self.process.returncode, "", self._words()
+
+    def end(self) -> None:
+        super().end()
+        os.close(self._keyboard)
+        os.close(self._line)
+
+
+def _shared_memory() -> set[str]:
+    return {path.name for path in _SHM.iterdir()} if _SHM.is_dir() else set()
+
+
+def _pids_in(name: str) -> set[int]:
+    """Return the numbers that stand by themselves in names such as sem.loky-12-x and joblib_memmapping_folder_12_x."""
+    return {int(number) for number in re.findall(r"(?<=[-_])\d+(?=[-_])", name)}

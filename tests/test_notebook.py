@@ -1,0 +1,123 @@
+"""In a notebook: a class defined in a cell, objects that outlive their cell, and the stop button."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import pytest
+
+if TYPE_CHECKING:
+    from conftest import RunProgram
+
+pytest.importorskip("ipykernel")
+pytest.importorskip("nbclient")
+
+# Runs cells in a kernel, prints what each gave, and presses stop while one hangs.
+DRIVER = """
+import asyncio, json, sys, time, warnings
+warnings.simplefilter("ignore")  # Jupyter's own
+import nbformat
+from jupyter_core.utils import ensure_async
+from nbclient import NotebookClient
+from pathlib import Path
+
+here = Path(sys.argv[1])
+
+SETUP = '''
+import os, threading, time
+from pathlib import Path
+from joblib_stateful import stateful_map
+
+here = Path({here!r})
+print(os.getpid())
+'''.format(here=sys.argv[1])
+
+MODEL = '''
+class Model:
+    def __init__(self, name):
+        self.name = name
+        with (here / "built").open("a") as file:
+            file.write(f"{os.getpid()}\\\\n")
+
+    def __call__(self, item):
+        if item == "hang":
+            (here / f"hangs-{os.getpid()}").touch()
+            threading.Event().wait()
+        # All three workers meet, so that each gets an item.
+        (here / f"{item}-{os.getpid()}").touch()
+        while len(list(here.glob(f"{item}-*"))) < 3:
+            time.sleep(0.001)
+        return os.getpid()
+
+def run(items):
+    return list(stateful_map(Model, items, worker_kwargs=[{"name": name} for name in "abc"], batch_size=1))
+'''
+
+async def main():
+    notebook = nbformat.v4.new_notebook()
+    client = NotebookClient(notebook, timeout=60, allow_errors=True)
+
+    async def run(text):
+        cell = nbformat.v4.new_code_cell(text)
+        notebook.cells.append(cell)
+        await client.async_execute_cell(cell, len(notebook.cells) - 1)
+        texts = [output.get("text") or "\\n".join(output.get("traceback", ())) for output in cell.outputs]
+        errors = [output.ename for output in cell.outputs if output.output_type == "error"]
+        return {"text": "".join(texts).strip(), "errors": errors}
+
+    found = {}
+    async with client.async_setup_kernel():
+        found["kernel"] = await run(SETUP)
+        await run(MODEL)
+        found["first"] = await run("print(*run(['one'] * 3))")
+        found["again"] = await run("print(*run(['two'] * 3))")
+        hanging = asyncio.create_task(run("run(['hang'])"))
+        while not list(here.glob("hangs-*")):
+            assert not hanging.done(), hanging.result()
+            await asyncio.sleep(0.01)
+        pressed = time.monotonic()
+        await ensure_async(client.km.interrupt_kernel())
+        found["stopped"] = {**await hanging, "seconds": time.monotonic() - pressed}
+        found["after"] = await run("print(*run(['three'] * 3))")
+        await run(MODEL)
+        found["defined again"] = await run("print(*run(['four'] * 3))")
+    print(json.dumps(found))
+
+asyncio.run(main())
+"""
+
+
+def pids_in(cell: Any) -> set[int]:
+    assert cell["errors"] == [], cell
+    return {int(word) for word in cell["text"].split()}
+
+
+def test_a_notebook(run_program: RunProgram, tmp_path: Path) -> None:
+    places = {name: str(tmp_path / name) for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR")}
+    done = run_program(DRIVER, str(tmp_path), limit=100, env=places)
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    hung = {int(path.name.split("-")[1]) for path in tmp_path.glob("hangs-*")}
+    built = [int(line) for line in (tmp_path / "built").read_text().split()]
+
+    first, after, latest = (pids_in(found[cell]) for cell in ("first", "after", "defined again"))
+    assert len(first) == 3, "the class of a cell did not work in three workers"
+    assert pids_in(found["again"]) == first, "the next cell did not find the objects"
+    assert found["stopped"]["errors"] == ["KeyboardInterrupt"], found["stopped"]
+    assert found["stopped"]["seconds"] < 2
+    assert "RemoteTraceback" not in found["stopped"]["text"]
+    assert len(hung) == 1
+    assert after & first == first - hung, "stopping cost more than the object that was busy"
+    assert len(after) == 3
+    assert not latest & after, "a class that was defined again is another one"
+    assert len(built) == len(set(built)) == 3 + 1 + 3, "something was built twice"
+
+    deadline = time.monotonic() + 3
+    (kernel,) = pids_in(found["kernel"])
+    while left := [pid for pid in {kernel, *built} if psutil.pid_exists(pid)]:
+        assert time.monotonic() < deadline, f"left behind: {left}"
+        time.sleep(0.01)

@@ -1,0 +1,172 @@
+"""Little shared memory, no temporary folder, few file descriptors: it works, or says what is used up."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from conftest import RunProgram
+
+ARRAYS = """
+import os, warnings
+import numpy as np
+from joblib_stateful import StatefulExecutor, stateful_map
+
+class Double:
+    def __init__(self, weights):
+        self.weights = weights
+    def __call__(self, item):
+        return item * 2 + self.weights[0], os.getpid()
+
+SIZE = 3_000_000  # 24 MB
+
+def run(executor):
+    items = (np.full(SIZE, n, float) for n in range(4))
+    found = list(stateful_map(executor, items, batch_size=1, buffer=3))
+    for n, (result, _) in enumerate(found):
+        assert result.shape == (SIZE,)
+        assert (result == 2 * n + 1).all()
+    return {pid for _, pid in found}
+
+def main(between=lambda: None):
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        with StatefulExecutor(Double, 2, shared_kwargs={"weights": np.ones(SIZE)}) as executor:
+            executor.warm_up()
+            before = run(executor)
+            between()
+            assert run(executor) <= {info.pid for info in executor.workers()}
+            assert [info.n_restarts for info in executor.workers()] == [0, 0]
+    ours = [str(warning.message) for warning in warned]
+    assert len(ours) <= 1, ours
+    print("fine")
+"""
+
+
+@pytest.fixture
+def run_mounted(tmp_path: Path) -> Callable[..., str]:
+    """Return a function that runs a program among mounts of its own, and returns what it printed."""
+
+    def run(mount: str, text: str, warnings: str = "error") -> str:
+        folder = tmp_path / "mounted"
+        folder.mkdir()
+        separate = ["unshare", "--map-root-user", "--mount", "sh", "-ec"]
+        try:
+            probe = subprocess.run(
+                [*separate, "mount -t tmpfs tmpfs /dev/shm"], capture_output=True, text=True, check=False
+            )
+        except FileNotFoundError:
+            pytest.skip("there is no unshare here")
+        if probe.returncode:
+            pytest.skip(f"mounts of one's own are not permitted: {probe.stderr.strip()}")
+        script = tmp_path / "program.py"
+        script.write_text(ARRAYS + textwrap.dedent(text))
+        done = subprocess.run(
+            [*separate, f'{mount}\nexec "$@"', str(folder), sys.executable, "-W", warnings, str(script)],
+            capture_output=True,
+            text=True,
+            timeout=90,
+            cwd=tmp_path,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    return run
+
+
+def test_shared_memory_that_is_smaller_than_the_arrays(run_mounted: Callable[..., str]) -> None:
+    found = run_mounted(
+        "mount -t tmpfs -o size=8m tmpfs /dev/shm",
+        """
+        def fill():
+            with open("/dev/shm/full", "wb", buffering=0) as file:
+                try:
+                    while file.write(bytes(4096)):
+                        pass
+                except OSError:
+                    pass
+
+        if __name__ == "__main__":
+            assert os.statvfs("/dev/shm").f_blocks * os.statvfs("/dev/shm").f_frsize == 8 << 20
+            main(between=fill)
+        """,
+    )
+    assert found == "fine"
+
+
+@pytest.mark.parametrize("state", ["full", "read-only"])
+def test_shared_memory_in_which_no_worker_can_start(run_mounted: Callable[..., str], state: str) -> None:
+    found = run_mounted(
+        "mount -t tmpfs -o size=64k tmpfs /dev/shm; "
+        + ("cat /dev/zero > /dev/shm/full || true" if state == "full" else "mount -o remount,ro /dev/shm"),
+        """
+        from joblib_stateful import errors
+
+        if __name__ == "__main__":
+            try:
+                main()
+            except errors.WorkerInitError as error:
+                print(error)
+        """,
+        "ignore",  # joblib warns when it is imported
+    )
+    assert "OSError: [Errno" in found
+    assert "locks lie in shared memory, which is /dev/shm" in found
+
+
+@pytest.mark.parametrize("state", ["full", "read-only"])
+def test_a_temporary_folder_that_takes_nothing(run_mounted: Callable[..., str], state: str) -> None:
+    found = run_mounted(
+        'mount -t tmpfs -o size=64k tmpfs "$0"; export TMPDIR="$0" JOBLIB_TEMP_FOLDER="$0"; '
+        + ('cat /dev/zero > "$0/full" || true' if state == "full" else 'mount -o remount,ro "$0"'),
+        """
+        if __name__ == "__main__":
+            main()
+        """,
+    )
+    assert found == "fine"
+
+
+FEW_FILES = """
+    import os, resource, sys
+    from joblib_stateful import StatefulExecutor, errors, stateful_map
+
+    class Worker:
+        def __call__(self, item):
+            return os.getpid()
+
+    if __name__ == "__main__":
+        resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[1]),) * 2)
+        with StatefulExecutor(Worker, 32) as executor:
+            try:
+                executor.warm_up()
+            except errors.WorkerInitError as error:
+                print(error)
+            else:
+                print(len(set(info.pid for info in executor.workers())), "workers")
+        # Those that started have ended, and left room for fewer.
+        print(len(list(stateful_map(Worker, range(20), n_jobs=2, batch_size=1))), "items")
+"""
+
+
+@pytest.mark.parametrize(("limit", "start"), [(256, True), (100, False)])
+def test_32_workers_among_few_file_descriptors(run_program: RunProgram, limit: int, *, start: bool) -> None:
+    pytest.importorskip("resource")
+    done = run_program(FEW_FILES, str(limit))
+    assert done.code == 0, done.err
+    first, *rest = done.out.splitlines()
+    assert rest == ["20 items"]
+    if start:
+        assert first == "32 workers"
+    else:
+        assert f"of the {limit} that this process may have (`ulimit -n`)" in first
+    assert done.err == ""

@@ -1,0 +1,146 @@
+"""Ctrl-C in a real terminal, which sends it to the program and its workers at once: one is enough, two do no harm."""
+
+from __future__ import annotations
+
+import signal
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from conftest import StartProgram
+
+MOMENTS = {
+    "construction": (
+        "list(stateful_map(Worker, range(10), n_jobs=2, shared_kwargs={'hang': True}))",
+        "built-*",
+    ),
+    "iterating": (
+        "list(stateful_map(Worker, ['hang'] * 10, n_jobs=2, batch_size=1, progress=True))",
+        "hangs-*",
+    ),
+    "own code": (
+        """
+        for pid in stateful_map(Worker, [0, *['hang'] * 5], n_jobs=2, batch_size=1, progress=True):
+            threading.Event().wait()
+        """,
+        "hangs-*",
+    ),
+}
+moments = pytest.mark.parametrize("moment", MOMENTS)
+
+
+@moments
+def test_ctrl_c_once(program: StartProgram, moment: str) -> None:
+    text, sign = MOMENTS[moment]
+    running = program(text, terminal=True)
+    running.wait_for(sign, 2)
+    running.ctrl_c()
+    code, _, screen = running.ends_within(2)
+    assert code == -signal.SIGINT
+    assert screen.count("Traceback (most recent call last)") == 1, screen
+    assert screen.rstrip().endswith("KeyboardInterrupt"), screen
+    running.leaves_nothing(within=1)
+
+
+@pytest.mark.parametrize(
+    ("moment", "milliseconds"),
+    [
+        *(("iterating", milliseconds) for milliseconds in (0, 20, 300, 600, 900)),
+        ("construction", 300),
+        ("construction", 700),
+        ("own code", 20),
+        ("own code", 300),
+    ],
+)
+def test_ctrl_c_twice(program: StartProgram, moment: str, milliseconds: int) -> None:
+    text, sign = MOMENTS[moment]
+    running = program(text, terminal=True)
+    running.wait_for(sign, 2)
+    running.ctrl_c()
+    time.sleep(milliseconds / 1000)  # what is tested: each moment of the end that the first one began
+    running.ctrl_c()
+    code, _, screen = running.ends_within(2)
+    assert code == -signal.SIGINT
+    assert "LokyProcess" not in screen, "a worker speaks: " + screen
+    assert "_exit.py" not in screen, "the end itself was interrupted: " + screen
+    running.leaves_nothing(within=1)
+
+
+def test_ctrl_c_again_ends_the_grace(program: StartProgram) -> None:
+    running = program(
+        """
+        def press_again(main=threading.get_ident()):
+            names = []
+            while names[:2] != ["interrupt", "wait_for"]:
+                names, frame = [], sys._current_frames()[main]
+                while frame:
+                    names.insert(0, frame.f_code.co_name)
+                    frame = frame.f_back
+                names = names[names.index("interrupt"):] if "interrupt" in names else []
+            os.kill(os.getpid(), signal.SIGINT)
+
+        closed = []
+
+        def items():
+            try:
+                yield from [0, "hang", "hang", "hang"]
+            finally:
+                closed.append(True)
+
+        with StatefulExecutor(Worker, 3) as executor:
+            executor.warm_up()
+            before = {info.pid for info in executor.workers()}
+            again = threading.Thread(target=press_again, daemon=True)
+            again.start()
+            results = stateful_map(executor, items(), batch_size=1, buffer=2, progress=True)
+            try:
+                list(results)
+            except KeyboardInterrupt:
+                again.join()
+                assert closed, "the input was not closed"
+                hung = {int(path.name.split("-")[1]) for path in here.glob("hangs-*")}
+                alive = {info.pid for info in executor.workers() if info.pid}
+                assert alive == before - hung, (alive, before, hung)
+                assert list(results) == []
+                assert len(list(stateful_map(executor, [0, 1, 3], batch_size=1))) == 3
+                print("fine")
+        """,
+        terminal=True,
+    )
+    running.wait_for("hangs-*")
+    running.ctrl_c()
+    code, _, screen = running.ends_within(10)
+    assert code == 0, screen
+    assert screen.rstrip().endswith("fine"), screen
+    running.leaves_nothing()
+
+
+@pytest.mark.parametrize("waits_for", ["an object that does not close", "a call that was submitted"])
+def test_ctrl_c_while_a_script_waits_at_its_end(program: StartProgram, waits_for: str) -> None:
+    running = program(
+        f"""
+        class Slow(Worker):
+            def close(self):
+                threading.Event().wait()
+
+        def watch(main=threading.get_ident()):
+            frame = None
+            while frame is None or frame.f_code.co_name != "wait_until_empty":
+                frame = frame.f_back if frame else sys._current_frames()[main]
+            (here / "waiting").touch()
+
+        threading.Thread(target=watch, daemon=True).start()
+        executor = StatefulExecutor(Slow, 2)
+        executor.warm_up()
+        if "call" in {waits_for!r}:
+            future = executor.submit(call_worker, "hang")
+        """,
+        terminal=True,
+    )
+    running.wait_for("waiting")
+    running.ctrl_c()
+    code, _, screen = running.ends_within(2)
+    assert (code, screen.strip()) == (0, "^C")
+    running.leaves_nothing(within=1)
