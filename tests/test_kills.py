@@ -22,7 +22,7 @@ import psutil
 import pytest
 
 from joblib_stateful import StatefulExecutor, call_worker, errors, get_worker_info, stateful_map
-from joblib_stateful.engines import _loky
+from joblib_stateful.engines import _process_tree
 from test_map_tools import Log, Scene, new_scene
 
 
@@ -129,7 +129,7 @@ def test_a_worker_that_is_gone_is_not_killed_again(scene: Scene, monkeypatch: py
         kill(info.pid)
         process._process.join(30)
         hit: list[Any] = []
-        monkeypatch.setattr(_loky, "kill_process_tree", hit.append)
+        monkeypatch.setattr(_process_tree, "_signal", lambda *whom: hit.append(whom))
         executor.shutdown(kill_workers=True)
         assert hit == []
 

@@ -1,0 +1,98 @@
+"""What large arrays cost on their way to a worker and back: through shared memory, in line, and with joblib.
+
+Items are arrays that are summed (out), results are arrays that are made (back). Each way runs in a process of its own,
+interleaved, and the medians are shown as ratios to the pickle in line. It is the reason for the threshold from which
+buffers are shared, and for arenas that keep their pages.
+
+    python benchmarks/buffers.py [--rounds 3]
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+KILOBYTES = (64, 256, 1024, 4096, 32768)
+WAYS = ("in line", "shared", "joblib")
+
+
+def total(array: Any) -> float:
+    return float(array[0])
+
+
+def make(size: int) -> Any:
+    return np.ones(size)
+
+
+def arrays(count: int, size: int) -> Iterator[Any]:
+    array = np.ones(size)
+    for number in range(count):
+        array[0] = number
+        yield array.copy()
+
+
+def run_one(way: str, direction: str, kilobytes: int) -> float:
+    """Return the gigabytes a second of one way."""
+    from joblib import Parallel, delayed
+
+    from joblib_stateful import stateful_map
+    from joblib_stateful._sharing import SharedMemory
+    from joblib_stateful._transport import Pickled, Sharing
+    from joblib_stateful.engines._loky import LokyEngine
+
+    size, count = kilobytes << 7, max(8, min(400, (1 << 18) // kilobytes))
+    engine = LokyEngine()
+    if way == "in line":
+        engine.transport = Pickled()
+    elif isinstance(engine.transport, SharedMemory):
+        engine.transport.default = Sharing(threshold=1)
+
+    def work(n: int) -> Any:
+        if way == "joblib":
+            tasks = (delayed(total)(a) for a in arrays(n, size)) if direction == "out" else (delayed(make)(size) for _ in range(n))
+            return Parallel(n_jobs=2, return_as="generator", max_nbytes=1)(tasks)
+        if direction == "out":
+            return stateful_map(total, arrays(n, size), n_jobs=2, engine=engine)
+        return stateful_map(make, [size] * n, n_jobs=2, engine=engine)
+
+    for _ in work(8):
+        pass
+    started = time.perf_counter()
+    for _ in work(count):
+        pass
+    return count * kilobytes / (time.perf_counter() - started) / 1e6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        way, direction, kilobytes = options.one
+        print(json.dumps(run_one(way, direction, int(kilobytes))))
+        return
+    found: dict[tuple[str, str, int], list[float]] = {}
+    for _ in range(options.rounds):
+        for kilobytes in KILOBYTES:
+            for direction in ("out", "back"):
+                for way in WAYS:
+                    command = [sys.executable, __file__, "--one", way, direction, str(kilobytes)]
+                    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+                    found.setdefault((way, direction, kilobytes), []).append(json.loads(output))
+    print(f"{'':16}" + "".join(f"{way:>14}" for way in WAYS) + "   (times in line; GB/s in line)")
+    for kilobytes in KILOBYTES:
+        for direction in ("out", "back"):
+            medians = [statistics.median(found[way, direction, kilobytes]) for way in WAYS]
+            row = "".join(f"{median / medians[0]:>14.2f}" for median in medians)
+            print(f"{kilobytes:>8} KiB {direction:4}{row}   {medians[0]:.2f}")
+
+
+if __name__ == "__main__":
+    main()
