@@ -48,14 +48,15 @@ def run_one(way: str, direction: str, kilobytes: int) -> float:
 
     size, count = kilobytes << 7, max(8, min(400, (1 << 18) // kilobytes))
     engine = LokyEngine()
-    if way == "in line":
-        engine.transport = Pickled()
-    elif isinstance(engine.transport, SharedMemory):
-        engine.transport.default = Sharing(threshold=1)
+    engine.transport = Pickled() if way == "in line" else SharedMemory(Sharing(threshold=1))
 
     def work(n: int) -> Any:
         if way == "joblib":
-            tasks = (delayed(total)(a) for a in arrays(n, size)) if direction == "out" else (delayed(make)(size) for _ in range(n))
+            tasks = (
+                (delayed(total)(a) for a in arrays(n, size))
+                if direction == "out"
+                else (delayed(make)(size) for _ in range(n))
+            )
             return Parallel(n_jobs=2, return_as="generator", max_nbytes=1)(tasks)
         if direction == "out":
             return stateful_map(total, arrays(n, size), n_jobs=2, engine=engine)

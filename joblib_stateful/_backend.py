@@ -31,7 +31,7 @@ from ._outcome import packing_error_of
 from ._progress import Progress, check_progress
 from ._records import Call, Group
 from ._spec import make_spec
-from ._transport import DEFAULT_SHARING, Sharing
+from ._transport import Sharing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -162,7 +162,7 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         self._calls: dict[Call, None] = {}
         self._raised: BaseException | None = None
         self._bar = Progress(False, None)
-        self._sharing = DEFAULT_SHARING
+        self._sharing = Sharing()
 
     # --- configuration --------------------------------------------------------------------------------
 

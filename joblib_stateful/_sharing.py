@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._arrays import array_pickler
 from ._segments import Arena, Range, Received, Segment
-from ._transport import DEFAULT_SHARING, Packer, Packing, Pickled, Sharing
+from ._transport import Packer, Packing, Pickled, Sharing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -39,20 +39,27 @@ class Lost(NamedTuple):
 
 
 class SharedMemory(Pickled):
-    """cloudpickle in both directions, large buffers through shared memory."""
+    """cloudpickle in both directions, large buffers through shared memory.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    sharing : Sharing, optional
+        How buffers travel where a call does not say it, and results.
+    """
+
+    def __init__(self, sharing: Sharing | None = None) -> None:
+        self._sharing = sharing or Sharing()
         self._store = _Store()
         self.arena: Arena | None = None  # in a worker: where large results go
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return SharedMemory, ()
+        return SharedMemory, (self._sharing,)
 
     def pack_shared(self, value: Any) -> Any:
         """Pack one value that several workers get."""
-        return self._packer(DEFAULT_SHARING).pack(value)
+        return self._packer(None).pack(value)
 
-    def packing(self, catch: type[BaseException] = Exception, sharing: Sharing = DEFAULT_SHARING) -> Packing:
+    def packing(self, catch: type[BaseException] = Exception, sharing: Sharing | None = None) -> Packing:
         """Return what packs several values."""
         if self.arena is not None:
             self.arena.rewind()
@@ -67,9 +74,9 @@ class SharedMemory(Pickled):
             raise packed.error
         return super().unpack(packed)
 
-    def _packer(self, sharing: Sharing) -> Packer:
+    def _packer(self, sharing: Sharing | None) -> Packer:
         # A worker's warnings would be seen by nobody who looks for them.
-        return _SharingPacker(self._set_aside, sharing, warns=self.arena is None)
+        return _SharingPacker(self._set_aside, sharing or self._sharing, warns=self.arena is None)
 
     def _set_aside(self, buffer: memoryview, sharing: Sharing) -> Segment | Range:
         return self._store.segment_of(buffer, sharing) if self.arena is None else self.arena.write(buffer)

@@ -61,9 +61,6 @@ class Sharing:
     held: set[Any] | None = None
 
 
-DEFAULT_SHARING = Sharing()
-
-
 class Packing(ABC):
     """Several values on their way into a parcel."""
 
@@ -96,7 +93,7 @@ class Transport(ABC):
         """Unpack one value; raises what its loading raises."""
 
     @abstractmethod
-    def packing(self, catch: type[BaseException] = Exception, sharing: Sharing = DEFAULT_SHARING) -> Packing:
+    def packing(self, catch: type[BaseException] = Exception, sharing: Sharing | None = None) -> Packing:
         """Return what packs several values, one by one as they come.
 
         Values whose packing raises ``catch`` are left out and named. Workers catch everything. The parent does not: a
@@ -107,7 +104,7 @@ class Transport(ABC):
         self,
         values: Iterable[Any],
         catch: type[BaseException] = Exception,
-        sharing: Sharing = DEFAULT_SHARING,
+        sharing: Sharing | None = None,
     ) -> tuple[Parcel, dict[int, BaseException]]:
         """Pack several values; those that raise ``catch`` are left out and named by place."""
         packing = self.packing(catch, sharing)
@@ -145,11 +142,11 @@ class Pickled(Transport):
         """Unpack one value."""
         return pickle.loads(packed)
 
-    def packing(self, catch: type[BaseException] = Exception, sharing: Sharing = DEFAULT_SHARING) -> Packing:
+    def packing(self, catch: type[BaseException] = Exception, sharing: Sharing | None = None) -> Packing:
         """Return what packs several values."""
         return _PickledPacking(partial(self._packer, sharing), catch)
 
-    def _packer(self, sharing: Sharing) -> Packer:  # noqa: ARG002 - a matter of transports that share
+    def _packer(self, sharing: Sharing | None) -> Packer:  # noqa: ARG002 - a matter of transports that share
         return Packer()
 
 
@@ -238,7 +235,7 @@ class ByReference(Transport):
     def packing(
         self,
         catch: type[BaseException] = Exception,  # noqa: ARG002 - nothing can go wrong here
-        sharing: Sharing = DEFAULT_SHARING,  # noqa: ARG002 - all is shared
+        sharing: Sharing | None = None,  # noqa: ARG002 - all is shared
     ) -> Packing:
         """Return what holds several values together."""
         return _HeldTogether()
