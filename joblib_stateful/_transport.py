@@ -65,8 +65,12 @@ class Packing(ABC):
     """Several values on their way into a parcel."""
 
     def __init__(self) -> None:
-        self.count = 0  # of the values so far
         self.faults: dict[int, BaseException] = {}  # what kept some from being packed, by place
+
+    @property
+    @abstractmethod
+    def count(self) -> int:
+        """The number of values so far."""
 
     @abstractmethod
     def extend(self, values: Iterable[Any]) -> None:
@@ -161,13 +165,18 @@ class _PickledPacking(Packing):
         self._nbytes = 0
         self._packer: Packer | None = None
 
+    @property
+    def count(self) -> int:
+        """The number of values so far."""
+        return len(self._plain) if self._packer is None else len(self._frames) + len(self.faults)
+
     def extend(self, values: Iterable[Any]) -> None:
         """Pack more values."""
+        plain = self._plain
         for value in values:
             if self._packer is None:
                 if type(value) in _PLAIN:
-                    self._plain.append(value)
-                    self.count += 1
+                    plain.append(value)
                     continue
                 self._packer = self._pack_plain()
             self._pack(self._packer, value)
@@ -177,7 +186,7 @@ class _PickledPacking(Packing):
         if self._packer is None:
             if len(self._plain) > 1:
                 frame = pickle.dumps(self._plain, PROTOCOL)
-                return Parcel((frame,), self.count, joint=True, nbytes=len(frame))
+                return Parcel((frame,), len(self._plain), joint=True, nbytes=len(frame))
             self._packer = self._pack_plain()
         nbytes = self._nbytes + self._packer.nbytes
         return Parcel(tuple(self._frames), len(self._frames), joint=False, nbytes=nbytes)
@@ -194,7 +203,6 @@ class _PickledPacking(Packing):
             self.faults[self.count] = error
             self._nbytes += packer.nbytes
             self._packer = self._make_packer()  # the pickler's memo and framing may be half done
-        self.count += 1
 
 
 class Packer:
@@ -246,12 +254,14 @@ class _HeldTogether(Packing):
         super().__init__()
         self._values: list[Any] = []
 
+    @property
+    def count(self) -> int:
+        """The number of values so far."""
+        return len(self._values)
+
     def extend(self, values: Iterable[Any]) -> None:
         """Take more values."""
-        try:
-            self._values.extend(values)
-        finally:
-            self.count = len(self._values)
+        self._values.extend(values)
 
     def finish(self) -> Parcel:
         """Return the values."""
