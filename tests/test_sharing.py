@@ -17,7 +17,7 @@ import joblib_stateful
 from joblib_stateful import StatefulExecutor, call_worker, get_worker, stateful_map
 
 if TYPE_CHECKING:
-    from conftest import RunProgram, StartProgram
+    from conftest import RunProgram
 
 np = pytest.importorskip("numpy")
 
@@ -324,21 +324,6 @@ def test_joblibs_own_workers_report_to_joblibs_own_tracker(run_program: RunProgr
         """
     )
     assert (done.code, done.err) == (0, "")
-
-
-def test_a_killed_parent_leaves_nothing_of_arrays_under_way(program: StartProgram) -> None:
-    running = program(
-        """
-        import numpy as np
-        def hang(array):
-            (here / f"hangs-{os.getpid()}").touch()
-            threading.Event().wait()
-        list(stateful_map(hang, (np.ones(1 << 20) for _ in range(9)), n_jobs=2, batch_size=1))
-        """
-    )
-    running.wait_for("hangs-*", 2)
-    running.kill()
-    running.leaves_nothing(within=3)
 
 
 def test_the_default_folder_for_temporary_files_is_left_alone() -> None:
