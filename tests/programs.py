@@ -68,7 +68,7 @@ class Program:
 
     @property
     def _env(self) -> dict[str, str]:
-        return {**os.environ, "TMPDIR": str(self.temporary)}
+        return {**os.environ, "TMPDIR": str(self.temporary), "PYTHON_COLORS": "0"}  # tracebacks as plain text
 
     def wait_for(self, pattern: str, count: int = 1) -> None:
         """Wait until the program, or its workers, have made some files."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,9 @@ import pytest
 if TYPE_CHECKING:
     from conftest import RunProgram
 
-pytest.importorskip("ipykernel")
-pytest.importorskip("nbclient")
+pytestmark = pytest.mark.skipif(
+    not (find_spec("ipykernel") and find_spec("nbclient")), reason="ipykernel and nbclient are not installed"
+)
 
 # Runs cells in a kernel, prints what each gave, and presses stop while one hangs.
 DRIVER = """
@@ -96,6 +98,13 @@ def pids_in(cell: Any) -> set[int]:
     return {int(word) for word in cell["text"].split()}
 
 
+def is_alive(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
 def test_a_notebook(run_program: RunProgram, tmp_path: Path) -> None:
     places = {name: str(tmp_path / name) for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR")}
     done = run_program(DRIVER, str(tmp_path), limit=100, env=places)
@@ -118,6 +127,6 @@ def test_a_notebook(run_program: RunProgram, tmp_path: Path) -> None:
 
     deadline = time.monotonic() + 3
     (kernel,) = pids_in(found["kernel"])
-    while left := [pid for pid in {kernel, *built} if psutil.pid_exists(pid)]:
+    while left := [pid for pid in {kernel, *built} if is_alive(pid)]:
         assert time.monotonic() < deadline, f"left behind: {left}"
         time.sleep(0.01)
