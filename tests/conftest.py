@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from joblib.externals.loky.backend import resource_tracker as joblibs_tracker
 from loky.backend import resource_tracker as lokys_tracker
 
 import joblib_stateful
-from programs import Program, TerminalProgram
+from programs import Program, TerminalProgram, pids_in, shared_memory
 
 # Started once per process and kept: their pipes and processes are no leak.
 lokys_tracker.ensure_running()
@@ -131,6 +130,7 @@ def run_program(tmp_path: Path) -> RunProgram:
         script = tmp_path / "program.py"
         script.write_text(textwrap.dedent(text))
         temp.mkdir(exist_ok=True)
+        before = shared_memory()
         started = time.monotonic()
         process = subprocess.Popen(
             [sys.executable, "-W", "error", str(script), *args],
@@ -145,7 +145,7 @@ def run_program(tmp_path: Path) -> RunProgram:
             out, err = process.communicate(timeout=limit)
             done = Finished(process.returncode, out, err, time.monotonic() - started)
             deadline = time.monotonic() + 5
-            while left := [*_left_of_session(process.pid), *(path.name for path in temp.iterdir())]:
+            while left := [*_left_of_session(process.pid, before), *(path.name for path in temp.iterdir())]:
                 assert time.monotonic() < deadline, f"left behind: {left}\n{err}"
                 time.sleep(0.02)
             return done
@@ -168,13 +168,10 @@ def _session(leader: int) -> list[int]:
     return found
 
 
-def _left_of_session(leader: int) -> list[str]:
-    """Return what is left of a program: processes, and shared memory that has its number in its name."""
-    left = [str(pid) for pid in _session(leader)]
-    shm = Path("/dev/shm")
-    if shm.is_dir():
-        left += [path.name for path in shm.iterdir() if str(leader) in re.findall(r"\d+", path.name)]
-    return left
+def _left_of_session(leader: int, before: set[str]) -> list[str]:
+    """Return what is left of a program: processes, and new shared memory that has its number in its name."""
+    new = shared_memory() - before
+    return [*map(str, _session(leader)), *(name for name in new if leader in pids_in(name))]
 
 
 StartProgram = Callable[..., Program]

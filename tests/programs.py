@@ -52,7 +52,7 @@ class Program:
         script = folder / "program.py"
         script.write_text(WORKER + textwrap.dedent(text))
         # Process numbers come round again, and other programs may have been killed without a chance to tidy up.
-        self._before = _shared_memory()
+        self._before = shared_memory()
         self.process = self._start([sys.executable, "-W", "error", str(script), str(folder)])
 
     def _start(self, command: list[str]) -> subprocess.Popen[str]:
@@ -109,7 +109,7 @@ class Program:
             except (psutil.NoSuchProcess, ProcessLookupError, PermissionError):
                 continue
         pids = {self.process.pid, *(int(path.name.split("-")[1]) for path in self.folder.glob("built-*"))}
-        left += [name for name in _shared_memory() - self._before if _pids_in(name) & pids]
+        left += [name for name in shared_memory() - self._before if pids_in(name) & pids]
         return [*left, *(str(path) for path in self.temporary.iterdir())]
 
     def end(self) -> None:
@@ -164,10 +164,10 @@ class TerminalProgram(Program):
         os.close(self._line)
 
 
-def _shared_memory() -> set[str]:
+def shared_memory() -> set[str]:
     return {path.name for path in _SHM.iterdir()} if _SHM.is_dir() else set()
 
 
-def _pids_in(name: str) -> set[int]:
+def pids_in(name: str) -> set[int]:
     """Return the numbers that stand by themselves in names such as sem.loky-12-x and joblib_memmapping_folder_12_x."""
     return {int(number) for number in re.findall(r"(?<=[-_])\d+(?=[-_])", name)}
