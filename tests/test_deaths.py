@@ -233,7 +233,7 @@ def test_a_slot_that_always_dies_idle(policy: str, run_program: RunProgram) -> N
             except errors.WorkerCrashedError as error:
                 pids = builds()[0]
                 assert (error.index, error.slot, error.pid, error.exitcode) == (None, 0, pids[-1], 5), error
-                assert "died 3 times in a row" in str(error), error
+                assert "lost 3 workers in a row" in str(error), error
             assert {slot: len(pids) for slot, pids in builds().items()} == {0: 3, 1: 1}
             print("ok")
         """,
