@@ -44,13 +44,14 @@ class LokyWorker(EngineWorker):
     def __init__(self, transport: Transport, env: Mapping[str, str]) -> None:
         self._transport = transport
         self._env = dict(env)
-        self._numbers = SharedNumbers(Progress.SIZE)
+        self._numbers: SharedNumbers | None = SharedNumbers(Progress.SIZE)
         self.progress = Progress(self._numbers.values)
         self._pool: loky.ProcessPoolExecutor | None = None
         self._process: Any = None  # loky's Process
         self._lifeline: Connection | None = None  # open as long as the process shall live
+        self._is_awaited = False  # a message is under way
         self._killed = False
-        self._lock = threading.RLock()  # guards the five above; held while the process is started or killed
+        self._lock = threading.RLock()  # guards the six above; held while the process is started or killed
 
     def send(self, message: Message, on_reply: Callable[[Reply | Death], None]) -> Reply | Death | None:
         """Hand the message to the process, which is started with the first one."""
@@ -60,8 +61,11 @@ class LokyWorker(EngineWorker):
                     return Death(self.pid, reason="it was killed")
                 send = self._start if self._pool is None else partial(self._pool.submit, _loky_child.serve)
                 future = send(message)
+                self._is_awaited = True
         except Exception as error:  # noqa: BLE001 - out of processes, memory or file descriptors; a broken pool
-            return self._autopsy(message, error)
+            death = self._autopsy(message, error)
+            self._let_go()
+            return death
         future.add_done_callback(partial(self._receive, message, on_reply))
         return None
 
@@ -82,6 +86,8 @@ class LokyWorker(EngineWorker):
             if self._process is not None:
                 # loky notices, and fails the message under way.
                 _kill_and_reap(self._process)
+            if not self._is_awaited:  # else the message's failure is still to be looked into
+                self._let_go()
 
     def disown(self) -> None:
         """Forget the process and the pool, whose ends would reach for the parent's."""
@@ -106,6 +112,7 @@ class LokyWorker(EngineWorker):
         # loky's own asks for psutil or pgrep. Where there is neither, as in slim images, it ends loky's thread.
         pool._executor_manager_thread.kill_workers = partial(_kill_all, pool._processes)
         self._pool = pool
+        assert self._numbers is not None  # noqa: S101 - a worker is started once
         # loky keeps no public handle on its processes, and its errors have neither pid nor exit code.
         (self._process,) = pool._processes.values()
         self.pid = self._process.pid
@@ -118,7 +125,12 @@ class LokyWorker(EngineWorker):
 
     def _receive(self, message: Message, on_reply: Callable[[Reply | Death], None], future: Future[Reply]) -> None:
         error = future.exception()
-        on_reply(future.result() if error is None else self._autopsy(message, error))
+        reply = future.result() if error is None else self._autopsy(message, error)
+        with self._lock:
+            self._is_awaited = False
+            if self._killed or error is not None:
+                self._let_go()
+        on_reply(reply)
 
     def _autopsy(self, message: Message, error: BaseException) -> Death:
         """Return how the process ended, when it is gone."""
@@ -135,13 +147,24 @@ class LokyWorker(EngineWorker):
         return Death(self.pid, exitcode, started, progress.place, progress.n_finished, reason)
 
     def _close(self, message: Finish, on_closed: Callable[[Failure | None], None]) -> None:
-        failure = None
+        failure, pool = None, self._pool
         with contextlib.suppress(Exception):  # a process that is gone already needs no closing
-            if self._pool is not None and not self._killed:
-                failure = self._pool.submit(_loky_child.serve, message).result().failure
-        if self._pool is not None:
-            self._pool.shutdown(wait=True)
+            if pool is not None and not self._killed:
+                failure = pool.submit(_loky_child.serve, message).result().failure
+        if pool is not None:
+            pool.shutdown(wait=True)
+            del pool
+        self._let_go()
         on_closed(failure)
+
+    def _let_go(self) -> None:
+        """Hold nothing open for a process that is gone; what it was doing can still be read."""
+        with self._lock:
+            self._killed = True  # nothing can be sent to it any more
+            if self._lifeline is not None:
+                self._lifeline.close()
+            self.progress = self.progress.copy()
+            self._pool = self._process = self._numbers = self._lifeline = None
 
     def _close_at_exit(self, message: Finish, on_closed: Callable[[Failure | None], None]) -> None:
         pool = self._pool
