@@ -144,7 +144,8 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         if worker is not None and self._spec.build is None:
             raise TypeError(
                 "worker must be what builds the workers' objects (a class or factory(function)), not the stateless "
-                f"function {worker!r}; functions are what joblib's delayed() is for.",
+                f"function {worker!r}: write factory(...) around it if it returns the object; functions that are to be "
+                "called with each item are what joblib's delayed() is for.",
             )
         if worker_env is not None and not self._engine.has_processes:
             _check.check_env(worker_env, len(worker_env), self._engine)

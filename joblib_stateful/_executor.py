@@ -126,7 +126,8 @@ class StatefulExecutor(Executor):
         if worker is not None and spec.build is None:
             raise TypeError(
                 f"StatefulExecutor takes what builds the workers' objects (a class or factory(function)), not the "
-                f"stateless function {worker!r}: submit that instead.",
+                f"stateless function {worker!r}: submit that instead; or write factory({worker!r}) if it is to be called "
+                "once per worker and to return its object.",
             )
         n_slots = _check.resolve_n_jobs(n_jobs, spec.worker_kwargs)
         if max_tasks_per_worker is not None:

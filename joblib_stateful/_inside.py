@@ -106,8 +106,9 @@ def _worker(asked: str) -> Worker:
         raise errors.NoWorkerError(
             f"{asked} was called outside a worker. It works in functions that a stateful executor or backend runs:\n"
             f"{_WAYS}\n"
-            "Likely causes: the call is made in the main program; a Parallel was given its own backend instance with "
-            'n_jobs=1; or joblib moved the call to its own threads because of require="sharedmem".',
+            "Likely causes: the call is made in the main program; a backend without a worker class ran it in this "
+            "process, as joblib does with n_jobs=1; a Parallel was given its own backend instance with n_jobs=1; or "
+            'joblib moved the call to its own threads because of require="sharedmem".',
         )
     return worker
 

@@ -258,16 +258,13 @@ class Schedule(Board):
     def _died_building(self, slot: Slot, death: Death, *, expired: bool) -> Decisions:
         slot.deaths += 1
         if expired:
+            end = "given up" if death.reason else "killed"  # a thread can only be given up
             reason = (
-                f"it was still at it after init_timeout={slot.limits.init_timeout:g} s and was killed; if it is only "
+                f"it was still at it after init_timeout={slot.limits.init_timeout:g} s and was {end}; if it is only "
                 "slow, raise init_timeout."
             )
         elif slot.deaths > slot.limits.max_restarts:
-            how = death.reason or f"it {errors.how_it_ended(death.exitcode)}"
-            reason = (
-                f"its process died {slot.deaths} times in a row without finishing anything, the last time during "
-                f"construction ({how}); max_restarts={slot.limits.max_restarts}. {errors.likely_cause(death.exitcode)}"
-            ).rstrip()
+            reason = errors.why_not_built(slot.deaths, slot.limits.max_restarts, death.exitcode, death.reason)
         else:
             return []
         return self._fail_group(slot, errors.WorkerInitError(slot.index, slot.kwargs_keys, reason, death.pid))

@@ -50,6 +50,10 @@ class Progress:
     def __init__(self, numbers: Any = None) -> None:
         self._numbers: Any = array("d", bytes(8 * self.SIZE)) if numbers is None else numbers
 
+    def copy(self) -> Progress:
+        """Return what it says now, in memory of its own."""
+        return Progress(array("d", self._numbers))
+
     def enter(self, seq: int, phase: Phase) -> None:
         """Note the start of a message, or of another part of it."""
         numbers = self._numbers
@@ -216,6 +220,8 @@ class Worker:
             return _call_triple
         if message.target_id is None:
             target = self.object
+            if not callable(target):  # an executor's need not be, and a factory may return anything
+                return _refuse(target)
         else:
             if message.target is not None:
                 self._target = (message.target_id, self.transport.unpack(message.target))
@@ -259,6 +265,16 @@ class Worker:
 def _call_triple(triple: tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]) -> Any:
     function, args, kwargs = triple
     return function(*args, **kwargs)
+
+
+def _refuse(target: Any) -> Callable[[Any], Any]:
+    def call(_: Any) -> Any:
+        raise TypeError(
+            f"stateful_map calls each worker's object with the items, but it is of type {type(target).__name__}, which "
+            "can't be called. Give its class a __call__ method, or have factory's function return a callable.",
+        )
+
+    return call
 
 
 def _with_item(target: Callable[..., Any]) -> Callable[[Any], Any]:

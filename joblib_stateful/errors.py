@@ -263,6 +263,18 @@ def likely_cause(exitcode: int | None) -> str:
     return "Likely cause: another process, such as a batch system or a service manager, sent it this signal."
 
 
+def why_not_built(deaths: int, max_restarts: int, exitcode: int | None, reason: str) -> str:
+    """Say why a slot whose worker never came to anything was given up."""
+    if reason:
+        return (
+            f"its process could not be started, {deaths} times in a row ({reason}); max_restarts={max_restarts}. "
+            "Likely cause: a limit on open files, processes or memory (`ulimit -a`); raise it or use fewer workers."
+        )
+    how = f"it {how_it_ended(exitcode)}"
+    died = f"its process died {deaths} times in a row without finishing anything, the last time during construction"
+    return f"{died} ({how}); max_restarts={max_restarts}. {likely_cause(exitcode)}".rstrip()
+
+
 _CRASHES = {
     "SIGSEGV": "a bug (an invalid memory access, or endless recursion)",
     "SIGABRT": "a failed check, or std::terminate(),",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -39,6 +42,32 @@ def test_the_hook_at_exit_is_there_once_however_many_workers_start(engine: str) 
         with StatefulExecutor(n_jobs=2, engine=engine) as executor:
             executor.warm_up()
     assert n_hooks() == 1
+
+
+def opened() -> set[str]:
+    """Return what this process holds open, and its semaphores."""
+    found = set()
+    for fd in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # the one that lists the folder
+            found.add(f"{fd.name} {fd.readlink()}")
+    return found | {path.name for path in Path("/dev/shm").glob(f"*-{os.getpid()}-*")}
+
+
+@pytest.mark.parametrize("end", ["shutdown", "kill", "idle", "crash"])
+def test_a_worker_that_has_ended_holds_nothing_open(end: str) -> None:
+    before = opened()
+    executor = StatefulExecutor(n_jobs=2, idle_timeout=0.2 if end == "idle" else None)
+    executor.warm_up()
+    if end == "crash":
+        assert executor.submit(os._exit, 3).exception(60) is not None
+    if end != "idle":
+        executor.shutdown(kill_workers=end == "kill")
+    deadline = time.monotonic() + 20
+    while left := opened() - before:  # the executor is still there
+        assert time.monotonic() < deadline, left
+        gc.collect()
+        time.sleep(0.01)  # loky's threads end in their own time
+    executor.shutdown()
 
 
 # --- recycling ------------------------------------------------------------------------------------------

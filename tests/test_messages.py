@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from joblib import Parallel, delayed, parallel_config
 
-from joblib_stateful import StatefulBackend, StatefulExecutor, call_worker, errors, get_worker, stateful_map
+from joblib_stateful import StatefulBackend, StatefulExecutor, call_worker, errors, factory, get_worker, stateful_map
 from joblib_stateful.compat.py_stateful_map import StateFullWorkerPool
 from test_map_tools import engines
 
@@ -160,6 +160,49 @@ def test_an_object_that_could_not_be_built(way: str, words: tuple[str, ...]) -> 
     assert "hunter2" not in str(error)
 
 
+def test_a_thread_is_given_up_not_killed() -> None:
+    kwargs = {"way": "wait", "secret": ""}
+    gate = threading.Event()
+    with pytest.raises(errors.WorkerInitError) as caught:
+        waits: Any = factory(lambda **_: gate.wait())
+        list(stateful_map(waits, [1], n_jobs=1, shared_kwargs=kwargs, init_timeout=0.3, engine="threads"))
+    gate.set()
+    says(caught.value, "init_timeout=0.3 s and was given up", "raise init_timeout")
+
+
+def test_a_process_that_could_not_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr("loky.backend.popen_loky_posix.Popen._launch", fail)
+    with pytest.raises(errors.WorkerInitError) as caught:
+        list(stateful_map(abs, [1], n_jobs=1, max_restarts=1))
+    says(caught.value, "slot 0", "could not be started, 2 times", "Too many open files", "ulimit -a", "fewer workers")
+    assert "died" not in str(caught.value)
+
+
+@engines
+def test_an_object_that_cannot_be_called(engine: str) -> None:
+    words = ("of type dict", "can't be called", "__call__", "factory's function")
+    build: Any = factory(dict)
+    (made,) = stateful_map(build, [1], n_jobs=1, on_error="deferred", engine=engine)
+    with StatefulExecutor(dict, 1, engine=engine) as executor:
+        (own,) = stateful_map(executor, [1], on_error="deferred")
+    for result in (made, own):
+        assert type(result.exception) is TypeError
+        for word in words:
+            assert word in str(result.exception)
+
+
+def test_a_function_instead_of_a_class() -> None:
+    with pytest.raises(
+        TypeError, match=r"stateless function .*submit that instead; or write factory\(.*once per worker"
+    ):
+        StatefulExecutor(len)
+    with pytest.raises(TypeError, match=r"stateless function .*write factory\(.*delayed\(\)"):
+        StatefulBackend(worker=len)
+
+
 # --- what can't travel ----------------------------------------------------------------------------------
 
 
@@ -208,6 +251,12 @@ def test_an_exception_that_cannot_travel() -> None:
 
 
 # --- where there is no worker ---------------------------------------------------------------------------
+
+
+def test_where_joblib_runs_a_call_inline_without_a_worker() -> None:
+    with parallel_config(backend="stateful", n_jobs=1), pytest.raises(errors.NoWorkerError) as caught:
+        Parallel()(delayed(get_worker)() for _ in range(1))
+    says(caught.value, "a backend without a worker class ran it in this process", "n_jobs=1", "worker=YourClass")
 
 
 def test_outside_a_worker() -> None:

@@ -39,6 +39,10 @@ class Handover:
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close this end."""
         self._end.close()
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -59,14 +59,15 @@ class LokyWorker(EngineWorker):
     def __init__(self, transport: Transport, env: Mapping[str, str]) -> None:
         self._transport = transport
         self._env = dict(env)
-        self._numbers = SharedNumbers(Progress.SIZE)
+        self._numbers: SharedNumbers | None = SharedNumbers(Progress.SIZE)
         self.progress = Progress(self._numbers.values)
         self._pool: loky.ProcessPoolExecutor | None = None
         self._process: Any = None  # loky's Process
         self._lifeline: Connection | None = None  # open as long as the process shall live
         self._handover: Handover | None = None  # by which open files go to it and come back
+        self._is_awaited = False  # a message is under way
         self._killed = False
-        self._lock = threading.RLock()  # guards the six above; held while the process is started or killed
+        self._lock = threading.RLock()  # guards the seven above; held while the process is started or killed
 
     def send(self, message: Message, on_reply: Callable[[Reply | Death], None]) -> Reply | Death | None:
         """Hand the message to the process, which is started with the first one."""
@@ -75,8 +76,11 @@ class LokyWorker(EngineWorker):
                 if self._killed:
                     return Death(self.pid, reason="it was killed")
                 future = self._start(message) if self._pool is None else self._submit(self._pool, message)
+                self._is_awaited = True
         except Exception as error:  # noqa: BLE001 - out of processes, memory or file descriptors; a broken pool
-            return self._autopsy(message, error)
+            death = self._autopsy(message, error)
+            self._let_go()
+            return death
         future.add_done_callback(partial(self._receive, message, on_reply))
         return None
 
@@ -97,6 +101,8 @@ class LokyWorker(EngineWorker):
             if self._process is not None:
                 # loky notices, and fails the message under way.
                 _kill_and_reap(self._process)
+            if not self._is_awaited:  # else the message's failure is still to be looked into
+                self._let_go()
 
     def disown(self) -> None:
         """Forget the process and the pool, whose ends would reach for the parent's."""
@@ -125,6 +131,7 @@ class LokyWorker(EngineWorker):
         # loky's own asks for psutil or pgrep. Where there is neither, as in slim images, it ends loky's thread.
         pool._executor_manager_thread.kill_workers = partial(_kill_all, pool._processes)
         self._pool = pool
+        assert self._numbers is not None  # noqa: S101 - a worker is started once
         # loky keeps no public handle on its processes, and its errors have neither pid nor exit code.
         (self._process,) = pool._processes.values()
         self.pid = self._process.pid
@@ -146,19 +153,24 @@ class LokyWorker(EngineWorker):
     def _receive(self, message: Message, on_reply: Callable[[Reply | Death], None], future: Future[Reply]) -> None:
         error = future.exception()
         if error is not None:
-            on_reply(self._autopsy(message, error))
-            return
-        reply = future.result()
-        if isinstance(reply, Ran) and _loky_child.lies_in_arena(reply):
-            reply = self._copied_out(reply)
+            reply: Reply | Death = self._autopsy(message, error)
+        else:
+            reply = future.result()
+            if isinstance(reply, Ran) and _loky_child.lies_in_arena(reply):
+                reply = self._copied_out(reply)
+        with self._lock:
+            self._is_awaited = False
+            if self._killed or error is not None:
+                self._let_go()
         on_reply(reply)
 
     def _copied_out(self, reply: Ran) -> Ran:
         """Return a reply with copies of what the worker laid into its arena, which it uses for the next one."""
-        assert self._handover is not None  # noqa: S101 - there is no arena without it
         fd = None
-        with contextlib.suppress(OSError, EOFError):  # then reading says so, for each item that needs it
-            (fd,) = self._handover.receive(1)
+        with contextlib.suppress(
+            OSError, EOFError, AttributeError
+        ):  # then reading says so, for each item that needs it
+            (fd,) = self._handover.receive(1)  # type: ignore[union-attr]  # None after a fork
         arena = Arena(-1 if fd is None else fd)
         values = reply.values._replace(frames=tuple(copied_out(frame, arena) for frame in reply.values.frames))
         with contextlib.suppress(OSError):
@@ -180,16 +192,29 @@ class LokyWorker(EngineWorker):
         return Death(self.pid, exitcode, started, progress.place, progress.n_finished, reason)
 
     def _close(self, message: Finish, on_closed: Callable[[Failure | None], None]) -> None:
-        failure = None
+        failure, pool = None, self._pool
         try:
-            if self._pool is not None and not self._killed:
-                failure = self._submit(self._pool, message).result().failure  # type: ignore[union-attr]  # the answer to Finish
+            if pool is not None and not self._killed:
+                failure = self._submit(pool, message).result().failure  # type: ignore[union-attr]  # the answer to Finish
         except RuntimeError:
             failure = None  # a process that is gone already needs no closing
         finally:
-            if self._pool is not None:
-                self._pool.shutdown(wait=True)
+            if pool is not None:
+                pool.shutdown(wait=True)
+                del pool
+            self._let_go()
             on_closed(failure)
+
+    def _let_go(self) -> None:
+        """Hold nothing open for a process that is gone; what it was doing can still be read."""
+        with self._lock:
+            self._killed = True  # nothing can be sent to it any more
+            if self._lifeline is not None:
+                self._lifeline.close()
+            if self._handover is not None:
+                self._handover.close()
+            self.progress = self.progress.copy()
+            self._pool = self._process = self._numbers = self._lifeline = self._handover = None
 
     def _close_at_exit(self, message: Finish, on_closed: Callable[[Failure | None], None]) -> None:
         pool = self._pool
