@@ -18,6 +18,7 @@ import weakref
 from multiprocessing import util
 from typing import TYPE_CHECKING
 
+from . import engines
 from ._interrupts import Uninterrupted
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 # After Ctrl-C, objects have this long to close; a script shall be gone within two seconds.
 _GRACE_AFTER_INTERRUPT = 0.8
 _GRACE = 10.0
+# What is waited for takes milliseconds, and is only missed in a complaint of a resource tracker.
+_SETTLE_SECONDS = 0.5
 
 _cores: weakref.WeakSet[Core] = weakref.WeakSet()
 _finalizer_of: int | None = None  # the process whose finaliser is ours: children of multiprocessing forget them
@@ -77,6 +80,8 @@ def _end_in_order() -> None:
     for core in cores:
         if not core.wait_until_empty(max(0.0, deadline - time.monotonic())):
             core.kill()
+    for engine in {*engines.loaded(), *(core.engine for core in cores)}:
+        engine.settle(_SETTLE_SECONDS)
 
 
 def _forget() -> None:

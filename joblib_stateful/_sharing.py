@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import io
+import os
 import pickle
 import sys
 import tempfile
@@ -156,8 +157,10 @@ class _Store:
     """The segments that are alive, found again by the memory that they were made from."""
 
     def __init__(self) -> None:
+        # Held while one is written, so that two threads with the same array make one.
         self._lock = threading.Lock()
         self._segments: weakref.WeakValueDictionary[Any, Segment] = weakref.WeakValueDictionary()
+        _stores.add(self)
 
     def segment_of(self, buffer: memoryview, sharing: Sharing) -> Segment:
         """Return a segment with the bytes of a buffer; raises OSError if there is no room for it."""
@@ -167,14 +170,27 @@ class _Store:
         key = (address, buffer.nbytes, sharing.mode, sharing.folder)
         with self._lock:
             found = self._segments.get(key)
-        if found is not None and _is_same(address, found):
-            if sharing.held is not None:
+            if found is None or not _is_same(address, found):
+                found = self._segments[key] = _make_segment(buffer, sharing)
+            elif sharing.held is not None:
                 sharing.held.add(found)
-            return found
-        made = _make_segment(buffer, sharing)
-        with self._lock:
-            self._segments[key] = made
-        return made
+        return found
+
+    def start_anew(self) -> None:
+        """In a fork: the lock may be held for ever."""
+        self._lock = threading.Lock()
+
+
+_stores: weakref.WeakSet[_Store] = weakref.WeakSet()
+
+
+def _start_anew() -> None:
+    for store in _stores:
+        store.start_anew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_anew)
 
 
 def _make_segment(buffer: memoryview, sharing: Sharing) -> Segment:

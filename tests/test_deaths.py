@@ -83,6 +83,8 @@ ways = {
 
 class Dies(Worker):
     def __call__(self, item):
+        if item == 0:
+            wait_for("built", 2)
         if item == 13:
             note("died", self.slot, os.getpid(), time.time())
             ways[sys.argv[1]]()

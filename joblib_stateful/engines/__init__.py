@@ -10,7 +10,7 @@ import importlib
 
 from ._base import Engine, EngineWorker
 
-__all__ = ["NAMES", "Engine", "EngineWorker", "get"]
+__all__ = ["NAMES", "Engine", "EngineWorker", "get", "loaded"]
 
 _MODULES = {"loky": "_loky", "threads": "_threads", "inline": "_inline"}
 #: The engines that can be asked for by name.
@@ -53,3 +53,18 @@ def get(engine: str | Engine) -> Engine:
         module = importlib.import_module(f".{_MODULES[engine]}", __name__)
         _loaded.setdefault(engine, module.engine_class())  # two threads may come here at once
     return _loaded[engine]
+
+
+def loaded() -> list[Engine]:
+    """Return the engines that were asked for by name.
+
+    Returns
+    -------
+    list of Engine
+
+    Examples
+    --------
+    >>> get("inline") in loaded()
+    True
+    """
+    return list(_loaded.values())

@@ -69,5 +69,8 @@ class Engine(ABC):
     def check(self) -> None:  # noqa: B027 - most engines can be used everywhere
         """Raise `EngineError` if this engine can't be used in this process."""
 
+    def settle(self, seconds: float) -> None:  # noqa: B027 - most engines leave nothing
+        """Wait, at most so long, until nothing of the workers that are gone is left to be tidied up."""
+
     def __repr__(self) -> str:
         return f"<engine {self.name!r}>"

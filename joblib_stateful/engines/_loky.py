@@ -28,6 +28,7 @@ from .._sharing import SharedMemory, copied_out
 from .._transport import Pickled, Transport
 from .._worker import Progress
 from ._base import Engine, EngineWorker
+from ._burial import bury, wait_for_burials
 from ._handover import Handover
 from ._loky_room import check_room, explain
 from ._process_tree import kill_tree
@@ -135,7 +136,6 @@ class LokyWorker(EngineWorker):
         # loky keeps no public handle on its processes, and its errors have neither pid nor exit code.
         (self._process,) = pool._processes.values()
         self.pid = self._process.pid
-        self._numbers.seal()
         # The far ends of both pipes are the worker's alone. If they stayed open here too, its death in the middle of
         # a message would not end that message, and loky's threads would wait for the rest of it for ever.
         pool._call_queue._reader.close()
@@ -214,6 +214,8 @@ class LokyWorker(EngineWorker):
             if self._handover is not None:
                 self._handover.close()
             self.progress = self.progress.copy()
+            if self._pool is not None:
+                bury(self._pool)
             self._pool = self._process = self._numbers = self._lifeline = self._handover = None
 
     def _close_at_exit(self, message: Finish, on_closed: Callable[[Failure | None], None]) -> None:
@@ -250,6 +252,10 @@ class LokyEngine(Engine):
         """Return a worker for a slot."""
         check_room()
         return LokyWorker(self.transport, env)
+
+    def settle(self, seconds: float) -> None:
+        """Wait for the pools of workers that are gone."""
+        wait_for_burials(seconds)
 
     def check(self) -> None:
         """Refuse daemonic processes."""

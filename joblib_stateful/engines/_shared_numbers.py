@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import mmap
 import os
+import weakref
 from typing import Any
 
 from .._segments import open_unnamed
@@ -13,47 +14,65 @@ _names = itertools.count()
 
 
 class SharedNumbers:
-    """Doubles in a page of memory that is handed down to a loky process as an open file, without a name.
+    """Doubles in memory that is handed down to a loky process as an open file, without a name.
 
     Nothing can be left behind: the memory goes with the processes that map it. On Windows, where files are
-    not handed down so, the page has a name, and goes with the last process that has it open.
+    not handed down so, it has a name, and goes with the last process that has it open.
     """
 
     def __init__(self, count: int) -> None:
         self._size = 8 * count
-        self._fd: int | None = None
-        self._name = f"joblib_stateful-{os.getpid()}-{next(_names)}"
         if os.name == "nt":
-            self._map = mmap.mmap(-1, self._size, tagname=self._name)  # type: ignore[call-arg,unused-ignore]  # Windows only
+            self._name = f"joblib_stateful-{os.getpid()}-{next(_names)}"
+            whole = memoryview(mmap.mmap(-1, self._size, tagname=self._name))  # type: ignore[call-arg,unused-ignore]  # Windows only
         else:
-            self._fd = open_unnamed("progress")
-            os.ftruncate(self._fd, self._size)
-            self._map = mmap.mmap(self._fd, self._size)
-        self.values = memoryview(self._map).cast("d")
+            self._page, self._start = _place_for(self._size)
+            whole = memoryview(self._page.map)[self._start : self._start + self._size]
+        self.values = whole.cast("d")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Hand the page to the process that is being started; nothing else can pickle it."""
+        """Hand the numbers to the process that is being started; nothing else can pickle them."""
         if os.name == "nt":
             return _attach_named, (self._name, self._size)
         from multiprocessing.reduction import DupFd
 
-        assert self._fd is not None  # noqa: S101 - sealed only once it was handed down
-        return _attach, (DupFd(self._fd), self._size)
+        return _attach, (DupFd(self._page.fd), self._start, self._size)
 
-    def seal(self) -> None:
-        """Give the file descriptor back; the page itself stays."""
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
+
+class _Page:
+    """Memory for the numbers of many processes, for each map costs a file descriptor."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.fd = open_unnamed("progress")
+        os.ftruncate(self.fd, mmap.PAGESIZE)
+        self.map = mmap.mmap(self.fd, mmap.PAGESIZE)
+        self.starts = itertools.count()
 
     def __del__(self) -> None:
-        self.seal()
+        os.close(self.fd)
 
 
-def _attach(fd: Any, size: int) -> memoryview[float]:
+# The page in use, as long as anybody's numbers lie in it.
+_pages: weakref.WeakValueDictionary[str, _Page] = weakref.WeakValueDictionary()
+
+
+def _place_for(size: int) -> tuple[_Page, int]:
+    """Return a page and where in it nobody's numbers have lain yet."""
+    page = _pages.get("current")
+    if page is None or page.pid != os.getpid():  # in a fork it is the parent's
+        page = _pages["current"] = _Page()
+    start = next(page.starts) * size
+    if start + size > mmap.PAGESIZE:
+        page = _pages["current"] = _Page()
+        start = next(page.starts) * size
+    return page, start
+
+
+def _attach(fd: Any, start: int, size: int) -> memoryview[float]:
     number = fd.detach()
     try:
-        return memoryview(mmap.mmap(number, size)).cast("d")
+        return memoryview(mmap.mmap(number, mmap.PAGESIZE))[start : start + size].cast("d")
     finally:
         os.close(number)
 

@@ -34,6 +34,8 @@ from joblib_stateful import StatefulExecutor, errors, stateful_map
 N_JOBS = 3
 LARGE_RESULT, LARGE_ITEM, WEIGHTS = 50_000_000, 5_000_000, 20_000_000
 STALLED_SECONDS = 60
+# Process numbers come round again, and what others have left is not ours.
+_BEFORE = {path.name for path in Path("/dev/shm").iterdir()} if Path("/dev/shm").is_dir() else set()
 SETTLED_SECONDS = 5
 
 
@@ -103,7 +105,8 @@ class Held:
                 children.append(f"{child.pid} {command}")
         shm = Path("/dev/shm")
         ours = {str(pid) for pid in pids | {os.getpid()}}
-        left = [path.name for path in shm.iterdir() if ours & set(path.name.split("-"))] if shm.is_dir() else []
+        names = {path.name for path in shm.iterdir()} - _BEFORE if shm.is_dir() else set()
+        left = [name for name in names if ours & set(name.split("-"))]
         left += [path.name for path in Path(tempfile.gettempdir()).iterdir()]
         return cls(len(list(Path("/proc/self/fd").iterdir())), threading.active_count(), children, left)
 

@@ -1,0 +1,43 @@
+"""Pools whose process is gone, kept until loky's thread for them has ended.
+
+Who drops a pool last tidies its semaphores up. If that were loky's thread, which nobody waits for, the program could
+end in the middle of it, and leave a semaphore or a complaint of the resource tracker behind. So a thread of ours does
+it, for which the end of the program waits.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+_threads: set[threading.Thread] = set()
+_unburied: list[Any] = []
+
+
+def bury(pool: Any) -> None:
+    """Drop a pool that is broken or shut down, once its thread has ended."""
+    manager = pool._executor_manager_thread
+    if manager is None or not manager.is_alive():
+        return
+    grave = [pool, manager]
+    thread = threading.Thread(target=_wait_and_drop, args=(grave,), name="joblib_stateful-burial", daemon=True)
+    _threads.add(thread)
+    try:
+        thread.start()
+    except RuntimeError:  # the interpreter is ending; it drops them after all threads
+        _threads.discard(thread)
+        _unburied.append(grave)
+
+
+def wait_for_burials(seconds: float) -> None:
+    """Wait until all is tidied up."""
+    deadline = time.monotonic() + seconds
+    for thread in list(_threads):
+        thread.join(max(0.0, deadline - time.monotonic()))
+
+
+def _wait_and_drop(grave: list[Any]) -> None:
+    grave[1].join()
+    grave.clear()
+    _threads.discard(threading.current_thread())
