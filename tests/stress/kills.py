@@ -22,6 +22,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -181,6 +182,12 @@ def settled(before: Held) -> Held:
     return held
 
 
+def alive() -> Counter[str]:
+    """Count the objects that are ours or loky's: what keeps a left file alive is among them, if anything does."""
+    kinds = Counter(f"{type(one).__module__}.{type(one).__qualname__}" for one in gc.get_objects())
+    return Counter({kind: n for kind, n in kinds.items() if kind.startswith(("loky.", "joblib_stateful."))})
+
+
 def show(text: str, end: str = "\r") -> None:
     if end == "\n" or sys.stdout.isatty():
         print(f"{text:<100}" if end == "\r" else text, end=end, flush=True)
@@ -194,7 +201,7 @@ def run_round(n_kills: int, seed: int, before: Held) -> None:
             started = time.monotonic()
             line = run_map(ordered=ordered, retries=retries, n_kills=share, seed=seed)
             held = settled(before)
-            assert held.is_within(before), f"left behind: {held}, before: {before}"
+            assert held.is_within(before), f"left behind: {held}, before: {before}, alive: {alive()}"
             rss = psutil.Process().memory_info().rss / 1e6
             show(
                 f"{line}, {time.monotonic() - started:.0f} s, {held.files} fds, {held.threads} threads, {rss:.0f} MB",
