@@ -283,3 +283,26 @@ def test_a_call_may_wait_for_what_a_later_one_makes(engine: str, pair: list[Any]
 def test_a_task_of_joblib_may_wait_for_what_the_next_one_makes(pair: list[Any]) -> None:
     with parallel_config(backend="stateful", n_jobs=2):
         assert Parallel()(delayed(work)(item) for item in pair) == [what for what, _ in pair]
+
+
+def test_a_worker_that_has_used_joblib_ends_without_waiting_for_its_pool(run_program: RunProgram) -> None:
+    done = run_program(
+        """
+        import os, time
+        from pathlib import Path
+        from joblib import Parallel, delayed
+        from joblib_stateful import shutdown, stateful_map
+
+        def inner(item):
+            return os.getpid(), Parallel(2)(delayed(abs)(-number) for number in range(4))
+
+        if __name__ == "__main__":
+            pids = {str(pid) for pid, _ in stateful_map(inner, range(2), n_jobs=2, batch_size=1)}
+            shutdown()  # which would kill what takes 30 s
+            deadline = time.monotonic() + 5
+            while left := [path.name for path in Path("/dev/shm").iterdir() if pids & set(path.name.split("_"))]:
+                assert time.monotonic() < deadline, left
+        """,
+        limit=25,
+    )
+    assert (done.code, done.err) == (0, "")

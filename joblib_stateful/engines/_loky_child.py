@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import threading
+from multiprocessing import util
 from typing import TYPE_CHECKING, Any
 
 from loky import process_executor
@@ -37,6 +38,8 @@ def set_up(lifeline: Connection, handover: Handover | None, numbers: memoryview[
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     # loky recycles workers that have grown by 300 MB where psutil is installed; an object may be larger.
     process_executor._MAX_MEMORY_LEAK_SIZE = float("inf")
+    # Before multiprocessing waits for the children of this process, which it does first.
+    util.Finalize(None, _end_pools, exitpriority=100)
     _die_with_parent(lifeline)
     keep_pipes_from_children()
     set_process_worker(Worker(transport, Progress(numbers)))
@@ -45,6 +48,15 @@ def set_up(lifeline: Connection, handover: Handover | None, numbers: memoryview[
         assert isinstance(transport, SharedMemory)  # noqa: S101 - the only one with open files to hand over
         transport.arena = Arena()
         _kept.append(handover)
+
+
+def _end_pools() -> None:
+    """Tell pools of loky and concurrent.futures that users' code has made here to end, as the end of a program does.
+
+    An idle pool of joblib's would otherwise keep this process for five minutes.
+    """
+    for hook in reversed(getattr(threading, "_threading_atexits", [])):
+        hook()
 
 
 _kept: list[Any] = []
