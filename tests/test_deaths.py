@@ -204,7 +204,7 @@ def test_a_slot_that_always_dies_in_construction(policy: str, run_program: RunPr
             except errors.WorkerInitError as error:
                 assert (error.slot, error.pid, error.kwargs_keys) == (0, builds()[0][-1], ("slot",)), error
                 assert "died 3 times in a row" in str(error) and "exit code 5" in str(error), error
-            assert {slot: len(pids) for slot, pids in builds().items()} == {0: 3, 1: 1}
+            assert len(builds()[0]) == 3 and len(builds()[1]) <= 1  # the other may still have been starting
             print("ok")
         """,
         policy,
@@ -236,7 +236,7 @@ def test_a_slot_that_always_dies_idle(policy: str, run_program: RunProgram) -> N
                 pids = builds()[0]
                 assert (error.index, error.slot, error.pid, error.exitcode) == (None, 0, pids[-1], 5), error
                 assert "lost 3 workers in a row" in str(error), error
-            assert {slot: len(pids) for slot, pids in builds().items()} == {0: 3, 1: 1}
+            assert len(builds()[0]) == 3 and len(builds()[1]) <= 1  # the other may still have been starting
             print("ok")
         """,
         policy,
