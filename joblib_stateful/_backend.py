@@ -174,7 +174,7 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         if self._slots is not None:
             return self._slots
         own = self._spec.worker_kwargs
-        if n_jobs is None:
+        if n_jobs is None or not self._has_workers():
             return 1
         if own is not None and n_jobs > len(own):
             if not self._warned:
@@ -188,6 +188,15 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
             n_all = int(joblib.cpu_count()) if own is None else len(own)
             return max(n_all + 1 + n_jobs, 1)
         return n_jobs
+
+    def _has_workers(self) -> bool:
+        """Tell whether workers can be had here; where not, joblib's own backends run the calls inline, too."""
+        try:
+            self._engine.check()
+        except errors.EngineError as error:
+            warnings.warn(f"The calls run one after the other, in this process: {error}", RuntimeWarning, stacklevel=4)
+            return False
+        return True
 
     def configure(
         self,
@@ -222,7 +231,7 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
 
     def _slots_for(self, n_jobs: int, own: Sequence[Mapping[str, Any]] | None) -> int:
         """Return how many slots one call gets; two different numbers in one and the same call are refused."""
-        if own is not None:  # Parallel(n_jobs=..., worker_kwargs=...)
+        if own is not None and self._has_workers():  # Parallel(n_jobs=..., worker_kwargs=...)
             # joblib says 1 also where n_jobs was not given.
             return _check.resolve_n_jobs(None if n_jobs == 1 else n_jobs, own)
         active, configured = get_active_backend()  # parallel_config(n_jobs=..., worker_kwargs=...)

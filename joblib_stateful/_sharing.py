@@ -114,19 +114,27 @@ class _SharingPacker(Packer):
 
     def pack(self, value: Any) -> Any:
         """Return the frame of a value."""
-        self._aside.clear()
-        head = super().pack(value)
-        if not self._aside:
-            return head
         try:
-            places = tuple(self._set_aside(buffer, self._sharing) for buffer in self._aside)
-        except OSError as error:
-            if self._warns:
-                _warn_once(error, "they are copied through pipes instead, which is slower")
+            head = super().pack(value)
+            if not self._aside:
+                return head
+            places = self._places()
+        finally:
+            self._aside.clear()  # a buffer that is looked into can't be resized
+        if places is None:
             self._threshold = sys.maxsize
             return super().pack(value)
         self.nbytes += sum(place.size for place in places)
         return SharedFrame(head, places)
+
+    def _places(self) -> tuple[Any, ...] | None:
+        """Return where the buffers are put that were set aside; None if there is no room for them."""
+        try:
+            return tuple(self._set_aside(buffer, self._sharing) for buffer in self._aside)
+        except OSError as error:
+            if self._warns:
+                _warn_once(error, "they are copied through pipes instead, which is slower")
+            return None
 
     def _stays_in_line(self, buffer: pickle.PickleBuffer) -> bool:
         try:

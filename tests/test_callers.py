@@ -117,9 +117,9 @@ def test_from_a_worker_of_the_backend() -> None:
 
 
 DAEMON = """
-    import multiprocessing, os, sys
+    import multiprocessing, os, sys, warnings
     from joblib import Parallel, delayed, parallel_config
-    from joblib_stateful import StatefulExecutor, errors, stateful_map
+    from joblib_stateful import StatefulExecutor, errors, get_worker, stateful_map
 
     class Worker:
         def __call__(self, item):
@@ -131,12 +131,16 @@ DAEMON = """
         for attempt in (
             lambda: list(stateful_map(Worker, range(4), n_jobs=2)),
             lambda: StatefulExecutor(Worker, 2),
-            lambda: Parallel(n_jobs=2, backend="stateful")(delayed(os.getpid)() for _ in range(4)),
         ):
             try:
                 refused.append(attempt())
             except errors.EngineError as error:
                 refused.append("daemonic" in str(error) and 'engine="threads"' in str(error))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            with parallel_config(backend="stateful", n_jobs=2, worker=Worker):
+                here = Parallel()(delayed(lambda item: get_worker()(item))(item) for item in range(4))
+        refused.append(here == [os.getpid()] * 4 and "daemonic" in str(caught[0].message))
         for engine in ("threads", "inline"):
             assert list(stateful_map(Worker, range(4), n_jobs=2, engine=engine)) == [os.getpid()] * 4
         with parallel_config(backend="stateful", n_jobs=2, engine="threads"):
