@@ -258,7 +258,7 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         if self._inline_lease is None or self._inline_lease.core.is_closed:
             self._inline_lease = self._lease_inline()
             # The object stays as long as this configuration does.
-            weakref.finalize(self, _shared.from_anywhere, self._inline_lease.release).atexit = False
+            weakref.finalize(self, _shared.release_from_finaliser, self._inline_lease).atexit = False
         return self._inline_lease.core.local_worker()
 
     def _lease_inline(self) -> _shared.Lease:

@@ -10,6 +10,7 @@ import heapq
 import itertools
 import logging
 import os
+import sys
 import threading
 import time
 from dataclasses import dataclass, field
@@ -49,11 +50,11 @@ class Clock:
         alarm = Alarm(when, next(self._order), function)
         with self._condition:
             heapq.heappush(self._alarms, alarm)
-            if self._thread is None:
+            if self._thread is None and not sys.is_finalizing():  # then it would never run
                 self._thread = threading.Thread(target=self._run, name="joblib_stateful-clock", daemon=True)
                 with contextlib.suppress(RuntimeError):  # the interpreter is ending, and everything with it
                     self._thread.start()
-            else:
+            elif self._thread is not None:
                 self._condition.notify()
         return alarm
 

@@ -22,7 +22,6 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-import threading
 import weakref
 from concurrent.futures import Executor, Future
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -143,7 +142,7 @@ class StatefulExecutor(Executor):
         )
         self._group = Group()
         # Dropped without shutdown(): what was submitted is finished, then the workers end.
-        self._finalizer = weakref.finalize(self, _close_from_anywhere, self._core)
+        self._finalizer = weakref.finalize(self, _close, self._core)
         self._finalizer.atexit = False
         _exit.register()  # so that it takes no more calls at exit, even if it never started a worker
 
@@ -242,12 +241,8 @@ class StatefulExecutor(Executor):
         return f"<StatefulExecutor {name} n_jobs={self.n_jobs} engine={self._engine.name!r}>"
 
 
-def _close_from_anywhere(core: Core) -> None:
-    """Close a core from a finaliser, which may run while its own thread holds one of our locks."""
-    if core.is_free and _clock.is_free():
-        core.close(wait=False)
-    else:
-        threading.Thread(target=core.close, kwargs={"wait": False}, daemon=True).start()
+def _close(core: Core) -> None:
+    _exit.call_from_finaliser(functools.partial(core.close, wait=False), is_free=core.is_free and _clock.is_free())
 
 
 class _Resolver:

@@ -22,6 +22,8 @@ from . import engines
 from ._interrupts import Uninterrupted
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ._core import Core
 
 # After Ctrl-C, objects have this long to close; a script shall be gone within two seconds.
@@ -54,6 +56,21 @@ def register() -> None:
         for hook in earlier:
             with contextlib.suppress(ValueError):  # another thread was faster
                 hooks.remove(hook)
+
+
+def call_from_finaliser(function: Callable[[], None], *, is_free: bool) -> None:
+    """Call a function from a finaliser, which may run at any point of any thread.
+
+    If the thread may hold one of our locks (``is_free`` is False), another one calls it. Once the interpreter tears its
+    modules down nobody does: the workers have been ended, and a thread that was started now would never run.
+    """
+    if sys.is_finalizing():
+        return
+    if is_free:
+        function()
+    else:
+        with contextlib.suppress(RuntimeError):  # the interpreter has begun to end; the hook here ends the workers
+            threading.Thread(target=function, name="joblib_stateful-close", daemon=True).start()
 
 
 def _at_exit() -> None:

@@ -6,11 +6,12 @@ import operator
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, Unpack, overload
 
 from joblib.parallel import get_active_backend
 
-from . import _check, _shared, engines
+from . import _check, _exit, _shared, engines
 from ._batching import Batching
 from ._executor import StatefulExecutor
 from ._progress import ProgressLike, check_progress
@@ -106,10 +107,8 @@ class StatefulMap(Generic[T]):
         if run is None or run.is_shut or run.core is None:
             return
         # Garbage may be collected at any point of any thread, also while it holds one of our locks.
-        if self._thread == threading.get_ident() and run.core.is_free and _shared.is_free():
-            _close(run)
-        else:
-            threading.Thread(target=_close, args=(run,), name="joblib_stateful-close", daemon=True).start()
+        is_free = self._thread == threading.get_ident() and run.core.is_free and _shared.is_free()
+        _exit.call_from_finaliser(partial(_close, run), is_free=is_free)
 
     def __repr__(self) -> str:
         run = self._run

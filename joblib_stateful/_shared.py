@@ -13,7 +13,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from . import _clock
+from . import _clock, _exit
 from ._executor import make_core
 from ._spec import PackedSpec, spec_key
 from ._worker import current
@@ -136,12 +136,9 @@ def shutdown() -> None:
     _end(free, wait=True)
 
 
-def from_anywhere(release: Callable[[], None]) -> None:
-    """Call a function from a finaliser, which may run while its own thread holds one of our locks."""
-    if is_free():
-        release()
-    else:
-        threading.Thread(target=release, name="joblib_stateful-close", daemon=True).start()
+def release_from_finaliser(lease: Lease) -> None:
+    """Release a lease, at any point of any thread."""
+    _exit.call_from_finaliser(lease.release, is_free=is_free())
 
 
 def is_free() -> bool:

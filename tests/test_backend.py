@@ -634,26 +634,7 @@ def test_worker_env_of_the_wrong_length_is_refused() -> None:
         Parallel()(delayed(abs)(n) for n in range(2))
 
 
-# --- scikit-learn -------------------------------------------------------------------------------------
-
-
-def test_grid_search_finds_the_same_as_with_loky() -> None:
-    datasets = pytest.importorskip("sklearn.datasets")
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import GridSearchCV
-
-    inputs, targets = datasets.make_classification(200, random_state=0)
-
-    def search(backend: str) -> Any:
-        with parallel_config(backend=backend, n_jobs=2):
-            return GridSearchCV(LogisticRegression(), {"C": [0.01, 0.1, 1.0]}, cv=3).fit(inputs, targets)
-
-    mine, theirs = search("stateful"), search("loky")
-    assert mine.best_params_ == theirs.best_params_
-    assert list(mine.cv_results_["mean_test_score"]) == list(theirs.cv_results_["mean_test_score"])
-    from joblib.externals.loky import get_reusable_executor
-
-    get_reusable_executor().shutdown(wait=True)
+# --- a script's own classes ---------------------------------------------------------------------------
 
 
 def test_a_program_that_defines_its_class_in_main(run_program: RunProgram) -> None:

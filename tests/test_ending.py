@@ -271,3 +271,25 @@ def test_shared_arrays_in_flight_go_with_a_killed_parent(program: StartProgram) 
     running.wait_for("hangs-*", 2)
     running.kill()
     running.leaves_nothing(within=3)
+
+
+def test_a_second_ctrl_c_before_the_map_begins_to_end(program: StartProgram) -> None:
+    """The map is then ended by nobody but the end of the interpreter, when no thread can be started any more."""
+    running = program(
+        """
+        from joblib_stateful._run import MapRun
+
+        def interrupted(run, end=MapRun.shut, **options):
+            MapRun.shut = end
+            raise KeyboardInterrupt
+
+        MapRun.shut = interrupted
+        list(stateful_map(Worker, ['hang'] * 10, n_jobs=2, batch_size=1, progress=True))
+        """
+    )
+    running.wait_for("hangs-*", 2)
+    running.ctrl_c()
+    code, _, err = running.ends_within(2)
+    assert code == -signal.SIGINT
+    assert err.count("Traceback (most recent call last)") == 2, err
+    running.leaves_nothing()

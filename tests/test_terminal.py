@@ -109,7 +109,7 @@ def test_ctrl_c_again_ends_the_grace(program: StartProgram) -> None:
         """,
         terminal=True,
     )
-    running.wait_for("hangs-*")
+    running.wait_for("hangs-*", 2)  # all that the buffer lets out
     running.ctrl_c()
     code, _, screen = running.ends_within(10)
     assert code == 0, screen
