@@ -299,7 +299,11 @@ class Core:
         on_reply = partial(self._received, slot, message.seq)
         try:
             reply = worker.send(message, on_reply)
-        except BaseException:  # a Ctrl-C under a synchronous engine, whose object is none the worse for it
+        except BaseException as error:
+            if not self.engine.is_synchronous:  # a fault of the engine, whose worker can't be relied on any more
+                worker.kill()
+                return self._answer(slot, message.seq, Death(worker.pid, reason=f"{type(error).__name__}: {error}"))
+            # A Ctrl-C, and the object is none the worse for it.
             if isinstance(message, Run):
                 reply = self._nothing_run(message.seq)
             else:

@@ -228,10 +228,10 @@ class MapRun:
             if items.count < before + chunk:
                 self._input = None
                 break
-            if time.perf_counter() > deadline:
+            if time.perf_counter() - items.seconds > deadline:
                 break
             chunk *= 2  # to look at the clock seldom, but early enough
-        self._is_input_slow = time.perf_counter() > deadline
+        self._is_input_slow = time.perf_counter() - items.seconds > deadline
         return items
 
     def _send(self, items: Packing) -> None:

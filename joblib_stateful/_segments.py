@@ -83,6 +83,10 @@ class Segment(_OpenFile):
         return Received, (self.number, self.size, self.mode)
 
 
+# Else each map costs a file descriptor as long as it lives.
+_KEEP_NO_FD: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
+
+
 class _Map(mmap.mmap):
     """A map that can be referred to weakly."""
 
@@ -101,16 +105,16 @@ class Received(NamedTuple):
     def map(self, fd: int) -> object:
         """Map it from its open file; it stays mapped while the returned object lives, or a value made of it."""
         try:
-            found = _mapped.get(self.number)
+            # What an earlier task wrote to its own copy is not the next one's.
+            found = None if self.mode == "c" else _mapped.get(self.number)
             if found is None:
-                is_private, is_readonly = self.mode == "c", self.mode == "r"
-                found = _Map(
+                found = _mapped[self.number] = _Map(
                     fd,
                     self.size,
-                    flags=mmap.MAP_PRIVATE if is_private else mmap.MAP_SHARED,
-                    prot=mmap.PROT_READ if is_readonly else mmap.PROT_READ | mmap.PROT_WRITE,
+                    flags=mmap.MAP_PRIVATE if self.mode == "c" else mmap.MAP_SHARED,
+                    prot=mmap.PROT_READ if self.mode == "r" else mmap.PROT_READ | mmap.PROT_WRITE,
+                    **_KEEP_NO_FD,
                 )
-                _mapped[self.number] = found
             return found
         finally:
             os.close(fd)

@@ -7,7 +7,9 @@ fills again and again never arrives stale. Workers lay large results into their 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
 import io
 import os
 import pickle
@@ -88,6 +90,13 @@ def segments_of(frames: Iterable[Any]) -> Iterator[Any]:
     for frame in frames:
         if isinstance(frame, SharedFrame):
             yield from frame.buffers
+
+
+def brought_along(frame: Any) -> Any:
+    """Return a frame with its buffers in it."""
+    if not isinstance(frame, SharedFrame):
+        return frame
+    return SharedFrame(frame.head, tuple(bytes(segment.view()) for segment in frame.buffers))
 
 
 def copied_out(frame: Any, arena: Arena) -> Any:
@@ -179,14 +188,29 @@ class _Store:
         with self._lock:
             found = self._segments.get(key)
             if found is None or not _is_same(address, found):
+                self._check_room()
                 found = self._segments[key] = _make_segment(buffer, sharing)
             elif sharing.held is not None:
-                sharing.held.add(found)
+                _hold(sharing.held, key, found, buffer.obj)
         return found
+
+    def _check_room(self) -> None:
+        """Leave most file descriptors to others: each segment that is alive holds one."""
+        if len(self._segments) >= _most_open() // 4:
+            raise OSError(errno.EMFILE, f"{len(self._segments)} arrays are under way already, one open file each")
 
     def start_anew(self) -> None:
         """In a fork: the lock may be held for ever."""
         self._lock = threading.Lock()
+
+
+def _most_open() -> int:
+    try:
+        import resource
+    except ImportError:  # Windows, where nothing is shared
+        return sys.maxsize
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return sys.maxsize if limit == resource.RLIM_INFINITY else limit
 
 
 _stores: weakref.WeakSet[_Store] = weakref.WeakSet()
@@ -199,6 +223,14 @@ def _start_anew() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_start_anew)
+
+
+def _hold(held: dict[Any, Any], key: Any, segment: Segment, owner: Any) -> None:
+    """Keep a segment as long as the array is there that it was made from."""
+    while getattr(owner, "base", None) is not None and hasattr(owner.base, "__array_interface__"):
+        owner = owner.base
+    with contextlib.suppress(TypeError):  # it can't be referred to weakly
+        held[key] = segment, weakref.ref(owner, lambda _: held.pop(key, None))
 
 
 def _make_segment(buffer: memoryview, sharing: Sharing) -> Segment:

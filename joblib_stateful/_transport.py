@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import pickle
 import sys
+import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import partial
@@ -51,20 +52,21 @@ class Sharing:
         What workers may do with them, as in `numpy.memmap`.
     folder : str or None
         Where they lie instead of in memory.
-    held : set or None
+    held : dict or None
         Takes what was used more than once, for it will be used again.
     """
 
     threshold: int | None = THRESHOLD
     mode: Literal["r", "r+", "w+", "c"] = "r"
     folder: str | None = None
-    held: set[Any] | None = None
+    held: dict[Any, Any] | None = None
 
 
 class Packing(ABC):
     """Several values on their way into a parcel."""
 
     def __init__(self) -> None:
+        self.seconds = 0.0  # that packing took
         self.faults: dict[int, BaseException] = {}  # what kept some from being packed, by place
 
     @property
@@ -197,12 +199,14 @@ class _PickledPacking(Packing):
         return packer
 
     def _pack(self, packer: Packer, value: Any) -> None:
+        started = time.perf_counter()
         try:
             self._frames.append(packer.pack(value))
         except self._catch as error:
             self.faults[self.count] = error
             self._nbytes += packer.nbytes
             self._packer = self._make_packer()  # the pickler's memo and framing may be half done
+        self.seconds += time.perf_counter() - started
 
 
 class Packer:
@@ -220,6 +224,7 @@ class Packer:
         pickle.Pickler.dump(self._pickler, value)
         packed = self._file.getvalue()
         self._pickler.clear_memo()
+        self._pickler.globals_ref.clear()  # by number of a function's globals, which may be freed and given again
         self._file.seek(0)
         self._file.truncate()
         self.nbytes += len(packed)

@@ -34,7 +34,7 @@ from ._records import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from ._transport import Transport
+    from ._transport import Packing, Transport
 
 
 class Progress:
@@ -168,7 +168,7 @@ class Worker:
     def _run(self, message: Run) -> Ran:
         self.progress.enter(message.seq, Phase.RUNNING)
         started = time.perf_counter()
-        values: list[Any] = []
+        values = self.transport.packing(catch=BaseException)
         failures: dict[int, Failure] = {}
         try:
             call = self._callable(message)
@@ -179,12 +179,13 @@ class Worker:
             n_run = self._run_items(message, call, values, failures)
         seconds = time.perf_counter() - started
         self.progress.reply(n_run)
-        return Ran(message.seq, n_run, self._pack(values, failures, n_run), failures, seconds)
+        return Ran(message.seq, n_run, values.finish(), failures, seconds)
 
     def _run_items(
-        self, message: Run, call: Callable[[Any], Any], values: list[Any], failures: dict[int, Failure]
+        self, message: Run, call: Callable[[Any], Any], values: Packing, failures: dict[int, Failure]
     ) -> int:
-        progress, seq = self.progress, message.seq
+        """Run the items, and pack each value at once: the next one may be the same object with other contents."""
+        progress, seq, faults = self.progress, message.seq, values.faults
         items = self._items(message)
         for place in range(message.parcel.n_values):
             if place and progress.should_stop(seq):
@@ -194,7 +195,10 @@ class Worker:
             try:
                 item = next(items)
                 what = ""
-                values.append(call(item))
+                at = values.count
+                values.extend((call(item),))
+                if at in faults:
+                    failures[place] = self._describe(faults[at], "result")
             except self._lets_through:
                 raise
             except BaseException as error:  # noqa: BLE001 - one item's error, whatever it is; the worker lives on
@@ -228,14 +232,6 @@ class Worker:
             assert self._target is not None  # noqa: S101 - the parent sends it whenever it changes
             target = self._target[1]
         return _MODES[message.mode](target)
-
-    def _pack(self, values: list[Any], failures: dict[int, Failure], n_run: int) -> Any:
-        parcel, errors = self.transport.pack_all(values, catch=BaseException)
-        if errors:
-            places = [place for place in range(n_run) if place not in failures]
-            for at, error in errors.items():
-                failures[places[at]] = self._describe(error, "result")
-        return parcel
 
     def _describe(self, error: BaseException, what: str = "") -> Failure:
         kind = type(error)

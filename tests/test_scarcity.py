@@ -170,3 +170,36 @@ def test_32_workers_among_few_file_descriptors(run_program: RunProgram, limit: i
     else:
         assert f"of the {limit} that this process may have (`ulimit -n`)" in first
     assert done.err == ""
+
+
+def test_arrays_under_way_leave_file_descriptors_to_others(run_program: RunProgram) -> None:
+    pytest.importorskip("numpy")
+    done = run_program(
+        """
+        import resource, time, warnings
+        from pathlib import Path
+        import numpy as np
+        from joblib_stateful import stateful_map
+
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+
+        def arrays():
+            for number in range(600):
+                if number == 150:
+                    Path("go").touch()
+                with open("program.py"):  # the user's own
+                    yield np.full(1 << 17, float(number))
+
+        def last(array):
+            while not Path("go").exists():  # so that many are under way
+                time.sleep(0.002)
+            return array[-1]
+
+        if __name__ == "__main__":
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                found = list(stateful_map(last, arrays(), n_jobs=2, buffer=400, batch_size=1))
+            print(found == list(range(600)), len(caught), "ulimit -n" in str(caught[0].message))
+        """
+    )
+    assert (done.code, done.out, done.err) == (0, "True 1 True\n", "")

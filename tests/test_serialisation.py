@@ -295,3 +295,14 @@ def test_an_argument_of_a_submitted_call_that_the_worker_cannot_import(
         assert REAL in str(error)
         assert good.result(60)[0] == 1
     assert len(built) == 1
+
+
+def test_functions_of_one_batch_keep_their_own_globals() -> None:
+    def functions() -> Iterator[Any]:
+        for number in range(40):
+            space: dict[str, Any] = {"__name__": f"module_{number}"}
+            exec("def name(): return globals()['__name__']", space)
+            yield space["name"]
+
+    names = list(stateful_map(lambda function: function(), functions(), n_jobs=1, batch_size=20))
+    assert names == [f"module_{number}" for number in range(40)]

@@ -82,6 +82,63 @@ def test_a_buffer_that_is_filled_again_and_again_is_never_stale(batch_size: Any)
     assert results == [(number, number) for number in range(12)]
 
 
+@pytest.mark.parametrize("size", [10, SIZE])
+@pytest.mark.parametrize("batch_size", [1, 10, "auto"])
+def test_a_result_that_is_filled_again_and_again_is_never_stale(size: int, batch_size: Any) -> None:
+    class Filler:
+        def __init__(self) -> None:
+            self.buffer = np.zeros(size)
+
+        def __call__(self, number: int) -> Any:
+            self.buffer[:] = number
+            return self.buffer
+
+    results = stateful_map(Filler, range(60), n_jobs=2, batch_size=batch_size)
+    assert [(result[0], result[-1]) for result in results] == [(number, number) for number in range(60)]
+
+
+def test_many_references_to_one_array_are_one_segment() -> None:
+    array = np.arange(float(SIZE))
+    views = [array[:] for _ in range(2000)]
+    ((shared, total),) = stateful_map(lambda item: (mapped_bytes(), sum(view[1] for view in item)), [views], n_jobs=1)
+    assert (shared, total) == (8 * SIZE, 2000.0)
+
+
+def test_more_arrays_in_a_message_than_one_system_call_takes() -> None:
+    arrays = [np.full(150_000, float(number)) for number in range(300)]
+    (found,) = stateful_map(lambda item: [array[7] for array in item], [arrays], n_jobs=1)
+    assert found == list(range(300))
+
+
+def test_what_is_used_again_is_held_only_while_it_exists() -> None:
+    def pairs() -> Iterator[Any]:
+        for number in range(20):
+            array = np.full(SIZE, float(number))
+            yield delayed(np.sum)(array)
+            yield delayed(np.sum)(array)
+
+    with parallel_config(backend="stateful", n_jobs=2):
+        most = 0
+        results = Parallel(return_as="generator", batch_size=1, pre_dispatch=4)(pairs())
+        for number, result in enumerate(results):
+            assert result == (number // 2) * SIZE
+            most = max(most, len(open_segments()))
+        assert most <= 8
+
+
+def test_a_copy_of_ones_own_is_not_the_next_tasks() -> None:
+    data = np.zeros(SIZE)
+    kept: list[Any] = []
+
+    def change(array: Any) -> float:
+        array += 1
+        kept.append(array)
+        return float(array.max())
+
+    with parallel_config(backend="stateful", n_jobs=2, mmap_mode="c"):
+        assert Parallel(batch_size=1)(delayed(change)(data) for _ in range(8)) == [1.0] * 8
+
+
 def test_what_a_worker_keeps_stays_as_it_was() -> None:
     class Keeper:
         def __init__(self) -> None:

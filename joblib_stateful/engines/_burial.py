@@ -7,6 +7,7 @@ it, for which the end of the program waits.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from typing import Any
@@ -34,7 +35,8 @@ def wait_for_burials(seconds: float) -> None:
     """Wait until all is tidied up."""
     deadline = time.monotonic() + seconds
     for thread in list(_threads):
-        thread.join(max(0.0, deadline - time.monotonic()))
+        with contextlib.suppress(RuntimeError):  # it is only being started
+            thread.join(max(0.0, deadline - time.monotonic()))
 
 
 def _wait_and_drop(grave: list[Any]) -> None:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
-from multiprocessing.connection import Pipe
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 if TYPE_CHECKING:
-    from multiprocessing.connection import Connection
     from types import TracebackType
 
 # The kernel takes 253 in one message.
@@ -24,13 +22,14 @@ class Handover:
 
     is_possible: ClassVar[bool] = hasattr(socket, "send_fds") and os.name == "posix"
 
-    def __init__(self, end: Connection) -> None:
-        self._end = end  # a Connection, for that is what loky can hand to a process that it starts
+    def __init__(self, end: socket.socket) -> None:
+        end.settimeout(None)  # whatever `socket.setdefaulttimeout` says
+        self._end = end
 
     @classmethod
     def pair(cls) -> tuple[Self, Self]:
         """Return both ends."""
-        ours, theirs = Pipe(duplex=True)
+        ours, theirs = socket.socketpair()
         return cls(ours), cls(theirs)
 
     def __enter__(self) -> Self:
@@ -46,25 +45,27 @@ class Handover:
         self._end.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Handover, (self._end,)
+        """Hand this end to the process that is being started; nothing else can pickle it."""
+        from multiprocessing.reduction import DupFd
+
+        return _attach, (DupFd(self._end.fileno()),)
 
     def send(self, fds: list[int]) -> None:
         """Send open files; the other end gets copies."""
-        with self._socket() as sock:
-            for at in range(0, len(fds), _MOST):
-                socket.send_fds(sock, [b"."], fds[at : at + _MOST])
+        for at in range(0, len(fds), _MOST):
+            socket.send_fds(self._end, [b"."], fds[at : at + _MOST])
 
     def receive(self, count: int) -> list[int | None]:
         """Receive that many open files; None for those that this process has no room for."""
         fds: list[int | None] = []
-        with self._socket() as sock:
-            for at in range(0, count, _MOST):
-                expected = min(_MOST, count - at)
-                data, received, _, _ = socket.recv_fds(sock, 1, expected)
-                if not data:
-                    raise EOFError
-                fds += [*received, *[None] * (expected - len(received))]
+        for at in range(0, count, _MOST):
+            expected = min(_MOST, count - at)
+            data, received, _, _ = socket.recv_fds(self._end, 1, expected)
+            if not data:
+                raise EOFError
+            fds += [*received, *[None] * (expected - len(received))]
         return fds
 
-    def _socket(self) -> socket.socket:
-        return socket.socket(fileno=os.dup(self._end.fileno()))
+
+def _attach(fd: Any) -> Handover:
+    return Handover(socket.socket(fileno=fd.detach()))

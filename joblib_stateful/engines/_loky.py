@@ -146,7 +146,10 @@ class LokyWorker(EngineWorker):
         segments = list(_loky_child.segments_in(message))
         if segments:  # first, so that a message never waits for what could not be sent
             assert self._handover is not None  # noqa: S101 - there are none without it
-            self._handover.send([segment.fd for segment in segments])
+            try:
+                self._handover.send([segment.fd for segment in segments])
+            except OSError:  # too many are under way; how many is a limit of the user's
+                message, segments = _loky_child.in_line(message), []
         future: Future[Reply] = pool.submit(_loky_child.serve, message, len(segments))
         return future
 

@@ -24,7 +24,11 @@ def kill_tree(process: Any) -> None:
 
         kill_process_tree(process)
         return
-    for pid in reversed(_stop_tree(process.pid)):
+    try:
+        pids = _stop_tree(process.pid)
+    except OSError:  # this process has no file descriptor left to look for the others by
+        pids = [process.pid]
+    for pid in reversed(pids):
         _signal(pid, signal.SIGKILL)
 
 

@@ -42,6 +42,8 @@ class SharedNumbers:
 class _Page:
     """Memory for the numbers of many processes, for each map costs a file descriptor."""
 
+    fd = -1
+
     def __init__(self) -> None:
         self.pid = os.getpid()
         self.fd = open_unnamed("progress")
@@ -50,7 +52,8 @@ class _Page:
         self.starts = itertools.count()
 
     def __del__(self) -> None:
-        os.close(self.fd)
+        if self.fd >= 0:
+            os.close(self.fd)
 
 
 # The page in use, as long as anybody's numbers lie in it.
