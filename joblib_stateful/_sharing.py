@@ -177,6 +177,7 @@ class _Store:
         # Held while one is written, so that two threads with the same array make one.
         self._lock = threading.Lock()
         self._segments: weakref.WeakValueDictionary[Any, Segment] = weakref.WeakValueDictionary()
+        self._alive: weakref.WeakSet[Segment] = weakref.WeakSet()  # also those whose place has had other contents since
         _stores.add(self)
 
     def segment_of(self, buffer: memoryview, sharing: Sharing) -> Segment:
@@ -190,14 +191,15 @@ class _Store:
             if found is None or not _is_same(address, found):
                 self._check_room()
                 found = self._segments[key] = _make_segment(buffer, sharing)
+                self._alive.add(found)
             elif sharing.held is not None:
                 _hold(sharing.held, key, found, buffer.obj)
         return found
 
     def _check_room(self) -> None:
         """Leave most file descriptors to others: each segment that is alive holds one."""
-        if len(self._segments) >= _most_open() // 4:
-            raise OSError(errno.EMFILE, f"{len(self._segments)} arrays are under way already, one open file each")
+        if len(self._alive) >= _most_open() // 4:
+            raise OSError(errno.EMFILE, f"{len(self._alive)} arrays are under way already, one open file each")
 
     def start_anew(self) -> None:
         """In a fork: the lock may be held for ever."""
