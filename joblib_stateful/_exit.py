@@ -82,6 +82,7 @@ def _at_exit() -> None:
         with Uninterrupted():
             for core in list(_cores):
                 core.kill()
+            _settle()
 
 
 def _end_in_order() -> None:
@@ -97,7 +98,11 @@ def _end_in_order() -> None:
     for core in cores:
         if not core.wait_until_empty(max(0.0, deadline - time.monotonic())):
             core.kill()
-    for engine in {*engines.loaded(), *(core.engine for core in cores)}:
+    _settle()
+
+
+def _settle() -> None:
+    for engine in {*engines.loaded(), *(core.engine for core in _cores)}:
         engine.settle(_SETTLE_SECONDS)
 
 

@@ -10,10 +10,17 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+import weakref
 from typing import Any
 
+_managers: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 _threads: set[threading.Thread] = set()
 _unburied: list[Any] = []
+
+
+def expect(pool: Any) -> None:
+    """Note a pool that has been started."""
+    _managers.add(pool._executor_manager_thread)
 
 
 def bury(pool: Any) -> None:
@@ -32,8 +39,10 @@ def bury(pool: Any) -> None:
 
 
 def wait_for_burials(seconds: float) -> None:
-    """Wait until all is tidied up."""
+    """Wait until all is tidied up, when all workers have been closed or killed."""
     deadline = time.monotonic() + seconds
+    for manager in list(_managers):  # before it ends, it has its pool buried
+        manager.join(max(0.0, deadline - time.monotonic()))
     for thread in list(_threads):
         with contextlib.suppress(RuntimeError):  # it is only being started
             thread.join(max(0.0, deadline - time.monotonic()))

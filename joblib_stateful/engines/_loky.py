@@ -28,7 +28,7 @@ from .._sharing import SharedMemory, copied_out
 from .._transport import Pickled, Transport
 from .._worker import Progress
 from ._base import Engine, EngineWorker
-from ._burial import bury, wait_for_burials
+from ._burial import bury, expect, wait_for_burials
 from ._handover import Handover
 from ._loky_room import check_room, explain
 from ._process_tree import kill_tree
@@ -132,6 +132,7 @@ class LokyWorker(EngineWorker):
         # loky's own asks for psutil or pgrep. Where there is neither, as in slim images, it ends loky's thread.
         pool._executor_manager_thread.kill_workers = partial(_kill_all, pool._processes)
         self._pool = pool
+        expect(pool)
         assert self._numbers is not None  # noqa: S101 - a worker is started once
         # loky keeps no public handle on its processes, and its errors have neither pid nor exit code.
         (self._process,) = pool._processes.values()
