@@ -124,9 +124,10 @@ def test_a_worker_that_is_gone_is_not_killed_again(scene: Scene, monkeypatch: py
     with StatefulExecutor(Worker, 1, shared_kwargs={"scene": scene}) as executor:
         executor.warm_up()
         (info,) = executor.workers()
-        process: Any = executor.core._worker(0)
+        worker: Any = executor.core._worker(0)
+        notices = worker._pool._executor_manager_thread
         kill(info.pid)
-        process._process.join(30)
+        notices.join(30)  # it reaps the process itself
         hit: list[Any] = []
         monkeypatch.setattr(_process_tree, "_signal", lambda *whom: hit.append(whom))
         executor.shutdown(kill_workers=True)
