@@ -44,8 +44,8 @@ class Schedule(Board):
         """Accept a call."""
         if self.closing:
             raise errors.ShutdownError(
-                "This executor takes no more calls: shutdown() was called, its with block was left, or the "
-                "interpreter is ending. Make a new one."
+                "cannot schedule new futures after shutdown: shutdown() was called, the executor's with block was left, "
+                "or the interpreter is ending. Make a new executor."
             )
         self.calls[call] = None
         if call.group.error is not None:

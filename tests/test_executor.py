@@ -506,7 +506,7 @@ def test_the_end_of_the_program_finishes_what_was_submitted_and_refuses_more(run
     assert (done.code, done.err) == (0, "")
     first, second = done.out.splitlines()
     assert first == "finished"
-    assert second.startswith("ShutdownError This executor takes no more calls")
+    assert second.startswith("ShutdownError cannot schedule new futures after shutdown")
 
 
 # --- workers(), warm_up -------------------------------------------------------------------------------

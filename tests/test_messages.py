@@ -278,7 +278,7 @@ def test_after_the_end(engine: str) -> None:
     for use in (lambda: executor.submit(call_worker, 1), lambda: list(stateful_map(executor, [1]))):
         with pytest.raises(errors.ShutdownError) as caught:
             use()
-        says(caught.value, "takes no more calls", "shutdown()", "Make a new one")
+        says(caught.value, "cannot schedule new futures after shutdown", "shutdown()", "Make a new executor")
     with pytest.raises(errors.ShutdownError, match=r"shut down.*make a new one"):
         executor.warm_up()
 
