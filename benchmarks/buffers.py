@@ -1,8 +1,8 @@
 """What large arrays cost on their way to a worker and back: through shared memory, in line, and with joblib.
 
 Items are arrays that are summed (out), results are arrays that are made (back). Each way runs in a process of its own,
-interleaved, and the medians are shown as ratios to the pickle in line. It is the reason for the threshold from which
-buffers are shared, and for arenas that keep their pages.
+interleaved, and the medians are shown as ratios to the pickle in line. It is for finding the threshold from which
+buffers are shared.
 
     python benchmarks/buffers.py [--rounds 3]
 """

@@ -16,7 +16,7 @@ import tempfile
 import weakref
 from typing import Any, NamedTuple
 
-# What an arena keeps for the next results, for fresh pages cost more than copying (`benchmarks/buffers.py`).
+# What an arena keeps for the next results: pages that have been written before cost less than fresh ones. A first guess.
 _KEPT_BYTES = 32 << 20
 
 _numbers = itertools.count(1)

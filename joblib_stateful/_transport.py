@@ -36,7 +36,7 @@ class Parcel(NamedTuple):
     nbytes: int
 
 
-# Below this, a copy through the pipe is as fast (`benchmarks/buffers.py`); and joblib's own figure.
+# joblib's own figure; `benchmarks/buffers.py` compares other ones.
 THRESHOLD = 1 << 20
 
 
