@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import TYPE_CHECKING, Any, ClassVar, Self
-
-if TYPE_CHECKING:
-    from types import TracebackType
+from typing import Any, ClassVar, Self
 
 # The kernel takes 253 in one message.
 _MOST = 250
@@ -31,14 +28,6 @@ class Handover:
         """Return both ends."""
         ours, theirs = socket.socketpair()
         return cls(ours), cls(theirs)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close this end."""

@@ -120,7 +120,7 @@ class LokyWorker(EngineWorker):
         _lifelines.add(self._lifeline)
         self._handover, far_end = Handover.pair() if isinstance(self._transport, SharedMemory) else (None, None)
         _start_resource_trackers()  # which ends by unblocking SIGINT, so first
-        with theirs, far_end or contextlib.nullcontext(), _sigint_blocked():
+        with theirs, contextlib.closing(far_end) if far_end else contextlib.nullcontext(), _sigint_blocked():
             pool = loky.ProcessPoolExecutor(
                 max_workers=1,
                 context=Context(),
