@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import multiprocessing.resource_tracker
 import os
 import signal
 import subprocess
@@ -13,7 +14,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
+from types import FrameType
 
 import cloudpickle
 import psutil
@@ -28,9 +31,7 @@ from programs import Program, TerminalProgram, pids_in, shared_memory
 lokys_tracker.ensure_running()
 joblibs_tracker.ensure_running()
 if os.name == "posix":
-    from multiprocessing import resource_tracker
-
-    resource_tracker.ensure_running()
+    multiprocessing.resource_tracker.ensure_running()
 
 ENGINES = ("loky", "threads", "inline")
 # Threads that tqdm and the test runner keep for themselves.
@@ -91,6 +92,30 @@ class _Held:
         return {what: left for what, left in extra.items() if left}
 
 
+def _owner(file: str) -> str:
+    """Say what holds an open file, as far as that can be seen."""
+    number = int(file.split(maxsplit=1)[0])
+    trackers = {
+        "multiprocessing's": multiprocessing.resource_tracker._resource_tracker,
+        "loky's": lokys_tracker._resource_tracker,
+        "joblib's": joblibs_tracker._resource_tracker,
+    }
+    if of := [name for name, tracker in trackers.items() if tracker._fd == number]:
+        return f"{file}: {of} resource tracker"
+    ends = [held for held in gc.get_objects() if isinstance(held, Connection) and vars(held)["_handle"] == number]
+    chain = [file, *(f"a connection, writable: {end.writable}" for end in ends)]
+    holders: list[object] = [*ends]
+    seen = {id(holders)}
+    for _ in range(6):
+        seen |= set(map(id, holders))
+        holders = [
+            held for held in gc.get_referrers(*holders) if id(held) not in seen and not isinstance(held, FrameType)
+        ]
+        chain.append(", ".join(f"{type(held).__qualname__} {str(held)[:150]}" for held in holders[:20]))
+        seen.add(id(holders))
+    return "\n  of ".join(chain)
+
+
 @pytest.fixture(autouse=True)
 def _leaves_nothing_behind() -> Iterator[None]:
     """Fail a test that leaves a process, a thread, an open file or shared memory behind."""
@@ -100,7 +125,7 @@ def _leaves_nothing_behind() -> Iterator[None]:
     deadline = time.monotonic() + 10
     while left := _Held.now() - before:
         if time.monotonic() > deadline:
-            pytest.fail(f"left behind: {left}")
+            pytest.fail(f"left behind: {left}\n" + "\n".join(map(_owner, left.get("files", ()))))
         gc.collect()
         time.sleep(0.01)  # for what is ending: polled, because a thread of loky's can't be waited for
 
