@@ -13,9 +13,9 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from . import _clock, _exit, errors
+from . import _exit, errors
 from ._interrupts import Uninterrupted
-from ._limits import LimitWatch
+from ._limits import IdleWatch, LimitWatch
 from ._outcome import init_error_of, report_of
 from ._records import (
     Build,
@@ -94,11 +94,9 @@ class Core:
         for slot in self._schedule.slots:
             slot.kwargs_keys = tuple(packed.spec.kwargs(slot.index))
         self._workers: list[tuple[int, EngineWorker] | None] = [None] * n_jobs  # (life, worker)
-        self._init_seconds: list[float | None] = [None] * n_jobs
-        self._busy_seconds = [0.0] * n_jobs
         self._targets: list[Any] = [None] * n_jobs  # (worker, digest) of the function that it has
-        self._idle_alarm: _clock.Alarm | None = None
         self._limits = LimitWatch(n_jobs, self._changed, self._is_under_way, self._expire)
+        self._idle = IdleWatch(idle_timeout, self._schedule, self.release)
         _exit.watch(self)
 
     def disown(self) -> None:
@@ -323,23 +321,19 @@ class Core:
         schedule = self._schedule
         if isinstance(reply, Ran):
             report = self._report(slot, reply)
-            with self._changed:
-                self._busy_seconds[slot] += report.seconds
         decoded = init_error_of(self._info(slot), reply, self.engine) if isinstance(reply, BuildFailed) else None
         with self._changed:
             if isinstance(reply, Ran):
                 decisions = schedule.finished(slot, seq, report)
             elif isinstance(reply, Built):
-                self._init_seconds[slot] = reply.seconds
-                decisions = schedule.built(slot, seq)
+                decisions = schedule.built(slot, seq, reply.seconds)
             elif decoded is not None:
                 decisions = schedule.build_failed(slot, seq, decoded)
             else:
                 assert isinstance(reply, Death)  # noqa: S101 - the only other answer to a Build or Run
                 decisions = schedule.died(slot, seq, reply)
             self._changed.notify_all()
-        if self.idle_timeout is not None and self._is_at_rest:
-            self._restart_idle_alarm(self.idle_timeout)
+        self._idle.restart()
         return decisions
 
     def _report(self, slot: int, reply: Ran) -> Any:
@@ -387,25 +381,10 @@ class Core:
         with self._changed:
             if not self._schedule.is_empty:
                 return
-            alarms = [*self._limits.take_alarms(), self._idle_alarm]
-            self._idle_alarm = None
+            alarms = [*self._limits.take_alarms(), self._idle.take_alarm()]
         for alarm in alarms:
             if alarm is not None:
                 alarm.cancel()
-
-    def _restart_idle_alarm(self, seconds: float) -> None:
-        if self._idle_alarm is not None:
-            self._idle_alarm.cancel()
-        self._idle_alarm = _clock.call_after(seconds, self._release_if_idle)
-
-    def _release_if_idle(self) -> None:
-        if self._is_at_rest:
-            self.release()
-
-    @property
-    def _is_at_rest(self) -> bool:
-        # Objects that were just built for `warm_up` stay until the others stand.
-        return self._schedule.is_idle and not self._schedule.is_warming
 
     # --- looking --------------------------------------------------------------------------------------
 
@@ -421,6 +400,6 @@ class Core:
             n_done=slot.n_done,
             n_restarts=slot.n_restarts,
             n_builds=slot.n_builds,
-            init_seconds=self._init_seconds[index],
-            busy_seconds=self._busy_seconds[index],
+            init_seconds=slot.init_seconds,
+            busy_seconds=slot.busy_seconds,
         )

@@ -1,4 +1,4 @@
-"""Time limits: who looks at a message when its item, or the construction, may be over its time."""
+"""What is done when time has passed: items and constructions over their limits, workers that are idle."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Callable
 
+    from ._schedule import Schedule
     from .engines import EngineWorker
 
 # A process that was started has this long to import things and begin building, on top of init_timeout.
@@ -92,3 +93,43 @@ class LimitWatch:
                 self._wake_at(slot, min(due, now + watched.limit))
                 return
         self._expire(slot, watched.seq, progress.place)
+
+
+class IdleWatch:
+    """Has idle workers closed after some seconds without work.
+
+    Parameters
+    ----------
+    seconds : float or None
+        After how long; None: never.
+    schedule : Schedule
+        Tells whether there is work.
+    release : callable
+        Closes the workers.
+    """
+
+    def __init__(self, seconds: float | None, schedule: Schedule, release: Callable[[], None]) -> None:
+        self._seconds, self._schedule, self._release = seconds, schedule, release
+        self._alarm: _clock.Alarm | None = None
+
+    def restart(self) -> None:
+        """Begin to count, if there is nothing to do now."""
+        if self._seconds is None or not self._is_at_rest:
+            return
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm = _clock.call_after(self._seconds, self._look)
+
+    def take_alarm(self) -> _clock.Alarm | None:
+        """Count no more, and return the alarm, to be cancelled."""
+        alarm, self._alarm = self._alarm, None
+        return alarm
+
+    def _look(self) -> None:
+        if self._is_at_rest:
+            self._release()
+
+    @property
+    def _is_at_rest(self) -> bool:
+        # Objects that were just built for `warm_up` stay until the others stand.
+        return self._schedule.is_idle and not self._schedule.is_warming

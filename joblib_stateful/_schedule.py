@@ -121,13 +121,14 @@ class Schedule(Board):
 
     # Each carries the number of the message that it answers, so that late news of a former worker is ignored.
 
-    def built(self, index: int, seq: int) -> Decisions:
-        """Note that a slot's object stands."""
+    def built(self, index: int, seq: int, seconds: float = 0.0) -> Decisions:
+        """Note that a slot's object stands, and how long its construction took."""
         slot = self.slots[index]
         if slot.seq != seq or slot.state is not State.BUILDING:
             return []
         self._building -= 1
         slot.n_builds += 1
+        slot.init_seconds = seconds
         slot.tasks, slot.warm, slot.group = 0, False, None
         self._free_after_work(slot)
         return self._assign()
@@ -151,6 +152,7 @@ class Schedule(Board):
         slot.deaths = 0
         slot.n_done += report.n_run
         slot.tasks += report.n_run
+        slot.busy_seconds += report.seconds
         decisions: Decisions = []
         if not job.call.settled:
             decisions = self._note(job, report)

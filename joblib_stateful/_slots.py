@@ -69,6 +69,8 @@ class Slot:
     n_done: int = 0
     n_restarts: int = 0
     n_builds: int = 0
+    init_seconds: float | None = None  # that the latest construction took
+    busy_seconds: float = 0.0
 
     @property
     def owner(self) -> Group | None:
