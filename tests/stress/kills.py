@@ -6,7 +6,8 @@
 One round is four maps, each of which goes on until its share of the kills is done: ordered and unordered, with
 retries (nothing may be lost) and without (each lost item is a `WorkerCrashedError` that names a worker that was
 killed, no two of them the same one). Items take 0 to 50 ms and give 1 byte or 50 MB; some weigh 5 MB themselves,
-and each worker is built from 20 MB.
+and each worker is built from 40 MB. Half of all that are bytes, which go through pipes, and half arrays, which go
+through shared memory.
 A map that delivers nothing for a minute is a hang: all threads' stacks are printed and the program ends.
 """
 
@@ -28,28 +29,65 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import psutil
 
 from joblib_stateful import StatefulExecutor, errors, stateful_map
 
 N_JOBS = 3
 LARGE_RESULT, LARGE_ITEM, WEIGHTS = 50_000_000, 5_000_000, 20_000_000
+KINDS = (bytes, np.ndarray)
 STALLED_SECONDS = 60
 # Process numbers come round again, and what others have left is not ours.
 _BEFORE = {path.name for path in Path("/dev/shm").iterdir()} if Path("/dev/shm").is_dir() else set()
 SETTLED_SECONDS = 5
 
 
+@dataclass(frozen=True)
+class Data:
+    """One byte many times over, as bytes or as an array."""
+
+    number: int
+    payload: bytes | np.ndarray[Any, np.dtype[np.uint8]]
+
+    @classmethod
+    def make(cls, number: int, size: int, kind: type) -> Data:
+        byte = number % 256
+        return cls(number, bytes([byte]) * size if kind is bytes else np.full(size, byte, np.uint8))
+
+    def check(self, *sizes: int) -> int:
+        """Return the size, if all is as it was made."""
+        assert len(self.payload) in sizes, (self.number, len(self.payload))
+        assert bytes(self.payload).count(self.number % 256) == len(self.payload), self.number
+        return len(self.payload)
+
+
+@dataclass(frozen=True)
+class Item:
+    """What an item takes, and what it gives."""
+
+    data: Data
+    seconds: float
+    size: int
+    kind: type
+
+
 class Worker:
     """Takes the time that its item says, and gives a result of the size that it says."""
 
-    def __init__(self, weights: bytes) -> None:
-        assert len(weights) == WEIGHTS
+    def __init__(self, **weights: Data) -> None:
+        for data in weights.values():
+            data.check(WEIGHTS)
+        self.weights = weights
 
-    def __call__(self, item: tuple[int, float, int, bytes]) -> tuple[int, bytes]:
-        index, seconds, size, _ = item
-        time.sleep(seconds)
-        return index, bytes([index % 256]) * size
+    def __call__(self, item: Item) -> Data:
+        item.data.check(0, LARGE_ITEM)
+        time.sleep(item.seconds)
+        return Data.make(item.data.number, item.size, item.kind)
+
+
+def weights() -> dict[str, Data]:
+    return {kind.__name__: Data.make(7, WEIGHTS, kind) for kind in KINDS}
 
 
 class Killer:
@@ -122,12 +160,13 @@ def run_map(*, ordered: bool, retries: int, n_kills: int, seed: int) -> str:
     on_error = "immediate" if retries else "deferred"
     n_pulled = 0
 
-    def items() -> Iterator[tuple[int, float, int, bytes]]:
+    def items() -> Iterator[Item]:
         nonlocal n_pulled
         while not killer.is_done:
             size = LARGE_RESULT if chance.random() < 0.02 else 1
             weight = LARGE_ITEM if chance.random() < 0.02 else 0
-            yield n_pulled, chance.random() * 0.05, size, bytes(weight)
+            data = Data.make(n_pulled, weight, chance.choice(KINDS))
+            yield Item(data, chance.random() * 0.05, size, chance.choice(KINDS))
             n_pulled += 1
 
     delivered: list[int] = []
@@ -135,7 +174,7 @@ def run_map(*, ordered: bool, retries: int, n_kills: int, seed: int) -> str:
     n_bytes, told = 0, 0.0
     options: dict[str, Any] = {"ordered": ordered, "batch_size": batch_size, "on_error": on_error, "retries": retries}
     with (
-        StatefulExecutor(Worker, N_JOBS, shared_kwargs={"weights": bytes(WEIGHTS)}, max_restarts=10**9) as executor,
+        StatefulExecutor(Worker, N_JOBS, shared_kwargs=weights(), max_restarts=10**9) as executor,
         Killer(executor, n_kills, random.Random(seed + 1)) as killer,
     ):
         for result in stateful_map(executor, items(), **options):
@@ -147,11 +186,9 @@ def run_map(*, ordered: bool, retries: int, n_kills: int, seed: int) -> str:
                 lost.append(error)
                 delivered.append(result.index)
             else:
-                index, payload = value
-                assert retries or index == result.index, (index, result.index)
-                assert payload.count(index % 256) == len(payload) in (1, LARGE_RESULT), index
-                n_bytes += len(payload)
-                delivered.append(index)
+                assert retries or value.number == result.index, (value.number, result.index)
+                n_bytes += value.check(1, LARGE_RESULT)
+                delivered.append(value.number)
             if (now := time.monotonic()) - told > 1:
                 told = now
                 faulthandler.dump_traceback_later(STALLED_SECONDS, exit=True)
@@ -212,7 +249,7 @@ def run_round(n_kills: int, seed: int, before: Held) -> None:
 
 def start_what_is_kept() -> None:
     """Start what is started once and kept, such as resource trackers, because that is no leak."""
-    with StatefulExecutor(Worker, N_JOBS, shared_kwargs={"weights": bytes(WEIGHTS)}) as executor:
+    with StatefulExecutor(Worker, N_JOBS, shared_kwargs=weights()) as executor:
         executor.warm_up()
 
 
