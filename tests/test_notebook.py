@@ -1,4 +1,4 @@
-"""In a notebook: a class defined in a cell, objects that outlive their cell, and the stop button."""
+"""In a notebook: a class defined in a cell, objects that outlive their cell, the stop button, and bars."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from conftest import RunProgram
 
 pytestmark = pytest.mark.skipif(
-    not (find_spec("ipykernel") and find_spec("nbclient")), reason="ipykernel and nbclient are not installed"
+    not all(map(find_spec, ("ipykernel", "ipywidgets", "nbclient"))),
+    reason="ipykernel, ipywidgets and nbclient are not all installed",
 )
 
 # Runs cells in a kernel, prints what each gave, and presses stop while one hangs.
@@ -59,6 +60,17 @@ def run(items):
     return list(stateful_map(Model, items, worker_kwargs=[{"name": name} for name in "abc"], batch_size=1))
 '''
 
+BARS = '''
+from joblib import Parallel, delayed, parallel_config
+
+def nested(item):
+    return sum(Parallel(n_jobs=2)(delayed(abs)(-n) for n in range(item)))
+
+with parallel_config(backend="stateful", n_jobs=2, progress=True):
+    Parallel()([delayed(nested)(3)] * 20)
+list(stateful_map(abs, range(30), n_jobs=2, progress=True))
+'''
+
 async def main():
     notebook = nbformat.v4.new_notebook()
     client = NotebookClient(notebook, timeout=60, allow_errors=True)
@@ -87,6 +99,14 @@ async def main():
         found["after"] = await run("print(*run(['three'] * 3))")
         await run(MODEL)
         found["defined again"] = await run("print(*run(['four'] * 3))")
+        found["bars"] = {
+            **await run(BARS),
+            "shown": sum(output.output_type == "display_data" for output in notebook.cells[-1].outputs),
+            "states": [
+                [state["value"], state["max"], state["bar_style"]]
+                for state in client.widget_state.values() if state["_model_name"] == "FloatProgressModel"
+            ],
+        }
     print(json.dumps(found))
 
 asyncio.run(main())
@@ -124,6 +144,10 @@ def test_a_notebook(run_program: RunProgram, tmp_path: Path) -> None:
     assert len(after) == 3
     assert not latest & after, "a class that was defined again is another one"
     assert len(built) == len(set(built)) == 3 + 1 + 3, "something was built twice"
+
+    # As many bars as calls, none for what is nested, and no text below them.
+    full = [[20, 20, "success"], [30, 30, "success"]]
+    assert found["bars"] == {"text": "", "errors": [], "shown": 2, "states": full}
 
     deadline = time.monotonic() + 3
     (kernel,) = pids_in(found["kernel"])
