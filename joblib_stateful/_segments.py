@@ -37,22 +37,16 @@ def _write(fd: int, buffer: memoryview, offset: int = 0) -> None:
         buffer, offset = buffer[n_written:], offset + n_written
 
 
-class _OpenFile:
-    """Owns a file descriptor."""
+def close_with(owner: object, fd: int) -> None:
+    """Close a file descriptor when its owner is gone.
 
-    fd: int = -1
-
-    def close(self) -> None:
-        """Let go of the memory; who has it mapped or open keeps it."""
-        fd, self.fd = self.fd, -1
-        if fd >= 0:
-            os.close(fd)
-
-    def __del__(self) -> None:
-        self.close()
+    Not by ``__del__``: while that runs, another thread can still get hold of the owner through a weak reference, and
+    would be left with the number of a file that somebody else opens next.
+    """
+    weakref.finalize(owner, os.close, fd).atexit = False
 
 
-class Segment(_OpenFile):
+class Segment:
     """A buffer on its way to workers, until the last parcel that holds it is dropped.
 
     Parameters
@@ -73,6 +67,7 @@ class Segment(_OpenFile):
     def __init__(self, buffer: memoryview, mode: str = "r", folder: str | None = None) -> None:
         self.size, self.mode, self.number = buffer.nbytes, mode, next(_numbers)
         self.fd = open_unnamed("segment", folder)
+        close_with(self, self.fd)
         _write(self.fd, buffer)
 
     def view(self) -> memoryview:
@@ -137,7 +132,7 @@ class Range(NamedTuple):
     size: int
 
 
-class Arena(_OpenFile):
+class Arena:
     """Where a worker lays the large buffers of a reply; the parent copies them before it sends anything more.
 
     Its pages are used again and again.
@@ -149,7 +144,9 @@ class Arena(_OpenFile):
     """
 
     def __init__(self, fd: int = -1) -> None:
-        self.fd = fd
+        self.fd = -1
+        if fd >= 0:
+            self._own(fd)
         self._end = 0
 
     def rewind(self) -> None:
@@ -159,7 +156,7 @@ class Arena(_OpenFile):
     def write(self, buffer: memoryview) -> Range:
         """Lay down a buffer; raises OSError if there is no room."""
         if self.fd < 0:
-            self.fd = open_unnamed("results")
+            self._own(open_unnamed("results"))
         where = Range(self._end, buffer.nbytes)
         _write(self.fd, buffer, self._end)
         self._end += where.size
@@ -177,6 +174,10 @@ class Arena(_OpenFile):
                 raise BufferError("the shared memory of this result is gone")
             rest, offset = rest[n_read:], offset + n_read
         return copy
+
+    def _own(self, fd: int) -> None:
+        self.fd = fd
+        close_with(self, fd)
 
     def trim(self) -> None:
         """Give memory back that is too much to be kept."""

@@ -15,6 +15,8 @@ from joblib import Parallel, delayed, parallel_config
 
 import joblib_stateful
 from joblib_stateful import StatefulExecutor, call_worker, get_worker, stateful_map
+from joblib_stateful._sharing import SharedMemory
+from joblib_stateful.engines._shared_numbers import SharedNumbers
 
 if TYPE_CHECKING:
     from conftest import RunProgram
@@ -388,3 +390,47 @@ def test_the_default_folder_for_temporary_files_is_left_alone() -> None:
     before = set(Path(tempfile.gettempdir()).iterdir())
     list(stateful_map(np.sum, [np.ones(SIZE)] * 3, n_jobs=2))
     assert not [path for path in set(Path(tempfile.gettempdir()).iterdir()) - before if "joblib" in path.name]
+
+
+# --- files that are just being closed -------------------------------------------------------------------
+
+
+def name_of(fd: int) -> str:
+    return str(Path(f"/proc/self/fd/{fd}").readlink())
+
+
+@pytest.fixture
+def while_closing(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], object]]:
+    """Return a list of functions, each of which is called once, when a file is just about to be closed.
+
+    That is when another thread could come in between: what goes on there is what it would see.
+    """
+    todo: list[Callable[[], object]] = []
+    close = os.close
+
+    def close_in_two_steps(fd: int) -> None:
+        while todo:
+            todo.pop()()
+        close(fd)
+
+    monkeypatch.setattr(os, "close", close_in_two_steps)
+    return todo
+
+
+def test_a_page_of_numbers_that_is_being_closed_is_not_found_again(while_closing: list[Callable[[], object]]) -> None:
+    found: list[SharedNumbers] = []
+    numbers = SharedNumbers(4)
+    while_closing.append(lambda: found.append(SharedNumbers(4)))
+    del numbers
+    assert "progress" in name_of(found[0]._page.fd)
+
+
+def test_a_segment_that_is_being_closed_is_not_found_again(while_closing: list[Callable[[], object]]) -> None:
+    found: list[Any] = []
+    array, transport = np.zeros(SIZE), SharedMemory()
+    frame = transport.pack_shared(array)
+    while_closing.append(lambda: found.append(transport.pack_shared(array)))
+    del frame
+    (segment,) = found[0].buffers
+    assert "segment" in name_of(segment.fd)
+    np.testing.assert_array_equal(np.frombuffer(segment.view()), array)

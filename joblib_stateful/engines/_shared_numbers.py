@@ -8,7 +8,7 @@ import os
 import weakref
 from typing import Any
 
-from .._segments import open_unnamed
+from .._segments import close_with, open_unnamed
 
 _names = itertools.count()
 
@@ -42,18 +42,13 @@ class SharedNumbers:
 class _Page:
     """Memory for the numbers of many processes, for each map costs a file descriptor."""
 
-    fd = -1
-
     def __init__(self) -> None:
         self.pid = os.getpid()
         self.fd = open_unnamed("progress")
+        close_with(self, self.fd)
         os.ftruncate(self.fd, mmap.PAGESIZE)
         self.map = mmap.mmap(self.fd, mmap.PAGESIZE)
         self.starts = itertools.count()
-
-    def __del__(self) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
 
 
 # The page in use, as long as anybody's numbers lie in it.
