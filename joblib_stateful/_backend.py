@@ -18,8 +18,6 @@ from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import joblib
-
 # Not documented, but how joblib's own backends hand a call over to another one.
 from joblib._parallel_backends import FallbackToBackend, SequentialBackend
 from joblib.disk import memstr_to_bytes
@@ -63,7 +61,7 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         One dict per worker, laid over ``shared_kwargs``; sets ``n_jobs`` where that is not given.
     worker_env : list of dict, optional
         Environment variables of each worker's process.
-    engine : {"loky", "threads", "inline"} or Engine, default "loky"
+    engine : {"loky", "threads", "inline", "dask", "ray"} or Engine, default "loky"
         What a worker is.
     item_timeout, init_timeout, retries, max_restarts
         See `stateful_map`; an item is one task of joblib, which may be a batch of calls.
@@ -147,10 +145,12 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
                 f"function {worker!r}: write factory(...) around it if it returns the object; functions that are to be "
                 "called with each item are what joblib's delayed() is for.",
             )
-        if worker_env is not None and not self._engine.has_processes:
+        if worker_env is not None and not self._engine.takes_env:
             _check.check_env(worker_env, len(worker_env), self._engine)
         if self._spec.worker_kwargs is not None:
             self.default_n_jobs = len(self._spec.worker_kwargs)
+        elif self._engine.is_remote:
+            self.default_n_jobs = -1
         self._ran_inline = False
         self._inline_lease: _shared.Lease | None = None
         self._bar_lock = threading.Lock()  # joblib reports finished batches in several threads
@@ -185,7 +185,7 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
                 )
             return len(own)
         if n_jobs < 0:
-            n_all = int(joblib.cpu_count()) if own is None else len(own)
+            n_all = _check.n_places(self._engine) if own is None else len(own)
             return max(n_all + 1 + n_jobs, 1)
         return n_jobs
 
@@ -233,10 +233,10 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         """Return how many slots one call gets; two different numbers in one and the same call are refused."""
         if own is not None and self._has_workers():  # Parallel(n_jobs=..., worker_kwargs=...)
             # joblib says 1 also where n_jobs was not given.
-            return _check.resolve_n_jobs(None if n_jobs == 1 else n_jobs, own)
+            return _check.resolve_n_jobs(None if n_jobs == 1 else n_jobs, own, self._engine)
         active, configured = get_active_backend()  # parallel_config(n_jobs=..., worker_kwargs=...)
         if active is self and configured is not None and configured > 0 and self._spec.worker_kwargs is not None:
-            _check.resolve_n_jobs(configured, self._spec.worker_kwargs)
+            _check.resolve_n_jobs(configured, self._spec.worker_kwargs, self._engine)
         return self.effective_n_jobs(n_jobs)
 
     def _prepare(self, slots: int) -> Callable[[], _shared.Lease]:

@@ -68,15 +68,28 @@ def check_limits(engine: Engine, item_timeout: Any, init_timeout: Any, retries: 
     return limits
 
 
-def resolve_n_jobs(n_jobs: Any, worker_kwargs: Sequence[Any] | None, default: int | None = None) -> int:
+def check_batch_size(engine: Engine, limits: Limits, batch_size: Any) -> Any:
+    """Return the batch size, which must be 1 where a time limit could not be kept within a batch."""
+    if limits.item_timeout is None or not engine.is_remote or batch_size == 1:
+        return batch_size
+    if batch_size == "auto":
+        return 1
+    raise ValueError(
+        f"item_timeout={limits.item_timeout:g} can't be kept with batch_size={batch_size} by engine={engine.name!r}: which "
+        "item of a batch runs isn't seen from here. Leave batch_size out, or set it to 1.",
+    )
+
+
+def resolve_n_jobs(n_jobs: Any, worker_kwargs: Sequence[Any] | None, engine: Engine, default: int | None = None) -> int:
     """Return the number of slots.
 
-    None: one per dict in ``worker_kwargs``, else ``default``, else all CPUs. Negative as in joblib.
+    None: one per dict in ``worker_kwargs``, else ``default``, else as many as the engine has room for. Negative as in
+    joblib.
     """
     if n_jobs is None:
         n_jobs = len(worker_kwargs) if worker_kwargs is not None else default
     if n_jobs is None:
-        return int(joblib.cpu_count())
+        return n_places(engine)
     if isinstance(n_jobs, bool) or not isinstance(n_jobs, numbers.Integral):
         raise TypeError(f"n_jobs must be an integer or None, not {n_jobs!r}.")
     if n_jobs == 0:
@@ -84,7 +97,7 @@ def resolve_n_jobs(n_jobs: Any, worker_kwargs: Sequence[Any] | None, default: in
     if n_jobs < 0:
         if worker_kwargs is not None:
             return max(len(worker_kwargs) + 1 + int(n_jobs), 1)
-        return max(int(joblib.cpu_count()) + 1 + int(n_jobs), 1)
+        return max(n_places(engine) + 1 + int(n_jobs), 1)
     if worker_kwargs is not None and len(worker_kwargs) != n_jobs:
         raise ValueError(
             f"n_jobs={n_jobs}, but worker_kwargs has {len(worker_kwargs)} entries; there must be one dict per "
@@ -93,14 +106,20 @@ def resolve_n_jobs(n_jobs: Any, worker_kwargs: Sequence[Any] | None, default: in
     return int(n_jobs)
 
 
+def n_places(engine: Engine) -> int:
+    """Return how many slots an engine has by default: one per CPU of this machine, or what its cluster has room for."""
+    own = engine.default_n_jobs()
+    return int(joblib.cpu_count()) if own is None else own
+
+
 def check_env(worker_env: Any, n_jobs: int, engine: Engine) -> list[dict[str, str]]:
     """Return the environment variables of each slot."""
     if worker_env is None:
         return [{} for _ in range(n_jobs)]
-    if not engine.has_processes:
+    if not engine.takes_env:
         raise ValueError(
-            f"worker_env sets environment variables of a worker's process, and engine={engine.name!r} has none of "
-            'its own. Use engine="loky", or pass what differs by worker_kwargs.',
+            f"worker_env sets environment variables of a worker's process, and engine={engine.name!r} starts none. "
+            'Use engine="loky", or pass what differs by worker_kwargs.',
         )
     if isinstance(worker_env, (Mapping, str)) or not isinstance(worker_env, Sequence):
         raise TypeError(f"worker_env must be a list with one dict per worker, not {type(worker_env).__name__}.")

@@ -59,7 +59,7 @@ class StatefulExecutor(Executor):
         Kwargs of each slot, laid over ``shared_kwargs``.
     worker_env : list of dict, optional
         Environment variables of each slot's process, set before any module is imported there.
-    engine : {"loky", "threads", "inline"} or Engine, default "loky"
+    engine : {"loky", "threads", "inline", "dask", "ray"} or Engine, default "loky"
         What a worker is: a process, a thread, or whoever calls.
     idle_timeout : float, optional
         Seconds without work after which objects are closed; they are built again when needed. None: never.
@@ -128,7 +128,7 @@ class StatefulExecutor(Executor):
                 f"stateless function {worker!r}: submit that instead; or write factory({worker!r}) if it is to be called "
                 "once per worker and to return its object.",
             )
-        n_slots = _check.resolve_n_jobs(n_jobs, spec.worker_kwargs)
+        n_slots = _check.resolve_n_jobs(n_jobs, spec.worker_kwargs, self._engine)
         if max_tasks_per_worker is not None:
             _check.check_integer("max_tasks_per_worker", max_tasks_per_worker, 1, " None means never.")
         self._core = make_core(
@@ -291,11 +291,13 @@ def make_core(
     if inner_max_num_threads is not None:
         _check.check_integer("inner_max_num_threads", inner_max_num_threads, 1, " None means CPUs over workers.")
     engine.check()
-    threads = _thread_limits(n_jobs, inner_max_num_threads) if engine.has_processes else {}
+    # Elsewhere this machine's CPUs are no measure, and a cluster sets limits of its own.
+    limits_threads = engine.takes_env and (inner_max_num_threads is not None or not engine.is_remote)
+    threads = _thread_limits(n_jobs, inner_max_num_threads) if limits_threads else {}
     return Core(
         packed,
         n_jobs,
-        engine,
+        engine.for_slots(n_jobs),
         [{**threads, **env} for env in envs],
         max_tasks=max_tasks,
         idle_timeout=idle_timeout,

@@ -249,7 +249,7 @@ def stateful_map(
         finished. Called in the consumer's thread only.
     total : int, optional
         The length of an input that has none.
-    engine : {"loky", "threads", "inline"} or Engine, default "loky"
+    engine : {"loky", "threads", "inline", "dask", "ray"} or Engine, default "loky"
         Workers are processes, threads, or the calling thread.
 
     Returns
@@ -313,7 +313,7 @@ def stateful_map(
         chosen = engines.get(engine)
         checked = _check.check_limits(chosen, **limits)
         spec = make_spec(worker, shared_kwargs, worker_kwargs)
-        slots = _check.resolve_n_jobs(n_jobs, spec.worker_kwargs, get_active_backend()[1])
+        slots = _check.resolve_n_jobs(n_jobs, spec.worker_kwargs, chosen, get_active_backend()[1])
         envs = _check.check_env(worker_env, slots, chosen)
         if spec.build is None:
             target = pack_function(worker, chosen.transport)
@@ -333,7 +333,7 @@ def stateful_map(
             ordered=bool(ordered),
             on_error=on_error,
             limits=checked,
-            batching=Batching(slots, batch_size, buffer),
+            batching=Batching(slots, _check.check_batch_size(chosen, checked, batch_size), buffer),
             progress=progress,
             transport=chosen.transport,
             synchronous=chosen.is_synchronous,

@@ -272,10 +272,10 @@ class Built(NamedTuple):
 
 
 class BuildFailed(NamedTuple):
-    """The constructor raised."""
+    """The constructor raised, or (without a pid) the engine had no place for it."""
 
     seq: int
-    pid: int
+    pid: int | None
     failure: Failure
 
 

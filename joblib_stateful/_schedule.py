@@ -260,13 +260,15 @@ class Schedule(Board):
     def _died_building(self, slot: Slot, death: Death, *, expired: bool) -> Decisions:
         slot.deaths += 1
         if expired:
-            end = "given up" if death.reason else "killed"  # a thread can only be given up
+            end = f"given up ({death.reason})" if death.reason else "killed"
             reason = (
                 f"it was still at it after init_timeout={slot.limits.init_timeout:g} s and was {end}; if it is only "
                 "slow, raise init_timeout."
             )
         elif slot.deaths > slot.limits.max_restarts:
-            reason = errors.why_not_built(slot.deaths, slot.limits.max_restarts, death.exitcode, death.reason)
+            reason = errors.why_not_built(
+                slot.deaths, slot.limits.max_restarts, death.exitcode, death.reason, started=death.started
+            )
         else:
             return []
         return self._fail_group(slot, errors.WorkerInitError(slot.index, slot.kwargs_keys, reason, death.pid))
@@ -320,7 +322,10 @@ class Schedule(Board):
             limit = call.limits.item_timeout or 0.0
             call.fail(position, errors.ItemTimeoutError(index, slot.index, death.pid, limit))
         else:
-            call.fail(position, errors.WorkerCrashedError(index, slot.index, death.pid, death.exitcode))
+            call.fail(
+                position,
+                errors.WorkerCrashedError(index, slot.index, death.pid, death.exitcode, reason=death.reason),
+            )
         return self._after_errors(call)
 
     def _fail_group(self, slot: Slot, error: BaseException) -> Decisions:

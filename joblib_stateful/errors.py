@@ -18,6 +18,7 @@ Wrong arguments are ``TypeError`` and ``ValueError`` as everywhere in Python.
 
 from __future__ import annotations
 
+import functools
 import signal
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +73,8 @@ class WorkerCrashedError(WorkerError):
         The process's exit code; negative for a signal, as in `multiprocessing`.
     detail : str
         How often the slot died in a row, if it died without running anything.
+    reason : str
+        What a cluster tells of its end.
     """
 
     def __init__(
@@ -81,18 +84,23 @@ class WorkerCrashedError(WorkerError):
         pid: int | None = None,
         exitcode: int | None = None,
         detail: str = "",
+        *,
+        reason: str = "",
     ) -> None:
         self.index, self.slot, self.pid, self.exitcode, self.detail = index, slot, pid, exitcode, detail
+        self.reason = reason
         during = "while nothing ran on it" if detail else "while it ran a call"
         if index is not None:
             during = f"while it ran item {index}"
-        message = f"The worker in slot {slot} (pid {pid}) {how_it_ended(exitcode)} {during}."
+        told = f" ({reason})" if reason else ""
+        message = f"The worker in slot {slot} (pid {pid}) {how_it_ended(exitcode)} {during}{told}."
         advice = "The other workers keep their objects. Set retries to run an item again after a crash."
         super().__init__(" ".join(filter(None, [message, detail, likely_cause(exitcode), advice])))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle by the fields, so that the message is built anew."""
-        return type(self), (self.index, self.slot, self.pid, self.exitcode, self.detail)
+        fields = self.index, self.slot, self.pid, self.exitcode, self.detail
+        return functools.partial(type(self), reason=self.reason), fields
 
 
 class ItemTimeoutError(WorkerError, TimeoutError):
@@ -263,14 +271,14 @@ def likely_cause(exitcode: int | None) -> str:
     return "Likely cause: another process, such as a batch system or a service manager, sent it this signal."
 
 
-def why_not_built(deaths: int, max_restarts: int, exitcode: int | None, reason: str) -> str:
+def why_not_built(deaths: int, max_restarts: int, exitcode: int | None, reason: str, *, started: bool = False) -> str:
     """Say why a slot whose worker never came to anything was given up."""
-    if reason:
+    if reason and not started:
         return (
             f"its process could not be started, {deaths} times in a row ({reason}); max_restarts={max_restarts}. "
             "Likely cause: a limit on open files, processes or memory (`ulimit -a`); raise it or use fewer workers."
         )
-    how = f"it {how_it_ended(exitcode)}"
+    how = f"it {how_it_ended(exitcode)}" + (f": {reason}" if reason else "")
     died = f"its process died {deaths} times in a row without finishing anything, the last time during construction"
     return f"{died} ({how}); max_restarts={max_restarts}. {likely_cause(exitcode)}".rstrip()
 

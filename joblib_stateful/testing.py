@@ -202,6 +202,7 @@ class MemoryEngine(Engine):
 
     name: ClassVar[str] = "memory"
     has_processes: ClassVar[bool] = True
+    takes_env: ClassVar[bool] = True
     is_synchronous: bool  # type: ignore[misc]  # of other engines it is the class that says so
 
     def __init__(self, *, auto: bool = False) -> None:

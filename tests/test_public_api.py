@@ -6,6 +6,7 @@ import doctest
 import importlib
 import importlib.metadata
 import importlib.resources
+import importlib.util
 import inspect
 import json
 import pkgutil
@@ -90,16 +91,24 @@ def test_every_exception_is_named_and_of_one_family() -> None:
 
 # --- documentation ------------------------------------------------------------------------------------
 
+_CLUSTERS = {
+    "distributed": ("joblib_stateful.engines._dask", "DaskEngine"),
+    "ray": ("joblib_stateful.engines._ray", "RayEngine"),
+}
+_MISSING = {name for package, names in _CLUSTERS.items() if not importlib.util.find_spec(package) for name in names}
 _MODULES = [
-    importlib.import_module(info.name) for info in pkgutil.walk_packages(joblib_stateful.__path__, "joblib_stateful.")
+    importlib.import_module(info.name)
+    for info in pkgutil.walk_packages(joblib_stateful.__path__, "joblib_stateful.")
+    if info.name not in _MISSING
 ]
 _OFFERS = {
     **{f"joblib_stateful.{name}": getattr(joblib_stateful, name) for name in _NAMES - {"engines", "errors"}},
     **{f"engines.{name}": getattr(engines, name) for name in engines.__all__ if name != "NAMES"},
+    **{f"engines.{name}": getattr(engines, name) for _, name in _CLUSTERS.values() if name not in _MISSING},
     **{f"testing.{name}": getattr(testing, name) for name in testing.__all__},
 }
-# Nobody makes one of these: the first two are for subclasses, the third comes from its engine.
-_ABSTRACT = {"engines.Engine", "engines.EngineWorker", "testing.MemoryWorker"}
+# Nobody makes one of these: the first three are for subclasses, the fourth comes from its engine.
+_ABSTRACT = {"engines.Engine", "engines.EngineWorker", "engines.RemoteWorker", "testing.MemoryWorker"}
 _RECORDS = {"joblib_stateful.WorkerInfo"}  # is given, not made
 
 

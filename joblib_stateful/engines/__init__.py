@@ -1,18 +1,32 @@
 """Engines: what a slot's worker runs on. Each is imported when it is asked for.
 
-``"loky"`` a process of its own (default); ``"threads"`` a thread; ``"inline"`` the calling thread.
-To add one, write a subclass of `Engine` and one of `EngineWorker`, and pass an instance as ``engine=``.
+``"loky"`` a process of its own (default); ``"threads"`` a thread; ``"inline"`` the calling thread; ``"dask"`` a worker
+process of a Dask cluster; ``"ray"`` a Ray actor.
+To add one, write a subclass of `Engine` and one of `RemoteWorker`, and pass an instance as ``engine=``; a complete one
+is in ``examples/process_engine.py``.
 """
 
 from __future__ import annotations
 
 import importlib
+from typing import TYPE_CHECKING, Any
 
+from .. import errors
+from .._transport import Pickled
 from ._base import Engine, EngineWorker
+from ._remote import Host, RemoteWorker
 
-__all__ = ["NAMES", "Engine", "EngineWorker", "get", "loaded"]
+if TYPE_CHECKING:
+    from ._dask import DaskEngine as DaskEngine
+    from ._ray import RayEngine as RayEngine
 
-_MODULES = {"loky": "_loky", "threads": "_threads", "inline": "_inline"}
+# `DaskEngine` and `RayEngine` are here, too, but not for ``import *``: what they need may not be installed.
+__all__ = ["NAMES", "Engine", "EngineWorker", "Host", "Pickled", "RemoteWorker", "get", "loaded"]
+
+_MODULES = {"loky": "_loky", "threads": "_threads", "inline": "_inline", "dask": "_dask", "ray": "_ray"}
+# What has to be installed for some of them: (package, extra of ours that brings it).
+_NEEDED = {"dask": ("distributed", "dask"), "ray": ("ray", "ray")}
+_CLASSES = {"DaskEngine": "dask", "RayEngine": "ray"}
 #: The engines that can be asked for by name.
 NAMES = tuple(_MODULES)
 _loaded: dict[str, Engine] = {}
@@ -36,6 +50,8 @@ def get(engine: str | Engine) -> Engine:
         There is no engine of that name.
     TypeError
         It is neither a name nor an engine.
+    EngineError
+        What it needs is not installed.
 
     Examples
     --------
@@ -50,9 +66,27 @@ def get(engine: str | Engine) -> Engine:
     if engine not in _MODULES:
         raise ValueError(f"There is no engine {engine!r}; write one of {known}, or pass an Engine object.")
     if engine not in _loaded:
-        module = importlib.import_module(f".{_MODULES[engine]}", __name__)
-        _loaded.setdefault(engine, module.engine_class())  # two threads may come here at once
+        _loaded.setdefault(engine, _module_of(engine).engine_class())  # two threads may come here at once
     return _loaded[engine]
+
+
+def _module_of(engine: str) -> Any:
+    try:
+        return importlib.import_module(f".{_MODULES[engine]}", __name__)
+    except ImportError as error:
+        package, extra = _NEEDED.get(engine, ("", ""))
+        if (error.name or "").partition(".")[0] != package:
+            raise
+        raise errors.EngineError(
+            f"engine={engine!r} needs the package {package}, which is not installed here: "
+            f"pip install 'joblib_stateful[{extra}]'.",
+        ) from error
+
+
+def __getattr__(name: str) -> Any:
+    if name in _CLASSES:
+        return getattr(_module_of(_CLASSES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def loaded() -> list[Engine]:

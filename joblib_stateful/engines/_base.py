@@ -54,8 +54,12 @@ class Engine(ABC):
 
     #: How users name it.
     name: ClassVar[str]
-    #: Workers live in processes of their own, so that they take ``worker_env`` and can be killed.
+    #: Workers live in processes of their own, so that they can be killed.
     has_processes: ClassVar[bool] = False
+    #: Workers take ``worker_env``, because their processes are started for them.
+    takes_env: ClassVar[bool] = False
+    #: Workers are elsewhere: this machine's CPUs are not theirs, and which item of a batch they run isn't seen.
+    is_remote: ClassVar[bool] = False
     #: `EngineWorker.send` answers itself, in the caller's thread.
     is_synchronous: ClassVar[bool] = False
 
@@ -65,6 +69,14 @@ class Engine(ABC):
     @abstractmethod
     def open(self, slot: int, env: Mapping[str, str]) -> EngineWorker:
         """Return a worker for a slot; it need not be started before the first message. Must not block."""
+
+    def for_slots(self, n_slots: int) -> Engine:  # noqa: ARG002 - for engines whose slots must know of each other
+        """Return the engine for one executor with so many slots."""
+        return self
+
+    def default_n_jobs(self) -> int | None:
+        """Return how many slots there are where nobody says it, and for ``n_jobs=-1``; None: one per CPU."""
+        return None
 
     def check(self) -> None:  # noqa: B027 - most engines can be used everywhere
         """Raise `EngineError` if this engine can't be used in this process."""

@@ -244,6 +244,7 @@ class LokyEngine(Engine):
 
     name: ClassVar[str] = "loky"
     has_processes: ClassVar[bool] = True
+    takes_env: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self.transport: Transport = SharedMemory() if Handover.is_possible else Pickled()

@@ -58,7 +58,7 @@ class ThreadWorker(EngineWorker):
             on_reply, self._under_way = self._under_way, None
         self._inbox.put(None)
         if on_reply is not None:
-            on_reply(Death(self.pid, started=True, place=self.progress.place, reason="its thread was given up"))
+            on_reply(Death(self.pid, started=True, place=self.progress.place, reason="a thread can't be killed"))
 
     def _serve(self) -> None:
         while not self._killed and (received := self._inbox.get()) is not None:

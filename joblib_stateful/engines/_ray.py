@@ -1,0 +1,172 @@
+"""The engine ``"ray"``: one Ray actor per slot, on a cluster or on this machine.
+
+Ray places the actors, starts their processes, carries the messages and finds out when one dies; slots, retries, limits
+and order are those of every engine. Nothing is ever connected or started by itself: call `ray.init` before.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import ray
+
+from .. import errors
+from .._records import Death, Finish, Finished, Phase
+from .._transport import Pickled
+from ._base import Engine
+from ._remote import Host, RemoteWorker
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .._records import Message, Reply
+    from .._transport import Transport
+
+
+class _FarEnd:
+    """What an actor is; not `Host` itself, because Ray changes the methods."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._host = Host(transport, is_process=True)
+
+    def serve(self, message: Message) -> Reply:
+        return self._host.serve(message)
+
+
+_Actor: Any = ray.remote(_FarEnd)
+
+
+class RayWorker(RemoteWorker):
+    """One actor."""
+
+    def __init__(self, engine: RayEngine, env: Mapping[str, str]) -> None:
+        super().__init__()
+        self._engine, self._env = engine, dict(env)
+        self._actor: Any = None
+        self._is_scheduled = False
+
+    def exchange(self, message: Message) -> Reply | Death:
+        """Have the actor answer; it is made with the first message."""
+        if self._actor is None:
+            if isinstance(message, Finish):
+                return Finished(message.seq, None)
+            self._engine.check()  # or Ray would start a cluster of its own
+            self._actor = self._engine.make_actor(self._env)
+            ray.get(self._actor.__ray_ready__.remote())
+            self._is_scheduled = True
+            self.progress.enter(message.seq, Phase.BUILDING)
+        reply: Reply = ray.get(self._actor.serve.remote(message))
+        return reply
+
+    def end(self) -> None:
+        """Kill the actor."""
+        if self._actor is not None and ray.is_initialized():
+            ray.kill(self._actor)
+
+    def explain(self) -> str:
+        """Say what it asks for and what there is, as long as Ray has not placed it."""
+        return "" if self._is_scheduled else self._engine.why_not_scheduled()
+
+
+class RayEngine(Engine):
+    """Opens workers that are Ray actors.
+
+    Parameters
+    ----------
+    num_cpus : float, default 1
+        CPUs that each actor asks Ray for.
+    num_gpus : float, optional
+        GPUs that each actor asks for; Ray sets ``CUDA_VISIBLE_DEVICES`` in it.
+    resources : dict, optional
+        Other resources that each actor asks for.
+    runtime_env : dict, optional
+        Ray's runtime environment of the actors; a slot's ``worker_env`` is laid over its ``env_vars``.
+    max_restarts : int, default 0
+        How often Ray restarts an actor by itself. An actor that Ray has restarted has lost its object, and is given up
+        with the next message, so leave it to the ``max_restarts`` of the map.
+    **actor_options
+        Any other option of an actor, as `ray.actor.ActorClass.options` takes them (``scheduling_strategy``,
+        ``label_selector``, ``memory``, ...).
+
+    Raises
+    ------
+    ValueError, TypeError
+        Ray doesn't know an option, or not that value.
+
+    Examples
+    --------
+    >>> import ray
+    >>> from joblib_stateful import stateful_map
+    >>> _ = ray.init(num_cpus=2, include_dashboard=False)  # doctest: +SKIP
+    >>> list(stateful_map(abs, [-1, -2], engine=RayEngine(num_cpus=0.5), n_jobs=2))  # doctest: +SKIP
+    [1, 2]
+    """
+
+    name: ClassVar[str] = "ray"
+    has_processes: ClassVar[bool] = True
+    takes_env: ClassVar[bool] = True
+    is_remote: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        *,
+        num_cpus: float = 1,
+        num_gpus: float | None = None,
+        resources: Mapping[str, float] | None = None,
+        runtime_env: Mapping[str, Any] | None = None,
+        max_restarts: int = 0,
+        **actor_options: Any,
+    ) -> None:
+        self.transport = Pickled()
+        self._runtime_env = dict(runtime_env or {})
+        self._options = {
+            "num_cpus": num_cpus,
+            "num_gpus": num_gpus,
+            "resources": None if resources is None else dict(resources),
+            "max_restarts": max_restarts,
+            **actor_options,
+        }
+        _Actor.options(**self._options, runtime_env=self._runtime_env or None)  # which checks them
+
+    def open(self, slot: int, env: Mapping[str, str]) -> RayWorker:  # noqa: ARG002 - only env tells slots apart
+        """Return a worker for a slot."""
+        return RayWorker(self, env)
+
+    def check(self) -> None:
+        """Refuse to start a cluster."""
+        if not ray.is_initialized():
+            raise errors.EngineError(
+                'engine="ray" needs a connection to Ray, and there is none in this process. Call ray.init() for this '
+                "machine, or ray.init(address=...) for a cluster, before.",
+            )
+
+    def default_n_jobs(self) -> int:
+        """Return how many of its actors fit on the cluster."""
+        self.check()
+        has = ray.cluster_resources()
+        fits = [int(has.get(name, 0) // amount) for name, amount in self._wanted().items() if amount]
+        return max(min(fits, default=1), 1)
+
+    def make_actor(self, env: Mapping[str, str]) -> Any:
+        """Return a new actor, which Ray may have to find a place for."""
+        runtime_env = dict(self._runtime_env)
+        if env:
+            runtime_env["env_vars"] = {**runtime_env.get("env_vars", {}), **env}
+        return _Actor.options(**self._options, runtime_env=runtime_env or None).remote(self.transport)
+
+    def why_not_scheduled(self) -> str:
+        """Say what an actor asks for, and what the cluster has."""
+        if not ray.is_initialized():
+            return "the connection to Ray is closed"
+        wanted = self._wanted()
+        has, free = ray.cluster_resources(), ray.available_resources()
+        asked = ", ".join(f"{amount:g} {name}" for name, amount in wanted.items() if amount) or "nothing"
+        there = ", ".join(f"{free.get(name, 0):g} of {has.get(name, 0):g} {name}" for name in wanted)
+        return f"Ray found no place for its actor, which asks for {asked}; free are {there}"
+
+    def _wanted(self) -> dict[str, float]:
+        own = self._options
+        return {"CPU": own["num_cpus"] or 0, "GPU": own["num_gpus"] or 0, **(own["resources"] or {})}
+
+
+engine_class = RayEngine

@@ -1,0 +1,205 @@
+"""Workers at the far end of something that blocks, such as a cluster: what they have in common.
+
+On this side each has a thread that hands over a message and waits for the answer. What the far end does in the
+meantime isn't seen from here: not which item of a batch runs, nor since when.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import queue
+import threading
+from abc import abstractmethod
+from typing import TYPE_CHECKING, TypeAlias
+
+from .. import errors
+from .._records import Build, BuildFailed, Built, Death, Failure, Finish, Finished, Phase, Run
+from .._worker import Progress, Worker, set_process_worker
+from ._base import EngineWorker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .._records import Message, Reply
+    from .._transport import Transport
+
+    _OnReply: TypeAlias = Callable[[Reply | Death], None]
+
+__all__ = ["Host", "RemoteWorker"]
+
+
+class RemoteWorker(EngineWorker):
+    """A worker whose answers are waited for in a thread.
+
+    Subclasses say how a message is exchanged for its answer, and how the far end is ended. The rest of what an engine's
+    worker must do is here.
+
+    Examples
+    --------
+    An engine whose far end is no farther than a call; ``examples/process_engine.py`` is one with processes.
+
+    >>> from joblib_stateful import stateful_map
+    >>> from joblib_stateful.engines import Engine, Host, Pickled
+    >>> class NearWorker(RemoteWorker):
+    ...     def __init__(self, transport):
+    ...         super().__init__()
+    ...         self.host = Host(transport, is_process=False)
+    ...     def exchange(self, message):
+    ...         return self.host.serve(message)
+    ...     def end(self):
+    ...         pass
+    >>> class NearEngine(Engine):
+    ...     name = "near"
+    ...     transport = Pickled()
+    ...     def open(self, slot, env):
+    ...         return NearWorker(self.transport)
+    >>> list(stateful_map(abs, [-1, -2], n_jobs=2, engine=NearEngine()))
+    [1, 2]
+    """
+
+    def __init__(self) -> None:
+        self.progress = Progress()
+        # None wakes the thread to see that it is over.
+        self._inbox: queue.SimpleQueue[tuple[Message, _OnReply] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()  # guards the three below
+        self._under_way: tuple[Message, _OnReply] | None = None
+        self.is_gone = False
+        self.was_killed = False
+
+    @abstractmethod
+    def exchange(self, message: Message) -> Reply | Death:
+        """Have the far end answer a message; it is started with the first one, a `Build`.
+
+        Called in one and the same thread each time, which may block for as long as it takes. An exception means that
+        the far end is of no use any more; an `EngineError` during a `Build`, that it can't be had at all.
+        """
+
+    @abstractmethod
+    def end(self) -> None:
+        """End the far end at once, whatever it does; called once, from any thread."""
+
+    def explain(self) -> str:
+        """Say what it is waiting for, if that is of interest to whom it took too long."""
+        return ""
+
+    def send(self, message: Message, on_reply: _OnReply) -> Reply | Death | None:
+        """Hand the message to the thread."""
+        with self._lock:
+            if self.is_gone:
+                return Death(self.pid, reason="it was killed")
+            self._under_way = message, on_reply
+            # By this side's clock, because the far end is idle and takes it at once.
+            self.progress.enter(message.seq, Phase.RUNNING if isinstance(message, Run) else Phase.BUILDING)
+            if isinstance(message, Run) and message.parcel.n_values == 1:
+                self.progress.start_item(0)
+            self._inbox.put((message, on_reply))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._serve, name="joblib_stateful-remote", daemon=True)
+                self._thread.start()
+        return None
+
+    def close(self, message: Finish, on_closed: Callable[[Failure | None], None]) -> None:
+        """Have the object closed, and end the far end."""
+
+        def finished(reply: Reply | Death) -> None:
+            on_closed(reply.failure if isinstance(reply, Finished) else None)
+
+        if self._thread is None or self.send(message, finished) is not None:
+            on_closed(None)
+
+    def kill(self) -> None:
+        """End the far end; what it was doing is answered with a `Death`."""
+        explanation = self.explain()
+        with self._lock:
+            if self.is_gone:
+                return
+            self.is_gone = self.was_killed = True
+            under_way, self._under_way = self._under_way, None
+        self._end()
+        self._inbox.put(None)
+        if under_way is not None:
+            message, on_reply = under_way
+            on_reply(self._death(message, explanation))
+
+    def disown(self) -> None:
+        """Leave the far end to the process that this one was forked from."""
+        self._lock = threading.Lock()
+        self.is_gone, self._thread, self._under_way = True, None, None
+
+    def _serve(self) -> None:
+        while (received := self._inbox.get()) is not None:
+            message, on_reply = received
+            reply = self._answer(message)
+            is_over = isinstance(reply, (Death, Finished))
+            with self._lock:
+                counts = not self.is_gone
+                self.is_gone |= is_over
+                self._under_way = None
+            if not counts:
+                return
+            self.progress.leave()
+            if is_over:
+                self._end()
+            on_reply(reply)
+            if is_over:
+                return
+            del message, on_reply, reply, received  # hold nothing while waiting
+
+    def _answer(self, message: Message) -> Reply | Death:
+        try:
+            reply = self.exchange(message)
+        except errors.EngineError as error:
+            if isinstance(message, Build):
+                return BuildFailed(message.seq, None, Failure(pickle.dumps(error), "EngineError", str(error), ""))
+            return self._death(message, str(error))
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the answer won't come
+            return self._death(message, f"{type(error).__name__}: {error}")
+        if isinstance(reply, Built):
+            self.pid = reply.pid
+        return reply
+
+    def _death(self, message: Message, reason: str) -> Death:
+        place = self.progress.place if isinstance(message, Run) else None
+        return Death(self.pid, started=True, place=place, reason=reason)
+
+    def _end(self) -> None:
+        with contextlib.suppress(Exception):  # it is gone already, or nobody can reach it any more
+            self.end()
+
+
+class Host:
+    """The far end: one life of one slot.
+
+    Parameters
+    ----------
+    transport : Transport
+        How values travel; the engine's own.
+    is_process : bool
+        It has its process for itself.
+
+    Examples
+    --------
+    See `RemoteWorker`.
+
+    >>> from joblib_stateful.engines import Pickled
+    >>> Host(Pickled(), is_process=False)
+    <Host>
+    """
+
+    def __init__(self, transport: Transport, *, is_process: bool) -> None:
+        self._worker = Worker(transport, Progress())
+        self._latest = 0
+        if is_process:
+            set_process_worker(self._worker)
+
+    def serve(self, message: Message) -> Reply:
+        """Answer a message; one that comes again, because a cluster tries again what it has lost, is refused."""
+        if message.seq <= self._latest:
+            raise RuntimeError("this message has been answered before, and the answer was lost")
+        self._latest = message.seq
+        return self._worker.handle(message)
+
+    def __repr__(self) -> str:
+        return "<Host>"
