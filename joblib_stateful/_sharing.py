@@ -21,7 +21,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._arrays import array_pickler
-from ._segments import Arena, Range, Received, Segment
+from ._segments import Arena, Received, Segment
 from ._transport import Packer, Packing, Pickled, Sharing
 
 if TYPE_CHECKING:
@@ -32,7 +32,12 @@ class SharedFrame(NamedTuple):
     """A packed value whose large buffers travel beside it."""
 
     head: bytes
-    buffers: tuple[Any, ...]  # each a `Segment`, which arrives as `Received`; or a `Range`, which becomes a copy
+    # Each a `Segment`, which arrives as `Received`; a `Range`, which becomes a copy; or a `Blob`, which does so, too.
+    buffers: tuple[Any, ...]
+
+    def with_buffers(self, change: Callable[[Any], Any]) -> SharedFrame:
+        """Return it with what the buffers lie in changed."""
+        return SharedFrame(self.head, tuple(map(change, self.buffers)))
 
 
 class Lost(NamedTuple):
@@ -71,7 +76,7 @@ class SharedMemory(Pickled):
     def unpack(self, packed: Any) -> Any:
         """Unpack one value."""
         if isinstance(packed, SharedFrame):
-            buffers = [buffer.view() if isinstance(buffer, Received) else buffer for buffer in packed.buffers]
+            buffers = [buffer.view() if isinstance(buffer, (Received, Blob)) else buffer for buffer in packed.buffers]
             return pickle.loads(packed.head, buffers=buffers)
         if isinstance(packed, Lost):
             raise packed.error
@@ -81,8 +86,58 @@ class SharedMemory(Pickled):
         # A worker's warnings would be seen by nobody who looks for them.
         return _SharingPacker(self._set_aside, sharing or self._sharing, warns=self.arena is None)
 
-    def _set_aside(self, buffer: memoryview, sharing: Sharing) -> Segment | Range:
+    def _set_aside(self, buffer: memoryview, sharing: Sharing) -> Any:
         return self._store.segment_of(buffer, sharing) if self.arena is None else self.arena.write(buffer)
+
+
+class Blob:
+    """A buffer on its way to a cluster, until the last parcel that holds it is dropped.
+
+    Parameters
+    ----------
+    buffer : memoryview
+        What it holds, in bytes; copied at once.
+    mode : {"r", "r+", "w+", "c"}
+        What workers may do with it.
+    """
+
+    def __init__(self, buffer: memoryview, mode: str = "r") -> None:
+        self.size, self.mode, self.data = buffer.nbytes, mode, bytes(buffer)
+        # Where it lies in the cluster's own store: what that gave for it, by place.
+        self.handles: dict[Any, Any] = {}
+
+    def view(self) -> memoryview:
+        """Return what it holds."""
+        return memoryview(self.data)
+
+
+class Stored(SharedMemory):
+    """cloudpickle in both directions; large buffers on their way out by the store of a cluster.
+
+    The engine takes each `Blob` out of a message and puts it into the store once; its far end takes it from there.
+
+    Parameters
+    ----------
+    sharing : Sharing, optional
+        How buffers travel where a call does not say it.
+    is_far : bool, default False
+        This is the far end, whose results go in line.
+    """
+
+    def __init__(self, sharing: Sharing | None = None, *, is_far: bool = False) -> None:
+        super().__init__(sharing)
+        self._store = _Blobs()
+        self._is_far = is_far
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _far_end, (self._sharing,)
+
+    def _packer(self, sharing: Sharing | None) -> Packer:
+        return Packer() if self._is_far else super()._packer(sharing)
+
+
+def _far_end(sharing: Sharing) -> Stored:
+    return Stored(sharing, is_far=True)
 
 
 def segments_of(frames: Iterable[Any]) -> Iterator[Any]:
@@ -92,19 +147,12 @@ def segments_of(frames: Iterable[Any]) -> Iterator[Any]:
             yield from frame.buffers
 
 
-def brought_along(frame: Any) -> Any:
-    """Return a frame with its buffers in it."""
-    if not isinstance(frame, SharedFrame):
-        return frame
-    return SharedFrame(frame.head, tuple(bytes(segment.view()) for segment in frame.buffers))
-
-
 def copied_out(frame: Any, arena: Arena) -> Any:
     """Return a worker's frame with copies of what it laid into its arena."""
     if not isinstance(frame, SharedFrame):
         return frame
     try:
-        return SharedFrame(frame.head, tuple(map(arena.read, frame.buffers)))
+        return frame.with_buffers(arena.read)
     except (OSError, MemoryError, BufferError) as error:  # the item's error, when it is unpacked
         return Lost(error)
 
@@ -176,34 +224,41 @@ class _Store:
     def __init__(self) -> None:
         # Held while one is written, so that two threads with the same array make one.
         self._lock = threading.Lock()
-        self._segments: weakref.WeakValueDictionary[Any, Segment] = weakref.WeakValueDictionary()
-        self._alive: weakref.WeakSet[Segment] = weakref.WeakSet()  # also those whose place has had other contents since
+        self._segments: weakref.WeakValueDictionary[Any, Any] = weakref.WeakValueDictionary()
+        self._alive: weakref.WeakSet[Any] = weakref.WeakSet()  # also those whose place has had other contents since
         _stores.add(self)
 
-    def segment_of(self, buffer: memoryview, sharing: Sharing) -> Segment:
+    def segment_of(self, buffer: memoryview, sharing: Sharing) -> Any:
         """Return a segment with the bytes of a buffer; raises OSError if there is no room for it."""
         address = _address_of(buffer)
         if address is None:
-            return _make_segment(buffer, sharing)
+            return self._make(buffer, sharing)
         key = (address, buffer.nbytes, sharing.mode, sharing.folder)
         with self._lock:
             found = self._segments.get(key)
             if found is None or not _is_same(address, found):
-                self._check_room()
-                found = self._segments[key] = _make_segment(buffer, sharing)
+                found = self._segments[key] = self._make(buffer, sharing)
                 self._alive.add(found)
             elif sharing.held is not None:
                 _hold(sharing.held, key, found, buffer.obj)
         return found
 
-    def _check_room(self) -> None:
-        """Leave most file descriptors to others: each segment that is alive holds one."""
+    def _make(self, buffer: memoryview, sharing: Sharing) -> Any:
+        # Most file descriptors are left to others: each segment that is alive holds one.
         if len(self._alive) >= _most_open() // 4:
             raise OSError(errno.EMFILE, f"{len(self._alive)} arrays are under way already, one open file each")
+        return _make_segment(buffer, sharing)
 
     def start_anew(self) -> None:
         """In a fork: the lock may be held for ever."""
         self._lock = threading.Lock()
+
+
+class _Blobs(_Store):
+    """The same for blobs, which hold nothing but memory."""
+
+    def _make(self, buffer: memoryview, sharing: Sharing) -> Any:
+        return Blob(buffer, sharing.mode)
 
 
 def _most_open() -> int:
@@ -227,7 +282,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_start_anew)
 
 
-def _hold(held: dict[Any, Any], key: Any, segment: Segment, owner: Any) -> None:
+def _hold(held: dict[Any, Any], key: Any, segment: Any, owner: Any) -> None:
     """Keep a segment as long as the array is there that it was made from."""
     while getattr(owner, "base", None) is not None and hasattr(owner.base, "__array_interface__"):
         owner = owner.base
@@ -254,7 +309,7 @@ def _address_of(buffer: memoryview) -> int | None:
     return address
 
 
-def _is_same(address: int, segment: Segment) -> bool:
+def _is_same(address: int, segment: Any) -> bool:
     # 11 ms for 200 MB; comparing arrays would make a third one.
     with segment.view() as view:
         return bool(_memcmp(address, _address_of(view), segment.size) == 0)

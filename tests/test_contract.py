@@ -214,6 +214,25 @@ def test_an_object_is_built_anew_after_so_many_items(engine: Any, log: Path) -> 
     assert (count(log, "built"), count(log, "closed")) == (3, 3)
 
 
+@on(*ALL)
+@pytest.mark.parametrize("mode", ["r", "c"])
+def test_large_arrays_come_and_go(engine: Any, mode: Any) -> None:
+    np = pytest.importorskip("numpy")
+    data = np.arange(400_000.0)
+    is_shared = engine in ("loky", "dask", "ray")
+
+    def use(array: Any, number: int) -> Any:
+        assert array.flags.writeable == (mode == "c" or not is_shared)
+        return array + number
+
+    with parallel_config(backend="stateful", n_jobs=N_JOBS, engine=engine, mmap_mode=mode):
+        for number, result in enumerate(Parallel()(delayed(use)(data, number) for number in range(6))):
+            np.testing.assert_array_equal(result, data + number)
+            result[0] = 1.0  # results can be written to
+        data[0] = -1.0  # what the caller changes between two calls arrives changed
+        assert Parallel()(delayed(lambda array: array[0])(data) for _ in range(4)) == [-1.0] * 4
+
+
 # --- errors ---------------------------------------------------------------------------------------------
 
 

@@ -17,20 +17,25 @@ import time
 import uuid
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import distributed
 
 from .. import errors
 from .._records import Finish, Finished
-from .._transport import PROTOCOL, Pickled
+from .._sharing import Stored
+from .._transport import PROTOCOL
 from ._base import Engine
+from ._buffers import Handle, with_buffers
 from ._remote import Host, RemoteWorker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from .._records import Death, Message, Reply
+    from .._sharing import Blob
+    from .._transport import Transport
 
 _log = logging.getLogger("joblib_stateful")
 
@@ -105,6 +110,7 @@ class DaskWorker(RemoteWorker):
             # An actor, whose messages go past the scheduler: 1,200 a second instead of 120 as tasks.
             self._future = client.submit(
                 _Room,
+                self._seats.transport,
                 key=f"joblib_stateful-slot-{self._slot}-{uuid.uuid4().hex}",
                 workers=[self._address],
                 allow_other_workers=False,
@@ -117,7 +123,8 @@ class DaskWorker(RemoteWorker):
             self._wait()
             with client.as_current():  # or the actor would ask another client of this process
                 self._room = self._future.result()
-        answer = self._room.serve(pickle.dumps(message, PROTOCOL))
+        stored = with_buffers(message, partial(self._scatter, client))
+        answer = self._room.serve(pickle.dumps(stored, PROTOCOL))
 
         async def wait() -> None:
             with contextlib.suppress(Exception):  # it is raised where the answer is asked for
@@ -127,6 +134,14 @@ class DaskWorker(RemoteWorker):
         client.loop.add_callback(wait)
         self._wait()
         return answer.result()
+
+    def _scatter(self, client: Any, blob: Blob) -> Handle:
+        """Lay a buffer into the worker process, once: it stays as long as the blob."""
+        place = id(client), self._address
+        future = blob.handles.get(place)
+        if future is None:
+            future = blob.handles[place] = client.scatter(blob.data, workers=[self._address], hash=False)
+        return Handle(future.key, blob.mode)
 
     def _wait(self) -> None:
         while not self._gone.is_set():
@@ -233,7 +248,7 @@ class DaskEngine(Engine):
             raise TypeError(f"client must be a distributed.Client, not {client!r}.")
         if isinstance(workers, str):
             raise TypeError(f"workers must be a list of addresses, not one string; write workers=[{workers!r}].")
-        self.transport = Pickled()
+        self.transport = Stored()
         self.resources = None if resources is None else dict(resources)
         self.worker_timeout = worker_timeout
         self._client = client
@@ -351,22 +366,23 @@ class _Room:
     Not Dask's thread for actors, of which there is one for all that are in a process, whosever they are.
     """
 
-    def __init__(self) -> None:
-        self._host = Host(Pickled(), is_process=False)
+    def __init__(self, transport: Transport) -> None:
+        self._host = Host(transport, is_process=False)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="joblib_stateful-slot")
 
     async def serve(self, packed: bytes) -> Reply:
         """Answer a message."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._serve, packed)
+        stored = distributed.get_worker().data
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._serve, packed, stored)
 
     async def die(self) -> None:
         """End this process, if somebody is there who starts it again."""
         if distributed.get_worker().nanny and hasattr(signal, "SIGKILL"):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def _serve(self, packed: bytes) -> Reply:
+    def _serve(self, packed: bytes, stored: Mapping[Any, Any]) -> Reply:
         message: Message = pickle.loads(packed)
-        reply = self._host.serve(message)
+        reply = self._host.serve(with_buffers(message, lambda handle: handle.used(stored[handle.key])))
         if isinstance(message, Finish):
             self._thread.shutdown(wait=False)
         return reply

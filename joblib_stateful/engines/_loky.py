@@ -28,6 +28,7 @@ from .._sharing import SharedMemory, copied_out
 from .._transport import Pickled, Transport
 from .._worker import Progress
 from ._base import Engine, EngineWorker
+from ._buffers import in_line, segments_in
 from ._burial import bury, expect, wait_for_burials
 from ._handover import Handover
 from ._loky_room import check_room, explain
@@ -144,13 +145,13 @@ class LokyWorker(EngineWorker):
         return future
 
     def _submit(self, pool: loky.ProcessPoolExecutor, message: Message) -> Future[Reply]:
-        segments = list(_loky_child.segments_in(message))
+        segments = list(segments_in(message))
         if segments:  # first, so that a message never waits for what could not be sent
             assert self._handover is not None  # noqa: S101 - there are none without it
             try:
                 self._handover.send([segment.fd for segment in segments])
             except OSError:  # too many are under way; how many is a limit of the user's
-                message, segments = _loky_child.in_line(message), []
+                message, segments = in_line(message), []
         future: Future[Reply] = pool.submit(_loky_child.serve, message, len(segments))
         return future
 

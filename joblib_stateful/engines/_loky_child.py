@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from loky import process_executor
 
-from .._records import Build, Ran, Run
+from .._records import Ran
 from .._segments import Arena
-from .._sharing import SharedMemory, brought_along, segments_of
+from .._sharing import SharedMemory, segments_of
 from .._worker import Progress, Worker, current, set_process_worker
+from ._buffers import segments_in
 from ._loky_process import keep_pipes_from_children
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
     from multiprocessing.connection import Connection
 
     from .._records import Message, Reply
@@ -76,27 +76,6 @@ def serve(message: Message, n_segments: int) -> Reply:
         assert isinstance(transport, SharedMemory) and transport.arena is not None  # noqa: S101, PT018 - set_up gave it
         _kept[1].send([transport.arena.fd])
     return reply
-
-
-def segments_in(message: Message) -> Iterator[Any]:
-    """Return what the large buffers of a message lie in; on either side, in the same order."""
-    frames: Iterable[Any] = ()
-    if isinstance(message, Run) and not message.parcel.joint:
-        frames = message.parcel.frames
-    elif isinstance(message, Build):
-        frames = message.spec or ()
-    # Each once, however often it is referred to.
-    return iter({segment.number: segment for segment in segments_of(frames)}.values())
-
-
-def in_line(message: Message) -> Message:
-    """Return a message that brings its large buffers itself."""
-    if isinstance(message, Run):
-        frames = tuple(map(brought_along, message.parcel.frames))
-        return message._replace(parcel=message.parcel._replace(frames=frames))
-    if isinstance(message, Build) and message.spec is not None:
-        return message._replace(spec=tuple(map(brought_along, message.spec)))
-    return message
 
 
 def lies_in_arena(reply: Reply) -> bool:

@@ -6,20 +6,23 @@ and order are those of every engine. Nothing is ever connected or started by its
 
 from __future__ import annotations
 
+import pickle
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import ray
 
 from .. import errors
 from .._records import Death, Finish, Finished, Phase
-from .._transport import Pickled
+from .._sharing import Stored
 from ._base import Engine
+from ._buffers import Handle, with_buffers
 from ._remote import Host, RemoteWorker
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from .._records import Message, Reply
+    from .._sharing import Blob
     from .._transport import Transport
 
 
@@ -30,10 +33,19 @@ class _FarEnd:
         self._host = Host(transport, is_process=True)
 
     def serve(self, message: Message) -> Reply:
-        return self._host.serve(message)
+        # Arrays are mapped from Ray's store, not copied.
+        return self._host.serve(with_buffers(message, lambda handle: handle.used(ray.get(handle.key))))
 
 
 _Actor: Any = ray.remote(_FarEnd)
+
+
+def _put(blob: Blob) -> Handle:
+    """Put a buffer into Ray's store, once: it stays as long as the blob."""
+    reference = blob.handles.get("ray")
+    if reference is None:
+        reference = blob.handles["ray"] = ray.put(pickle.PickleBuffer(blob.data))
+    return Handle(reference, blob.mode)
 
 
 class RayWorker(RemoteWorker):
@@ -55,7 +67,7 @@ class RayWorker(RemoteWorker):
             ray.get(self._actor.__ray_ready__.remote())
             self._is_scheduled = True
             self.progress.enter(message.seq, Phase.BUILDING)
-        reply: Reply = ray.get(self._actor.serve.remote(message))
+        reply: Reply = ray.get(self._actor.serve.remote(with_buffers(message, _put)))
         return reply
 
     def end(self) -> None:
@@ -117,7 +129,7 @@ class RayEngine(Engine):
         max_restarts: int = 0,
         **actor_options: Any,
     ) -> None:
-        self.transport = Pickled()
+        self.transport = Stored()
         self._runtime_env = dict(runtime_env or {})
         self._options = {
             "num_cpus": num_cpus,

@@ -1,0 +1,58 @@
+"""The large buffers of a message, which travel beside it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .._records import Build, Run
+from .._sharing import SharedFrame, segments_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from .._records import Message
+
+
+def segments_in(message: Message) -> Iterator[Any]:
+    """Return what the large buffers of a message lie in; on either side, in the same order."""
+    # Each once, however often it is referred to.
+    return iter({segment.number: segment for segment in segments_of(_frames_of(message))}.values())
+
+
+def has_buffers(message: Message) -> bool:
+    """Tell whether a message has any."""
+    return any(True for _ in segments_of(_frames_of(message)))
+
+
+def with_buffers(message: Message, change: Callable[[Any], Any]) -> Message:
+    """Return a message with what its large buffers lie in changed."""
+    frames = tuple(
+        frame.with_buffers(change) if isinstance(frame, SharedFrame) else frame for frame in _frames_of(message)
+    )
+    if isinstance(message, Run) and frames:
+        return message._replace(parcel=message.parcel._replace(frames=frames))
+    if isinstance(message, Build) and frames:
+        return message._replace(spec=frames)
+    return message
+
+
+class Handle(NamedTuple):
+    """What the far end finds a blob by in a cluster's store."""
+
+    key: Any
+    mode: str
+
+    def used(self, data: Any) -> Any:
+        """Return what lies in the store, or a copy if workers may write to it."""
+        return data if self.mode == "r" else bytearray(data)
+
+
+def in_line(message: Message) -> Message:
+    """Return a message that brings its large buffers itself."""
+    return with_buffers(message, lambda segment: bytes(segment.view()))
+
+
+def _frames_of(message: Message) -> Iterable[Any]:
+    if isinstance(message, Run) and not message.parcel.joint:
+        return message.parcel.frames
+    return message.spec or () if isinstance(message, Build) else ()
