@@ -52,7 +52,7 @@ def queries(n: int, seed: int) -> Iterator[str]:
         yield " ".join(f'"{word}"' for word in found[start : start + 3])
 
 
-def main() -> None:
+def main(engine: str = "loky") -> None:
     with tempfile.TemporaryDirectory() as folder:
         built = Path(folder, "built")
         for seed in (1, 2):
@@ -65,6 +65,7 @@ def main() -> None:
                 shared_kwargs={"built": built},
                 progress={"desc": f"map {seed}", "unit": " queries"},
                 total=N_QUERIES,
+                engine=engine,
             )
             samples = []
             for query, topic in results:

@@ -34,6 +34,24 @@ def test_quickstart() -> None:
     assert "map 2: 100%" in bars
 
 
+@pytest.mark.parametrize(("name", "package"), [("dask", "distributed"), ("ray", "ray")])
+def test_quickstart_on_a_cluster(name: str, package: str) -> None:
+    pytest.importorskip(package)
+    # Not with warnings as errors: some are Dask's and Ray's own.
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / f"on_{name}.py")], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout.count("indexes built so far: 2") == 2
+    assert "map 2: 100%" in done.stderr
+
+
+def test_an_engine_of_ones_own() -> None:
+    results, _ = outputs("process_engine.py")
+    assert results.strip() == "[5, 4, 3, 2, 1, 0, 1, 2, 3, 4]"
+
+
 @pytest.mark.skipif(importlib.util.find_spec("sklearn") is None, reason="scikit-learn is not installed")
 def test_grid_search() -> None:
     results, bars = outputs("grid_search.py")
