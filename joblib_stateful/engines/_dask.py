@@ -52,6 +52,7 @@ class DaskWorker(RemoteWorker):
         super().__init__()
         self._seats, self._slot = seats, slot
         self._address: str | None = None
+        self._seat: str | None = None  # the same, until it is given back
         self._future: Any = None  # of the actor; it lives as long as this does
         self._room: Any = None  # the actor
         # What happens to the present task: "done" or "lost".
@@ -64,7 +65,7 @@ class DaskWorker(RemoteWorker):
         if self._address is None:
             if isinstance(message, Finish):
                 return Finished(message.seq, None)
-            self._address = self._seats.take(self, self._slot)
+            self._address = self._seat = self._seats.take(self, self._slot)
         self._is_idle = False
         reply: Reply = self._ask(self._seats.engine.client(), message)
         self._is_idle = True
@@ -72,11 +73,11 @@ class DaskWorker(RemoteWorker):
 
     def end(self) -> None:
         """Leave the process, or have it killed and started again if it is busy with something of ours."""
-        address = self._address
+        address, self._seat = self._seat, None
         if address is None:
             return
         room, self._room, self._future = self._room, None, None
-        if self._is_idle or self._gone.is_set():
+        if room is None or self._is_idle or self._gone.is_set():
             self._seats.leave(self, address)
         else:  # it takes seconds until the new process is there
             threading.Thread(
@@ -95,7 +96,7 @@ class DaskWorker(RemoteWorker):
     def _restart(self, address: str, room: Any) -> None:
         try:
             client = self._seats.engine.client()
-            if self.was_killed and room is not None:
+            if self.was_killed:
                 room.die()  # Dask's own way asks first, and takes four seconds over it
             if not self._gone.wait(_DEATH_SECONDS):
                 # Where no nanny is there to start it again, or the cluster is closed, it is left to itself.

@@ -59,10 +59,10 @@ class RayWorker(RemoteWorker):
 
     def exchange(self, message: Message) -> Reply | Death:
         """Have the actor answer; it is made with the first message."""
+        if self._actor is None and isinstance(message, Finish):
+            return Finished(message.seq, None)
+        self._engine.check()  # or Ray would start a cluster of its own
         if self._actor is None:
-            if isinstance(message, Finish):
-                return Finished(message.seq, None)
-            self._engine.check()  # or Ray would start a cluster of its own
             self._actor = self._engine.make_actor(self._env)
             ray.get(self._actor.__ray_ready__.remote())
             self._is_scheduled = True

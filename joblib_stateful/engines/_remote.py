@@ -78,7 +78,11 @@ class RemoteWorker(EngineWorker):
 
     @abstractmethod
     def end(self) -> None:
-        """End the far end at once, whatever it does; called once, from any thread."""
+        """End the far end at once, whatever it does.
+
+        Called from any thread, and perhaps again: by the thread of `exchange`, if that was still at work when the far
+        end was to be killed.
+        """
 
     def explain(self) -> str:
         """Say what it is waiting for, if that is of interest to whom it took too long."""
@@ -138,6 +142,7 @@ class RemoteWorker(EngineWorker):
                 self.is_gone |= is_over
                 self._under_way = None
             if not counts:
+                self._end()  # what it may have started after it was killed
                 return
             self.progress.leave()
             if is_over:
