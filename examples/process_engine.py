@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from typing import Any, ClassVar
@@ -20,6 +21,7 @@ from joblib_stateful.engines import Engine, Host, Pickled, RemoteWorker
 
 def serve(connection: Connection, env: Mapping[str, str]) -> None:
     """Answer messages for good; this is the far end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     os.environ.update(env)
     host = Host(Pickled(), is_process=True)
     while True:

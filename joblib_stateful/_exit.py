@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ._core import Core
 
 # After Ctrl-C, objects have this long to close; a script shall be gone within two seconds.
-_GRACE_AFTER_INTERRUPT = 0.8
+_GRACE_AFTER_INTERRUPT = 1.0
 _GRACE = 10.0
 # What is waited for takes milliseconds, and is only missed in a complaint of a resource tracker.
 _SETTLE_SECONDS = 0.5
@@ -67,7 +67,8 @@ def call_from_finaliser(function: Callable[[], None], *, is_free: bool) -> None:
     if sys.is_finalizing():
         return
     if is_free:
-        function()
+        with Uninterrupted(in_finaliser=True):
+            function()
     else:
         with contextlib.suppress(RuntimeError):  # the interpreter has begun to end; the hook here ends the workers
             threading.Thread(target=function, name="joblib_stateful-close", daemon=True).start()
@@ -87,6 +88,7 @@ def _at_exit() -> None:
 
 def _end_in_order() -> None:
     interrupted = getattr(sys, "last_type", None) is KeyboardInterrupt
+    started = time.monotonic()
     cores = list(_cores)
     for core in cores:
         if not interrupted and core.is_awaited:
@@ -94,16 +96,16 @@ def _end_in_order() -> None:
     for core in cores:
         core.kill(only_busy=True)
         core.close(wait=False)
-    deadline = time.monotonic() + (_GRACE_AFTER_INTERRUPT if interrupted else _GRACE)
+    deadline = started + (_GRACE_AFTER_INTERRUPT if interrupted else _GRACE)
     for core in cores:
         if not core.wait_until_empty(max(0.0, deadline - time.monotonic())):
             core.kill()
-    _settle()
+    _settle(deadline)
 
 
-def _settle() -> None:
+def _settle(deadline: float = 0.0) -> None:
     for engine in {*engines.loaded(), *(core.engine for core in _cores)}:
-        engine.settle(_SETTLE_SECONDS)
+        engine.settle(max(_SETTLE_SECONDS, deadline - time.monotonic()))
 
 
 def _forget() -> None:

@@ -7,8 +7,11 @@ handles it in the main thread.
 
 from __future__ import annotations
 
+import _thread
+import contextlib
 import signal
 import threading
+import time
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
@@ -18,13 +21,19 @@ if TYPE_CHECKING:
 class Uninterrupted:
     """A context in which Ctrl-C waits until its end; does nothing outside the main thread.
 
+    Parameters
+    ----------
+    in_finaliser : bool, default False
+        Python drops what a finaliser raises, and prints it: a Ctrl-C waits until that has returned, too.
+
     Examples
     --------
     >>> with Uninterrupted():
     ...     pass
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, in_finaliser: bool = False) -> None:
+        self._in_finaliser = in_finaliser
         self._previous: Any = None
         self._caught: tuple[int, FrameType | None] | None = None
 
@@ -42,8 +51,19 @@ class Uninterrupted:
         previous, self._previous = self._previous, None
         if previous is not None:
             signal.signal(signal.SIGINT, previous)
-            if self._caught is not None:
+            if self._caught is None:
+                return
+            if self._in_finaliser:
+                # Not by `threading`, which would wait here until the thread runs.
+                with contextlib.suppress(RuntimeError):  # the interpreter is ending, as was wanted
+                    _thread.start_new_thread(_press_again, ())
+            else:
                 previous(*self._caught)
 
     def _hold(self, signum: int, frame: FrameType | None) -> None:
         self._caught = signum, frame
+
+
+def _press_again() -> None:
+    time.sleep(0.01)  # a finaliser's last steps; if it takes longer, the key is lost as it would have been anyway
+    _thread.interrupt_main()

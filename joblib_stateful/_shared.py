@@ -97,7 +97,7 @@ def prepare(
     own = tuple(tuple(sorted(env.items())) for env in envs)
     # What runs in a worker of this process must not wait for the slots that its like, or it itself, holds.
     inside = current()
-    key = (spec_key(spec), n_jobs, id(engine), own, inner_max_num_threads, inside and id(inside))
+    key = (spec_key(spec), n_jobs, id(engine), engine.session(), own, inner_max_num_threads, inside and id(inside))
     return lambda: _lease(key, _Entry(core, engine, is_stateless=spec.build is None))
 
 

@@ -105,6 +105,7 @@ class Blob:
         self.size, self.mode, self.data = buffer.nbytes, mode, bytes(buffer)
         # Where it lies in the cluster's own store: what that gave for it, by place.
         self.handles: dict[Any, Any] = {}
+        self.lock = threading.Lock()  # guards the handles, so that each place gets it once
 
     def view(self) -> memoryview:
         """Return what it holds."""

@@ -88,8 +88,10 @@ class Dies(Worker):
         if item == 13:
             note("died", self.slot, os.getpid(), time.time())
             ways[sys.argv[1]]()
-        if item > 20 and self.slot != int(lines("died")[0].split()[0]):
-            wait_for("built", 3)  # leave something for the slot that died
+        if item > 20:
+            wait_for("died", 1)
+            if self.slot != int(lines("died")[0].split()[0]):
+                wait_for("built", 3)  # leave something for the slot that died
         return item
 
 if __name__ == "__main__":

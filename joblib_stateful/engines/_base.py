@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Hashable, Mapping
 
     from .._records import Death, Failure, Finish, Message, Reply
     from .._transport import Transport
@@ -43,7 +43,10 @@ class EngineWorker(ABC):
 
     @abstractmethod
     def kill(self) -> None:
-        """End the worker at once and return when it is gone; a message under way is answered with a `Death`."""
+        """End the worker at once; a message under way is answered with a `Death`.
+
+        Returns when it is gone, or, on a cluster, when it is sure to go.
+        """
 
     def disown(self) -> None:  # noqa: B027 - most workers need nothing here
         """Forget, in a fork, what belongs to the parent: this object will be collected, and must harm nothing."""
@@ -73,6 +76,10 @@ class Engine(ABC):
     def for_slots(self, n_slots: int) -> Engine:  # noqa: ARG002 - for engines whose slots must know of each other
         """Return the engine for one executor with so many slots."""
         return self
+
+    def session(self) -> Hashable:
+        """Return what tells one connection from another, for engines that have one: workers belong to theirs."""
+        return None
 
     def default_n_jobs(self) -> int | None:
         """Return how many slots there are where nobody says it, and for ``n_jobs=-1``; None: one per CPU."""

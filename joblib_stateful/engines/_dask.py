@@ -15,15 +15,14 @@ import signal
 import threading
 import time
 import uuid
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+import weakref
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import distributed
 
 from .. import errors
-from .._records import Finish, Finished
+from .._records import Death, Finish, Finished
 from .._sharing import Stored
 from .._transport import PROTOCOL
 from ._base import Engine
@@ -31,9 +30,9 @@ from ._buffers import Handle, with_buffers
 from ._remote import Host, RemoteWorker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Mapping, Sequence
 
-    from .._records import Death, Message, Reply
+    from .._records import Message, Reply
     from .._sharing import Blob
     from .._transport import Transport
 
@@ -52,79 +51,25 @@ class DaskWorker(RemoteWorker):
         super().__init__()
         self._seats, self._slot = seats, slot
         self._address: str | None = None
-        self._seat: str | None = None  # the same, until it is given back
         self._future: Any = None  # of the actor; it lives as long as this does
         self._room: Any = None  # the actor
-        # What happens to the present task: "done" or "lost".
+        # What happens to what is waited for: "done" or "lost".
         self._events: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._gone = threading.Event()  # the process
-        self._is_idle = True
+        self._is_busy = False
+        self.waits_for = ""
 
     def exchange(self, message: Message) -> Reply | Death:
         """Have the worker process answer."""
         if self._address is None:
             if isinstance(message, Finish):
                 return Finished(message.seq, None)
-            self._address = self._seat = self._seats.take(self, self._slot)
-        self._is_idle = False
-        reply: Reply = self._ask(self._seats.engine.client(), message)
-        self._is_idle = True
-        return reply
-
-    def end(self) -> None:
-        """Leave the process, or have it killed and started again if it is busy with something of ours."""
-        address, self._seat = self._seat, None
-        if address is None:
-            return
-        room, self._room, self._future = self._room, None, None
-        if room is None or self._is_idle or self._gone.is_set():
-            self._seats.leave(self, address)
-        else:  # it takes seconds until the new process is there
-            threading.Thread(
-                target=self._restart, args=(address, room), name="joblib_stateful-restart", daemon=True
-            ).start()
-
-    def explain(self) -> str:
-        """Say that no process is free."""
-        return "" if self._address is not None else self._seats.why_none_is_free(self._slot)
-
-    def lose(self) -> None:
-        """Learn that the process is gone, or that Dask has given it up."""
-        self._gone.set()
-        self._events.put("lost")
-
-    def _restart(self, address: str, room: Any) -> None:
-        try:
-            client = self._seats.engine.client()
-            if self.was_killed:
-                room.die()  # Dask's own way asks first, and takes four seconds over it
-            if not self._gone.wait(_DEATH_SECONDS):
-                # Where no nanny is there to start it again, or the cluster is closed, it is left to itself.
-                client.restart_workers([address], timeout=_RESTART_SECONDS, raise_for_error=False)
-        except Exception as error:  # noqa: BLE001 - see above
-            _log.debug("The worker process at %s could not be restarted: %r", address, error)
-        finally:
-            self._seats.leave(self, address)
-
-    def _ask(self, client: Any, message: Message) -> Any:
-        if self._room is None:
-            # An actor, whose messages go past the scheduler: 1,200 a second instead of 120 as tasks.
-            self._future = client.submit(
-                _Room,
-                self._seats.transport,
-                key=f"joblib_stateful-slot-{self._slot}-{uuid.uuid4().hex}",
-                workers=[self._address],
-                allow_other_workers=False,
-                actor=True,
-                pure=False,
-                retries=0,
-                resources=self._seats.engine.resources,
-            )
-            self._future.add_done_callback(lambda _: self._events.put("done"))
-            self._wait()
-            with client.as_current():  # or the actor would ask another client of this process
-                self._room = self._future.result()
-        stored = with_buffers(message, partial(self._scatter, client))
+            self._move_in(message)
+        if self._gone.is_set() or self._seats.client.status != "running":
+            return Death(self.pid, reason=f"the worker process at {self._address} is gone, or out of reach")
+        stored = with_buffers(message, self._scatter)
+        self.begin(message)  # it has not waited for its data, nor for its process
+        self._is_busy = True
         answer = self._room.serve(pickle.dumps(stored, PROTOCOL))
 
         async def wait() -> None:
@@ -132,24 +77,80 @@ class DaskWorker(RemoteWorker):
                 await answer
             self._events.put("done")
 
-        client.loop.add_callback(wait)
+        self._seats.client.loop.add_callback(wait)
         self._wait()
-        return answer.result()
+        reply: Reply = answer.result()
+        self._is_busy = False
+        return reply
 
-    def _scatter(self, client: Any, blob: Blob) -> Handle:
+    def end(self) -> None:
+        """Leave the process; if it was killed at work, have the process killed and started again."""
+        room, self._room, self._future = self._room, None, None
+        if self.was_killed and self._is_busy and room is not None and not self._gone.is_set():
+            self._seats.restart(self, room)  # it takes seconds until the new process is there
+        else:
+            self._seats.leave(self)
+
+    def explain(self) -> str:
+        """Say what it waits for, if that is not its own constructor."""
+        return self.waits_for
+
+    def lose(self) -> None:
+        """Learn that the process is gone, or that Dask has given it up."""
+        self._gone.set()
+        self._events.put("lost")
+
+    def kill_process(self, room: Any) -> None:
+        """Have the process killed and started again; returns when that is done."""
+        room.die()  # Dask's own way asks first, and takes four seconds over it
+        if not self._gone.wait(_DEATH_SECONDS):
+            # Where no nanny is there to start it again, or the cluster is closed, it is left to itself.
+            self._seats.client.restart_workers([self._address], timeout=_RESTART_SECONDS, raise_for_error=False)
+
+    def _move_in(self, message: Message) -> None:
+        """Find a process, and make an actor in it."""
+        client = self._seats.client
+        self._address = self._seats.take(self, self._slot)
+        self.waits_for = f"its actor waited for its turn in the worker process at {self._address}"
+        self._future = client.submit(
+            _Room,
+            self._seats.transport,
+            key=f"joblib_stateful-slot-{self._slot}-{uuid.uuid4().hex}",
+            workers=[self._address],
+            allow_other_workers=False,
+            actor=True,
+            pure=False,
+            retries=0,
+            resources=self._seats.engine.resources,
+        )
+        self._future.add_done_callback(lambda _: self._events.put("done"))
+        self._wait()
+        with client.as_current():  # or the actor would ask another client of this process
+            self._room = self._future.result()
+        if self.is_gone:  # killed meanwhile: its object must not be built
+            raise RuntimeError("it was killed")
+        self.waits_for = ""
+        self.begin(message)
+
+    def _scatter(self, blob: Blob) -> Handle:
         """Lay a buffer into the worker process, once: it stays as long as the blob."""
+        client = self._seats.client
         place = id(client), self._address
-        future = blob.handles.get(place)
-        if future is None:
-            future = blob.handles[place] = client.scatter(blob.data, workers=[self._address], hash=False)
-        return Handle(future.key, blob.mode)
+        with blob.lock:
+            held = blob.handles.get(place)
+            if held is None or held.status != "finished":
+                held = blob.handles[place] = client.scatter(blob.data, workers=[self._address], hash=False)
+        return Handle(held.key, blob.mode)
 
     def _wait(self) -> None:
         while not self._gone.is_set():
             try:
                 event = self._events.get(timeout=_LOOK_SECONDS)
             except queue.Empty:
-                self._seats.engine.look_for(self._address)
+                if self._address not in self._seats.addresses():
+                    break
+                if self._room is not None and self._future.status != "finished":
+                    raise ConnectionError("Dask has lost the actor") from None
                 continue
             if event == "done":
                 return
@@ -163,50 +164,77 @@ class _Seats(Engine):
     has_processes: ClassVar[bool] = True
     is_remote: ClassVar[bool] = True
 
-    def __init__(self, engine: DaskEngine, n_slots: int) -> None:
-        self.engine, self.transport, self._n_slots = engine, engine.transport, n_slots
-        self._lock = threading.Lock()
-        self._taken: dict[str, DaskWorker] = {}
+    def __init__(self, engine: DaskEngine, client: Any, n_slots: int) -> None:
+        self.engine, self.client, self.transport, self._n_slots = engine, client, engine.transport, n_slots
+        self._lock = threading.Lock()  # guards the two below
+        self._taken: dict[DaskWorker, str] = {}
+        self._restarts: list[threading.Thread] = []
 
     def open(self, slot: int, env: Mapping[str, str]) -> DaskWorker:  # noqa: ARG002 - refused before
         """Return a worker for a slot."""
         return DaskWorker(self, slot)
 
     def check(self) -> None:
-        """Refuse to go on without a client."""
-        self.engine.check()
+        """Refuse to go on without the client."""
+        _check_client(self.client)
+
+    def settle(self, seconds: float) -> None:
+        """Wait for processes that are being killed."""
+        deadline = time.monotonic() + seconds
+        for thread in list(self._restarts):
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    def addresses(self) -> list[str]:
+        """Return the worker processes that there are at the moment and that may be used."""
+        return self.engine.addresses(self.client)
 
     def take(self, worker: DaskWorker, slot: int) -> str:
         """Wait for a worker process in which no other slot is, and return its address."""
         deadline = time.monotonic() + self.engine.worker_timeout
-        while not worker.is_gone:
-            self.engine.check()
+        while True:
+            self.check()
+            there = self.addresses()
+            asked = f" that offers {self.engine.resources}" if self.engine.resources else ""
+            worker.waits_for = f"slot {slot} of {self._n_slots} found no Dask worker process of its own{asked}: the cluster has {len(there)}"
             with self._lock:
-                free = [address for address in self.engine.addresses() if address not in self._taken]
+                if worker.is_gone:
+                    raise errors.EngineError("it was killed while it waited")
+                free = [address for address in there if address not in self._taken.values()]
                 if free:
-                    address = self.engine.least_used(free)
-                    self._taken[address] = worker
-                    self.engine.enter(address, worker)
+                    # Watched first, for that may fail.
+                    address = _watchers.least_used(self.client, free)
+                    _watchers.add(self.client, address, worker.lose)
+                    self._taken[worker] = address
                     return address
             if time.monotonic() > deadline:
                 raise errors.EngineError(
-                    f"{self.why_none_is_free(slot)}, for {self.engine.worker_timeout:g} s. Start more worker processes, "
+                    f"{worker.waits_for}, for {self.engine.worker_timeout:g} s. Start more worker processes, "
                     "use fewer slots (n_jobs), or wait longer: engine=DaskEngine(worker_timeout=...).",
                 )
             time.sleep(0.1)  # Dask tells nobody of processes that come
-        raise errors.EngineError("it was given up")
 
-    def leave(self, worker: DaskWorker, address: str) -> None:
-        """Have others use a worker process."""
+    def leave(self, worker: DaskWorker) -> None:
+        """Have others use a worker's process, if it has one."""
         with self._lock:
-            if self._taken.get(address) is worker:
-                del self._taken[address]
-        self.engine.leave(address, worker)
+            address = self._taken.pop(worker, None)
+            if address is not None:
+                _watchers.remove(self.client, address, worker.lose)
 
-    def why_none_is_free(self, slot: int) -> str:
-        """Say what the cluster has, and what is asked of it."""
-        n_there = len(self.engine.addresses())
-        return f"slot {slot} of {self._n_slots} found no Dask worker process of its own: the cluster has {n_there}"
+    def restart(self, worker: DaskWorker, room: Any) -> None:
+        """Kill a worker's process in the background, and leave it then."""
+
+        def work() -> None:
+            try:
+                worker.kill_process(room)
+            except Exception as error:  # noqa: BLE001 - it has no nanny, or the cluster is closed
+                _log.debug("A Dask worker process could not be restarted: %r", error)
+            finally:
+                self.leave(worker)
+                self._restarts.remove(thread)
+
+        thread = threading.Thread(target=work, name="joblib_stateful-restart", daemon=True)
+        self._restarts.append(thread)
+        thread.start()
 
 
 class DaskEngine(Engine):
@@ -215,7 +243,7 @@ class DaskEngine(Engine):
     Parameters
     ----------
     client : distributed.Client, optional
-        The cluster's client. By default the one that is active when the workers are started.
+        The cluster's client. By default the one that is active when the executor or the map is made.
     workers : list of str, optional
         Addresses of the worker processes that may be used. By default all.
     resources : dict, optional
@@ -254,16 +282,18 @@ class DaskEngine(Engine):
         self.worker_timeout = worker_timeout
         self._client = client
         self._only = None if workers is None else set(workers)
-        self._lock = threading.Lock()
-        self._used: Counter[str] = Counter()
 
     def open(self, slot: int, env: Mapping[str, str]) -> DaskWorker:
         """Return a worker for the only slot of an executor."""
-        return _Seats(self, 1).open(slot, env)
+        return _Seats(self, self.client(), 1).open(slot, env)
 
     def for_slots(self, n_slots: int) -> Engine:
-        """Return an engine whose slots are in different processes."""
-        return _Seats(self, n_slots)
+        """Return an engine whose slots are in different processes, of the client that is active now."""
+        return _Seats(self, self.client(), n_slots)
+
+    def session(self) -> Hashable:
+        """Return the client."""
+        return self.client()  # type: ignore[no-any-return]  # Dask is typed in part
 
     def check(self) -> None:
         """Refuse to start a cluster."""
@@ -271,7 +301,7 @@ class DaskEngine(Engine):
 
     def default_n_jobs(self) -> int:
         """Return how many worker processes there are."""
-        return max(len(self.addresses()), 1)
+        return max(len(self.addresses(self.client())), 1)
 
     def client(self) -> Any:
         """Return the client; raises `EngineError` if there is none that is connected."""
@@ -279,83 +309,80 @@ class DaskEngine(Engine):
         if client is None:
             with contextlib.suppress(ValueError):
                 client = distributed.default_client()
-        if client is None or client.status != "running":
-            state = "there is none in this process" if client is None else f"this one is {client.status}"
-            raise errors.EngineError(
-                f'engine="dask" needs a client that is connected to a cluster, and {state}. Make one before: '
-                "client = distributed.Client() for this machine, or distributed.Client(address) for a cluster.",
-            )
-        if client.asynchronous:
-            raise errors.EngineError('engine="dask" needs a client that was made without asynchronous=True.')
+        _check_client(client)
         return client
 
-    def addresses(self) -> list[str]:
+    def addresses(self, client: Any) -> list[str]:
         """Return the worker processes that there are at the moment and that may be used."""
         try:
-            there = self.client().scheduler_info(n_workers=-1)["workers"]
-        except (OSError, errors.EngineError):
+            there = client.scheduler_info(n_workers=-1)["workers"]
+        except (OSError, KeyError, RuntimeError):  # it is just being closed
             return []
-        return [address for address in there if self._only is None or address in self._only]
-
-    def look_for(self, address: str | None) -> None:
-        """Raise ConnectionError if a worker process is not there any more."""
-        self.client()
-        if address not in self.addresses():
-            raise ConnectionError(f"Dask's scheduler knows no worker process at {address} any more")
-
-    def least_used(self, addresses: Sequence[str]) -> str:
-        """Return the worker process in which the fewest slots of all executors are."""
-        with self._lock:
-            return min(addresses, key=self._used.__getitem__)
-
-    def enter(self, address: str, worker: DaskWorker) -> None:
-        """Have a worker told when its process is gone."""
-        with self._lock:
-            self._used[address] += 1
-        _watch(self.client(), address, worker.lose)
-
-    def leave(self, address: str, worker: DaskWorker) -> None:
-        """Undo what `enter` did."""
-        with self._lock:
-            self._used[address] -= 1
-        with contextlib.suppress(errors.EngineError):
-            _unwatch(self.client(), address, worker.lose)
+        wanted = (self.resources or {}).items()
+        return [
+            address
+            for address, info in there.items()
+            if (self._only is None or address in self._only)
+            and all(info.get("resources", {}).get(name, 0) >= amount for name, amount in wanted)
+        ]
 
 
 engine_class = DaskEngine
 
 
+def _check_client(client: Any) -> None:
+    if client is None or client.status != "running":
+        state = "there is none in this process" if client is None else f"this one is {client.status}"
+        raise errors.EngineError(
+            f'engine="dask" needs a client that is connected to a cluster, and {state}. Make one before: '
+            "client = distributed.Client() for this machine, or distributed.Client(address) for a cluster.",
+        )
+    if client.asynchronous:
+        raise errors.EngineError('engine="dask" needs a client that was made without asynchronous=True.')
+
+
 # --- who is told when a worker process is gone --------------------------------------------------------------
 
-_watchers: dict[tuple[int, str], list[Callable[[], None]]] = {}
-_watchers_lock = threading.Lock()
 
+class _Watchers:
+    """Whom to tell, by client and address; a client can have one function only that listens to an address."""
 
-def _watch(client: Any, address: str, lose: Callable[[], None]) -> None:
-    key = id(client), address
-    with _watchers_lock:
-        first = key not in _watchers
-        _watchers.setdefault(key, []).append(lose)
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._all: weakref.WeakKeyDictionary[Any, dict[str, list[Callable[[], None]]]] = weakref.WeakKeyDictionary()
 
-    def note(event: tuple[float, Any]) -> None:
+    def least_used(self, client: Any, addresses: Sequence[str]) -> str:
+        """Return the worker process in which the fewest slots of all executors are."""
+        with self._lock:
+            used = self._all.get(client, {})
+            return min(addresses, key=lambda address: len(used.get(address, ())))
+
+    def add(self, client: Any, address: str, lose: Callable[[], None]) -> None:
+        """Have a function called when a process is gone."""
+        with self._lock:
+            told = self._all.setdefault(client, {}).setdefault(address, [])
+            if not told:
+                client.subscribe_topic(address, partial(self._note, told))
+            told.append(lose)
+
+    def remove(self, client: Any, address: str, lose: Callable[[], None]) -> None:
+        """Undo what `add` did."""
+        with self._lock:
+            told = self._all.get(client, {}).get(address, [])
+            if lose in told:
+                told.remove(lose)
+            if not told and self._all.get(client, {}).pop(address, None) is not None:
+                with contextlib.suppress(Exception):  # the client is closed
+                    client.unsubscribe_topic(address)
+
+    @staticmethod
+    def _note(told: list[Callable[[], None]], event: tuple[float, Any]) -> None:
         if isinstance(event[1], dict) and event[1].get("action") == "remove-worker":
-            for tell in list(_watchers.get(key, ())):
-                tell()
-
-    if first:
-        client.subscribe_topic(address, note)
+            for lose in list(told):
+                lose()
 
 
-def _unwatch(client: Any, address: str, lose: Callable[[], None]) -> None:
-    key = id(client), address
-    with _watchers_lock:
-        left = _watchers.get(key, [])
-        if lose in left:
-            left.remove(lose)
-        if left or _watchers.pop(key, None) is None:
-            return
-    with contextlib.suppress(ValueError):
-        client.unsubscribe_topic(address)
+_watchers = _Watchers()
 
 
 # --- in the worker process ----------------------------------------------------------------------------------
@@ -364,26 +391,38 @@ def _unwatch(client: Any, address: str, lose: Callable[[], None]) -> None:
 class _Room:
     """The actor: a slot's object and the thread that it is used in.
 
-    Not Dask's thread for actors, of which there is one for all that are in a process, whosever they are.
+    Not Dask's thread for actors, of which there is one for all that are in a process, whosever they are; and one that
+    nobody waits for when the process ends, for it may hang.
     """
 
     def __init__(self, transport: Transport) -> None:
         self._host = Host(transport, is_process=False)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="joblib_stateful-slot")
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        threading.Thread(target=self._run, name="joblib_stateful-slot", daemon=True).start()
 
     async def serve(self, packed: bytes) -> Reply:
         """Answer a message."""
-        stored = distributed.get_worker().data
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._serve, packed, stored)
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Reply] = loop.create_future()
+        self._inbox.put(partial(self._serve, packed, distributed.get_worker().data, loop, answer))
+        return await answer
 
     async def die(self) -> None:
         """End this process, if somebody is there who starts it again."""
         if distributed.get_worker().nanny and hasattr(signal, "SIGKILL"):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def _serve(self, packed: bytes, stored: Mapping[Any, Any]) -> Reply:
-        message: Message = pickle.loads(packed)
-        reply = self._host.serve(with_buffers(message, lambda handle: handle.used(stored[handle.key])))
-        if isinstance(message, Finish):
-            self._thread.shutdown(wait=False)
-        return reply
+    def _run(self) -> None:
+        while not self._host.is_finished:
+            self._inbox.get()()
+
+    def _serve(
+        self, packed: bytes, stored: Mapping[Any, Any], loop: asyncio.AbstractEventLoop, answer: asyncio.Future[Reply]
+    ) -> None:
+        try:
+            message: Message = pickle.loads(packed)
+            reply = self._host.serve(with_buffers(message, lambda handle: handle.used(stored[handle.key])))
+        except Exception as error:  # noqa: BLE001 - it is raised where the answer is awaited
+            loop.call_soon_threadsafe(answer.set_exception, error)
+        else:
+            loop.call_soon_threadsafe(answer.set_result, reply)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import ray
 
 from .. import errors
-from .._records import Death, Finish, Finished, Phase
+from .._records import Death, Finish, Finished
 from .._sharing import Stored
 from ._base import Engine
 from ._buffers import Handle, with_buffers
@@ -40,11 +40,17 @@ class _FarEnd:
 _Actor: Any = ray.remote(_FarEnd)
 
 
+def _session() -> str:
+    return f"ray {ray.get_runtime_context().get_job_id()}"
+
+
 def _put(blob: Blob) -> Handle:
     """Put a buffer into Ray's store, once: it stays as long as the blob."""
-    reference = blob.handles.get("ray")
-    if reference is None:
-        reference = blob.handles["ray"] = ray.put(pickle.PickleBuffer(blob.data))
+    session = _session()
+    with blob.lock:
+        reference = blob.handles.get(session)
+        if reference is None:
+            reference = blob.handles[session] = ray.put(pickle.PickleBuffer(blob.data))
     return Handle(reference, blob.mode)
 
 
@@ -56,6 +62,7 @@ class RayWorker(RemoteWorker):
         self._engine, self._env = engine, dict(env)
         self._actor: Any = None
         self._is_scheduled = False
+        self._session = ""
 
     def exchange(self, message: Message) -> Reply | Death:
         """Have the actor answer; it is made with the first message."""
@@ -63,11 +70,17 @@ class RayWorker(RemoteWorker):
             return Finished(message.seq, None)
         self._engine.check()  # or Ray would start a cluster of its own
         if self._actor is None:
+            self._session = _session()
             self._actor = self._engine.make_actor(self._env)
+            if self.is_gone:  # killed meanwhile
+                raise RuntimeError("it was killed")
             ray.get(self._actor.__ray_ready__.remote())
             self._is_scheduled = True
-            self.progress.enter(message.seq, Phase.BUILDING)
-        reply: Reply = ray.get(self._actor.serve.remote(with_buffers(message, _put)))
+        if self._session != _session():
+            return Death(self.pid, reason="it belonged to a connection to Ray that has been closed")
+        stored = with_buffers(message, _put)
+        self.begin(message)  # it has not waited for its data, nor for its actor
+        reply: Reply = ray.get(self._actor.serve.remote(stored))
         return reply
 
     def end(self) -> None:
@@ -152,11 +165,17 @@ class RayEngine(Engine):
                 "machine, or ray.init(address=...) for a cluster, before.",
             )
 
+    def session(self) -> str:
+        """Return Ray's number of this connection."""
+        self.check()
+        return _session()
+
     def default_n_jobs(self) -> int:
-        """Return how many of its actors fit on the cluster."""
+        """Return how many of its actors fit on the cluster, if that were one machine."""
         self.check()
         has = ray.cluster_resources()
-        fits = [int(has.get(name, 0) // amount) for name, amount in self._wanted().items() if amount]
+        # Not //, by which 2 / 0.1 is 19.
+        fits = [int(has.get(name, 0) / amount + 1e-9) for name, amount in self._wanted().items() if amount]
         return max(min(fits, default=1), 1)
 
     def make_actor(self, env: Mapping[str, str]) -> Any:

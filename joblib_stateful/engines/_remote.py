@@ -94,15 +94,19 @@ class RemoteWorker(EngineWorker):
             if self.is_gone:
                 return Death(self.pid, reason="it was killed")
             self._under_way = message, on_reply
-            # By this side's clock, because the far end is idle and takes it at once.
-            self.progress.enter(message.seq, Phase.RUNNING if isinstance(message, Run) else Phase.BUILDING)
-            if isinstance(message, Run) and message.parcel.n_values == 1:
-                self.progress.start_item(0)
+            self.begin(message)
             self._inbox.put((message, on_reply))
             if self._thread is None:
                 self._thread = threading.Thread(target=self._serve, name="joblib_stateful-remote", daemon=True)
                 self._thread.start()
         return None
+
+    def begin(self, message: Message) -> None:
+        """Have the time of a message, or of its only item, run from now; to be called again if it had to wait."""
+        # By this side's clock, because the far end is idle and takes it at once.
+        self.progress.enter(message.seq, Phase.RUNNING if isinstance(message, Run) else Phase.BUILDING)
+        if isinstance(message, Run) and message.parcel.n_values == 1:
+            self.progress.start_item(0)
 
     def close(self, message: Finish, on_closed: Callable[[Failure | None], None]) -> None:
         """Have the object closed, and end the far end."""
@@ -115,12 +119,14 @@ class RemoteWorker(EngineWorker):
 
     def kill(self) -> None:
         """End the far end; what it was doing is answered with a `Death`."""
-        explanation = self.explain()
         with self._lock:
             if self.is_gone:
                 return
             self.is_gone = self.was_killed = True
             under_way, self._under_way = self._under_way, None
+        explanation = ""
+        with contextlib.suppress(Exception):  # the cluster is just being closed
+            explanation = self.explain()
         self._end()
         self._inbox.put(None)
         if under_way is not None:
@@ -196,6 +202,7 @@ class Host:
     def __init__(self, transport: Transport, *, is_process: bool) -> None:
         self._worker = Worker(transport, Progress())
         self._latest = 0
+        self.is_finished = False
         if is_process:
             set_process_worker(self._worker)
 
@@ -203,8 +210,12 @@ class Host:
         """Answer a message; one that comes again, because a cluster tries again what it has lost, is refused."""
         if message.seq <= self._latest:
             raise RuntimeError("this message has been answered before, and the answer was lost")
+        if not self._latest and not isinstance(message, Build):
+            raise RuntimeError("its process was started anew, and the object is lost")
         self._latest = message.seq
-        return self._worker.handle(message)
+        reply = self._worker.handle(message)
+        self.is_finished = isinstance(message, Finish)
+        return reply
 
     def __repr__(self) -> str:
         return "<Host>"
