@@ -66,7 +66,7 @@ def on_ray(rounds: int, array: Any) -> None:
     import ray
     from ray.util import ActorPool
 
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     pool = ActorPool([ray.remote(Adder).remote() for _ in range(2)])
 
     def actor_pool() -> None:

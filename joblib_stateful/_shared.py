@@ -44,6 +44,12 @@ class _Entry:
     listed: bool = True  # False: to be ended by its last user
     alarm: _clock.Alarm | None = field(default=None)
 
+    def displaces(self, other: _Entry) -> bool:
+        """Tell whether idle workers make way for these."""
+        # Those with other objects, for an object; those without, for those without. On a cluster also each for the
+        # other: idle actors hold CPUs, without which the new ones would find no place.
+        return other.is_stateless is self.is_stateless or (self.engine.is_remote and other.engine is self.engine)
+
 
 class Lease:
     """The right to use a shared executor, until `release`."""
@@ -104,8 +110,7 @@ def prepare(
 def _lease(key: Hashable, new: _Entry) -> Lease:
     with _lock:
         found = _take(key)
-        # What makes way: idle workers with other objects, for an object; idle pools without, for one without.
-        others = [] if found else _unlist(lambda entry: entry.is_stateless is new.is_stateless)
+        others = [] if found else _unlist(new.displaces)
     if found is not None:
         return found
     _end(others, wait=True)

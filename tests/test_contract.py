@@ -422,6 +422,14 @@ def test_an_actor_that_cannot_be_placed_is_an_error_that_says_why(log: Path) -> 
         executor.warm_up()
 
 
+@on("ray")
+def test_idle_actors_make_way(engine: Any, log: Path) -> None:
+    """They hold all CPUs, and the next map would wait for them."""
+    assert len(list(stateful_map(Model, range(10), shared_kwargs={"log": log}, engine=engine))) == 10
+    assert list(stateful_map(abs, range(10), engine=engine)) == list(range(10))
+    assert len(list(stateful_map(Model, range(10), shared_kwargs={"log": log, "tag": "b"}, engine=engine))) == 10
+
+
 @pytest.mark.usefixtures("ray_cluster")
 def test_the_environment_of_a_slot_is_its_actors(log: Path) -> None:
     engine = engines.RayEngine(num_cpus=0.5, runtime_env={"env_vars": {"BOTH": "b", "OWN": "o"}})
