@@ -1,7 +1,6 @@
 """One contract for all engines: what holds on one holds on each, clusters included.
 
-The clusters are real, two processes each, started once for all tests of this module; without the packages dask and ray
-their cases are skipped, and say so.
+The clusters are real, two processes each; without the packages dask and ray their cases are skipped, and say so.
 """
 
 from __future__ import annotations
@@ -32,8 +31,9 @@ N_JOBS = 2
 pytestmark = pytest.mark.cluster
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def dask_cluster() -> Iterator[Any]:
+    # One for each test: Dask's nannies have been seen not to start a killed process again.
     distributed = pytest.importorskip("distributed")
     options = {"n_workers": N_JOBS, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0", "host": "127.0.0.1"}
     with distributed.LocalCluster(**options) as cluster, distributed.Client(cluster) as client:
@@ -53,9 +53,7 @@ def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     """Return the engine of a test's case, on its cluster if it has one."""
     name: str = request.param
     if name in ("dask", "ray"):
-        client = request.getfixturevalue(f"{name}_cluster")
-    if name == "dask":
-        client.wait_for_workers(N_JOBS)  # the test before may have had one killed
+        request.getfixturevalue(f"{name}_cluster")
     if name == "memory":
         yield MemoryEngine(auto=True)
     elif name == "example":
