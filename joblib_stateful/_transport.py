@@ -36,7 +36,8 @@ class Parcel(NamedTuple):
     nbytes: int
 
 
-# joblib's own figure; `benchmarks/buffers.py` compares other ones.
+# On their way out, arrays of 256 KiB are 0.7 times as fast shared as in line, those of 1 MiB twice: see
+# `benchmarks/buffers.py`. It is joblib's own figure, too.
 THRESHOLD = 1 << 20
 
 
