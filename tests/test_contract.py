@@ -21,6 +21,7 @@ from joblib import Parallel, delayed, parallel_config
 
 import joblib_stateful
 from joblib_stateful import StatefulExecutor, call_worker, engines, errors, get_worker, get_worker_info, stateful_map
+from joblib_stateful._records import Build, Built, Run
 from joblib_stateful.testing import MemoryEngine
 
 ALL = ("loky", "threads", "inline", "memory", "example", "dask", "ray")
@@ -404,6 +405,40 @@ def test_a_cluster_that_is_closed_in_the_middle_is_an_error(log: Path) -> None:
     with pytest.raises(errors.StatefulError, match="client"):
         list(results)
     joblib_stateful.shutdown()
+
+
+def test_a_new_client_of_the_same_cluster_costs_nothing(log: Path) -> None:
+    distributed = pytest.importorskip("distributed")
+    options = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0", "host": "127.0.0.1"}
+    with distributed.LocalCluster(**options) as cluster:
+        pids = set()
+        for _ in range(2):
+            with distributed.Client(cluster) as client:
+                found = list(stateful_map(Model, range(5), shared_kwargs={"log": log}, engine="dask"))
+                assert found == [("", item) for item in range(5)]
+                pids |= {*client.run(os.getpid).values()}
+        assert len(pids) == 1, "a process was killed that nobody had asked to be"
+        joblib_stateful.shutdown()
+
+
+def test_a_process_without_the_resources_is_not_waited_for(dask_cluster: Any, log: Path) -> None:
+    engine = engines.DaskEngine(dask_cluster, resources={"GPU": 1}, worker_timeout=0.5)
+    message = r"found no Dask worker process of its own that offers \{'GPU': 1\}: the cluster has 0"
+    with (
+        StatefulExecutor(Model, 1, shared_kwargs={"log": log}, engine=engine) as executor,
+        pytest.raises(errors.WorkerInitError, match=message),
+    ):
+        executor.warm_up()
+
+
+def test_a_far_end_that_was_started_anew_has_no_object() -> None:
+    host = engines.Host(engines.Pickled(), is_process=False)
+    parcel, _ = engines.Pickled().pack_all([1])
+    with pytest.raises(RuntimeError, match="started anew"):
+        host.serve(Run(2, "item", None, None, parcel, "go_on"))
+    assert isinstance(host.serve(Build(3, 0, 1, None)), Built)
+    with pytest.raises(RuntimeError, match="answered before"):
+        host.serve(Build(3, 0, 1, None))
 
 
 # --- Ray ------------------------------------------------------------------------------------------------
