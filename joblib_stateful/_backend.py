@@ -194,6 +194,8 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         try:
             self._engine.check()
         except errors.EngineError as error:
+            if self._engine.is_remote:  # who asked for a cluster has not asked for this process
+                raise
             warnings.warn(f"The calls run one after the other, in this process: {error}", RuntimeWarning, stacklevel=4)
             return False
         return True

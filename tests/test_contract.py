@@ -486,6 +486,8 @@ def test_without_a_client_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed, "default_client", none)  # another test's cluster may be up
     with pytest.raises(errors.EngineError, match=r"needs a client.*there is none.*distributed\.Client\(\)"):
         stateful_map(abs, [1], engine="dask")
+    with parallel_config(backend="stateful", engine="dask"), pytest.raises(errors.EngineError, match="needs a client"):
+        Parallel()(delayed(abs)(-1) for _ in range(2))
     with pytest.raises(TypeError, match=r"client must be a distributed\.Client, not 'tcp"):
         engines.DaskEngine("tcp://127.0.0.1:8786")
 

@@ -19,11 +19,6 @@ def segments_in(message: Message) -> Iterator[Any]:
     return iter({segment.number: segment for segment in segments_of(_frames_of(message))}.values())
 
 
-def has_buffers(message: Message) -> bool:
-    """Tell whether a message has any."""
-    return any(True for _ in segments_of(_frames_of(message)))
-
-
 def with_buffers(message: Message, change: Callable[[Any], Any]) -> Message:
     """Return a message with what its large buffers lie in changed."""
     frames = tuple(
