@@ -99,7 +99,7 @@ _MISSING = {name for package, names in _CLUSTERS.items() if not importlib.util.f
 _MODULES = [
     importlib.import_module(info.name)
     for info in pkgutil.walk_packages(joblib_stateful.__path__, "joblib_stateful.")
-    if info.name not in _MISSING
+    if not info.name.startswith(tuple(_MISSING))
 ]
 _OFFERS = {
     **{f"joblib_stateful.{name}": getattr(joblib_stateful, name) for name in _NAMES - {"engines", "errors"}},

@@ -5,13 +5,10 @@ Each slot's object lives in a Dask actor, and Dask's scheduler finds out when th
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
-import os
 import pickle
 import queue
-import signal
 import threading
 import time
 import uuid
@@ -27,14 +24,14 @@ from .._sharing import Stored
 from .._transport import PROTOCOL
 from ._base import Engine
 from ._buffers import Handle, with_buffers
-from ._remote import Host, RemoteWorker
+from ._dask_room import Room
+from ._remote import RemoteWorker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping, Sequence
 
     from .._records import Message, Reply
     from .._sharing import Blob
-    from .._transport import Transport
 
 _log = logging.getLogger("joblib_stateful")
 
@@ -113,7 +110,7 @@ class DaskWorker(RemoteWorker):
         self._address = self._seats.take(self, self._slot)
         self.waits_for = f"its actor waited for its turn in the worker process at {self._address}"
         self._future = client.submit(
-            _Room,
+            Room,
             self._seats.transport,
             key=f"joblib_stateful-slot-{self._slot}-{uuid.uuid4().hex}",
             workers=[self._address],
@@ -383,46 +380,3 @@ class _Watchers:
 
 
 _watchers = _Watchers()
-
-
-# --- in the worker process ----------------------------------------------------------------------------------
-
-
-class _Room:
-    """The actor: a slot's object and the thread that it is used in.
-
-    Not Dask's thread for actors, of which there is one for all that are in a process, whosever they are; and one that
-    nobody waits for when the process ends, for it may hang.
-    """
-
-    def __init__(self, transport: Transport) -> None:
-        self._host = Host(transport, is_process=False)
-        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        threading.Thread(target=self._run, name="joblib_stateful-slot", daemon=True).start()
-
-    async def serve(self, packed: bytes) -> Reply:
-        """Answer a message."""
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Reply] = loop.create_future()
-        self._inbox.put(partial(self._serve, packed, distributed.get_worker().data, loop, answer))
-        return await answer
-
-    async def die(self) -> None:
-        """End this process, if somebody is there who starts it again."""
-        if distributed.get_worker().nanny and hasattr(signal, "SIGKILL"):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def _run(self) -> None:
-        while not self._host.is_finished:
-            self._inbox.get()()
-
-    def _serve(
-        self, packed: bytes, stored: Mapping[Any, Any], loop: asyncio.AbstractEventLoop, answer: asyncio.Future[Reply]
-    ) -> None:
-        try:
-            message: Message = pickle.loads(packed)
-            reply = self._host.serve(with_buffers(message, lambda handle: handle.used(stored[handle.key])))
-        except Exception as error:  # noqa: BLE001 - it is raised where the answer is awaited
-            loop.call_soon_threadsafe(answer.set_exception, error)
-        else:
-            loop.call_soon_threadsafe(answer.set_result, reply)
