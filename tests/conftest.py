@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import multiprocessing.resource_tracker
 import os
 import signal
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import cloudpickle
 import psutil
@@ -24,7 +26,9 @@ import pytest
 from joblib.externals.loky.backend import resource_tracker as joblibs_tracker
 from loky.backend import resource_tracker as lokys_tracker
 
+import contract
 import joblib_stateful
+from joblib_stateful.testing import MemoryEngine
 from programs import Program, TerminalProgram, pids_in, shared_memory
 
 # Started once per process and kept: their pipes and processes are no leak.
@@ -45,7 +49,11 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     the start of a worker (0.6 s of CPU time instead of 0.15 s).
     """
     modules = {item.module for item in session.items if isinstance(item, pytest.Function)}
-    for module in {*modules, sys.modules[__name__], *filter(None, map(sys.modules.get, ("test_map_tools",)))}:
+    for module in {
+        *modules,
+        sys.modules[__name__],
+        *filter(None, map(sys.modules.get, ("test_map_tools", "contract"))),
+    }:
         cloudpickle.register_pickle_by_value(module)
 
 
@@ -240,3 +248,45 @@ class BuildLog:
 @pytest.fixture
 def built(tmp_path: Path) -> BuildLog:
     return BuildLog(tmp_path / "built")
+
+
+# --- engines, and the clusters that two of them need ----------------------------------------------------
+
+
+@pytest.fixture
+def dask_cluster() -> Iterator[Any]:
+    # One for each test: Dask's nannies have been seen not to start a killed process again.
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(**contract.DASK) as cluster, distributed.Client(cluster) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    ray = pytest.importorskip("ray")
+    ray.init(**contract.RAY)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Return the engine of a test's case, on its cluster if it has one."""
+    name: str = request.param
+    if name in ("dask", "ray"):
+        request.getfixturevalue(f"{name}_cluster")
+    if name == "memory":
+        yield MemoryEngine(auto=True)
+    elif name == "example":
+        monkeypatch.syspath_prepend(contract.EXAMPLES)
+        yield importlib.import_module("process_engine").ProcessEngine()
+    else:
+        yield name
+    joblib_stateful.shutdown()
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    path = tmp_path / "log"
+    path.touch()
+    return path

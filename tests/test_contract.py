@@ -8,11 +8,8 @@ from __future__ import annotations
 import importlib
 import os
 import signal
-import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
-from importlib.util import find_spec
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,105 +17,10 @@ import pytest
 from joblib import Parallel, delayed, parallel_config
 
 import joblib_stateful
-from joblib_stateful import StatefulExecutor, call_worker, engines, errors, get_worker, get_worker_info, stateful_map
-from joblib_stateful._records import Build, Built, Run
-from joblib_stateful.testing import MemoryEngine
-
-ALL = ("loky", "threads", "inline", "memory", "example", "dask", "ray")
-PROCESSES = ("loky", "example", "dask", "ray")
-EXAMPLES = Path(__file__).parent.parent / "examples"
-N_JOBS = 2
+from contract import ALL, N_JOBS, PROCESSES, Model, count, hang, kill_oneself, on, values
+from joblib_stateful import StatefulExecutor, call_worker, errors, get_worker, get_worker_info, stateful_map
 
 pytestmark = pytest.mark.cluster
-
-
-@pytest.fixture
-def dask_cluster() -> Iterator[Any]:
-    # One for each test: Dask's nannies have been seen not to start a killed process again.
-    distributed = pytest.importorskip("distributed")
-    options = {"n_workers": N_JOBS, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0", "host": "127.0.0.1"}
-    with distributed.LocalCluster(**options) as cluster, distributed.Client(cluster) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def ray_cluster() -> Iterator[None]:
-    ray = pytest.importorskip("ray")
-    ray.init(num_cpus=N_JOBS, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture
-def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Return the engine of a test's case, on its cluster if it has one."""
-    name: str = request.param
-    if name in ("dask", "ray"):
-        request.getfixturevalue(f"{name}_cluster")
-    if name == "memory":
-        yield MemoryEngine(auto=True)
-    elif name == "example":
-        monkeypatch.syspath_prepend(EXAMPLES)
-        yield importlib.import_module("process_engine").ProcessEngine()
-    else:
-        yield name
-    joblib_stateful.shutdown()
-
-
-def on(*names: str) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("engine", names, indirect=True)
-
-
-class Model:
-    """Notes in a file when it is built and closed, and does what an item says."""
-
-    def __init__(self, log: Path, tag: str = "", *, fails: bool = False) -> None:
-        if fails:
-            raise ValueError(f"no model for {tag!r}")
-        self.log, self.tag = log, tag
-        self.thread = threading.get_ident()
-        self._note("built")
-
-    def _note(self, what: str) -> None:
-        with self.log.open("a") as file:
-            file.write(f"{what} {os.getpid()}\n")
-
-    def __call__(self, item: Any) -> Any:
-        assert self.thread == threading.get_ident(), "an object is used in the thread that it was built in"
-        return item() if callable(item) else (self.tag, item)
-
-    def close(self) -> None:
-        self._note("closed")
-
-
-@pytest.fixture
-def log(tmp_path: Path) -> Path:
-    path = tmp_path / "log"
-    path.touch()
-    return path
-
-
-def count(log: Path, what: str) -> int:
-    return log.read_text().split().count(what)
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def kill_oneself() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def hang() -> None:
-    threading.Event().wait()
-
-
-def values(results: Any) -> list[Any]:
-    return [result.value for result in results]
 
 
 # --- features -------------------------------------------------------------------------------------------
@@ -177,6 +79,34 @@ def test_it_serves_joblib(engine: Any, log: Path) -> None:
     with parallel_config(backend="stateful", n_jobs=N_JOBS, **options):
         found = Parallel()(delayed(lambda item: (get_worker().tag, item))(item) for item in range(20))
     assert found == [("joblib", item) for item in range(20)]
+
+
+@on(*ALL)
+def test_it_serves_scikit_learn(engine: Any) -> None:
+    model_selection, neighbors = (
+        pytest.importorskip("sklearn.model_selection"),
+        importlib.import_module("sklearn.neighbors"),
+    )
+    np = pytest.importorskip("numpy")
+    data = np.random.default_rng(0).random((90, 4))
+    kinds = np.arange(90) % 3
+
+    class Nearest(neighbors.KNeighborsClassifier):  # type: ignore[misc, name-defined]  # scikit-learn is not typed
+        def fit(self, x: Any, y: Any) -> Any:
+            self.where_ = get_worker()["where"]
+            return super().fit(x, y)
+
+    def search() -> Any:
+        return model_selection.GridSearchCV(neighbors.KNeighborsClassifier(), {"n_neighbors": [1, 3, 5]}, cv=3)
+
+    expected = search().fit(data, kinds)
+    options = {"worker": dict, "shared_kwargs": {"where": "there"}, "engine": engine}
+    with parallel_config(backend="stateful", n_jobs=N_JOBS, **options):
+        found = search().fit(data, kinds)
+        fits = model_selection.cross_validate(Nearest(), data, kinds, cv=3, return_estimator=True)["estimator"]
+    np.testing.assert_array_equal(found.cv_results_["mean_test_score"], expected.cv_results_["mean_test_score"])
+    assert found.best_params_ == expected.best_params_
+    assert [fit.where_ for fit in fits] == ["there"] * 3
 
 
 @on(*ALL)
@@ -355,159 +285,3 @@ def test_an_item_over_its_time_is_ended(engine: Any, log: Path) -> None:
 def test_a_time_limit_is_for_single_items(engine: Any) -> None:
     with pytest.raises(ValueError, match=r"batch_size=4.*which item of a batch runs isn't seen"):
         stateful_map(abs, [1], engine=engine, n_jobs=1, item_timeout=1.0, batch_size=4)
-
-
-# --- Dask -----------------------------------------------------------------------------------------------
-
-
-@on("dask")
-def test_there_are_as_many_slots_as_dask_has_processes(engine: Any, log: Path) -> None:
-    with StatefulExecutor(Model, shared_kwargs={"log": log}, engine=engine) as executor:
-        assert len(executor.workers()) == N_JOBS
-        executor.warm_up()
-        assert len({info.pid for info in executor.workers()}) == N_JOBS
-    with pytest.raises(ValueError, match=r"worker_env.*starts none"):
-        stateful_map(abs, [1], engine=engine, worker_env=[{"A": "1"}] * N_JOBS)
-
-
-def test_more_slots_than_dask_has_processes_is_an_error_after_a_while(dask_cluster: Any, log: Path) -> None:
-    engine = engines.DaskEngine(dask_cluster, worker_timeout=0.5)
-    message = r"slot \d of 3 found no Dask worker process of its own.* has 2"
-    with (
-        StatefulExecutor(Model, N_JOBS + 1, shared_kwargs={"log": log}, engine=engine) as executor,
-        pytest.raises(errors.WorkerInitError, match=message),
-    ):
-        executor.warm_up()
-
-
-def test_a_process_that_joins_later_is_used_by_the_slot_that_waits(log: Path) -> None:
-    distributed = pytest.importorskip("distributed")
-    options = {"threads_per_worker": 2, "dashboard_address": "127.0.0.1:0", "processes": False}
-    with distributed.LocalCluster(n_workers=1, **options) as cluster, distributed.Client(cluster) as client:
-        engine = engines.DaskEngine(client)
-        with StatefulExecutor(Model, 2, shared_kwargs={"log": log}, engine=engine) as executor:
-            assert executor.submit(call_worker, 1).result() == ("", 1)
-            cluster.scale(2)
-            executor.warm_up()
-            assert count(log, "built") == 2
-
-
-def test_a_cluster_that_is_closed_in_the_middle_is_an_error(log: Path) -> None:
-    distributed = pytest.importorskip("distributed")
-    cluster = distributed.LocalCluster(n_workers=1, dashboard_address="127.0.0.1:0", processes=False)
-    client = distributed.Client(cluster)
-    results = stateful_map(
-        Model, range(10_000), shared_kwargs={"log": log}, engine=engines.DaskEngine(client), batch_size=1, buffer=2
-    )
-    assert next(iter(results)) == ("", 0)
-    client.close()
-    cluster.close()
-    with pytest.raises(errors.StatefulError, match="client"):
-        list(results)
-    joblib_stateful.shutdown()
-
-
-def test_a_new_client_of_the_same_cluster_costs_nothing(log: Path) -> None:
-    distributed = pytest.importorskip("distributed")
-    options = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0", "host": "127.0.0.1"}
-    with distributed.LocalCluster(**options) as cluster:
-        pids = set()
-        for _ in range(2):
-            with distributed.Client(cluster) as client:
-                found = list(stateful_map(Model, range(5), shared_kwargs={"log": log}, engine="dask"))
-                assert found == [("", item) for item in range(5)]
-                pids |= {*client.run(os.getpid).values()}
-        assert len(pids) == 1, "a process was killed that nobody had asked to be"
-        joblib_stateful.shutdown()
-
-
-def test_a_process_without_the_resources_is_not_waited_for(dask_cluster: Any, log: Path) -> None:
-    engine = engines.DaskEngine(dask_cluster, resources={"GPU": 1}, worker_timeout=0.5)
-    message = r"found no Dask worker process of its own that offers \{'GPU': 1\}: the cluster has 0"
-    with (
-        StatefulExecutor(Model, 1, shared_kwargs={"log": log}, engine=engine) as executor,
-        pytest.raises(errors.WorkerInitError, match=message),
-    ):
-        executor.warm_up()
-
-
-def test_a_far_end_that_was_started_anew_has_no_object() -> None:
-    host = engines.Host(engines.Pickled(), is_process=False)
-    parcel, _ = engines.Pickled().pack_all([1])
-    with pytest.raises(RuntimeError, match="started anew"):
-        host.serve(Run(2, "item", None, None, parcel, "go_on"))
-    assert isinstance(host.serve(Build(3, 0, 1, None)), Built)
-    with pytest.raises(RuntimeError, match="answered before"):
-        host.serve(Build(3, 0, 1, None))
-
-
-# --- Ray ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.usefixtures("ray_cluster")
-def test_an_actor_that_cannot_be_placed_is_an_error_that_says_why(log: Path) -> None:
-    engine = engines.RayEngine(num_gpus=1)
-    message = "asks for 1 CPU, 1 GPU; free are 2 of 2 CPU, 0 of 0 GPU"
-    with (
-        StatefulExecutor(Model, 1, shared_kwargs={"log": log}, engine=engine, init_timeout=1.0) as executor,
-        pytest.raises(errors.WorkerInitError, match=message),
-    ):
-        executor.warm_up()
-
-
-@on("ray")
-def test_idle_actors_make_way(engine: Any, log: Path) -> None:
-    """They hold all CPUs, and the next map would wait for them."""
-    assert len(list(stateful_map(Model, range(10), shared_kwargs={"log": log}, engine=engine))) == 10
-    assert list(stateful_map(abs, range(10), engine=engine)) == list(range(10))
-    assert len(list(stateful_map(Model, range(10), shared_kwargs={"log": log, "tag": "b"}, engine=engine))) == 10
-
-
-@pytest.mark.usefixtures("ray_cluster")
-def test_the_environment_of_a_slot_is_its_actors(log: Path) -> None:
-    engine = engines.RayEngine(num_cpus=0.5, runtime_env={"env_vars": {"BOTH": "b", "OWN": "o"}})
-    env = [{"OWN": "first"}, {"OWN": "second"}]
-    with StatefulExecutor(Model, 2, shared_kwargs={"log": log}, worker_env=env, engine=engine) as executor:
-        executor.warm_up()
-        look = {executor.submit(lambda: (os.environ["BOTH"], os.environ["OWN"])).result() for _ in range(20)}
-    assert look <= {("b", "first"), ("b", "second")}
-
-
-# --- what is not there ----------------------------------------------------------------------------------
-
-
-@pytest.mark.skipif(find_spec("distributed") is None, reason="distributed is not installed")
-def test_without_a_client_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    import distributed
-
-    def none() -> None:
-        raise ValueError("No clients found")
-
-    monkeypatch.setattr(distributed, "default_client", none)  # another test's cluster may be up
-    with pytest.raises(errors.EngineError, match=r"needs a client.*there is none.*distributed\.Client\(\)"):
-        stateful_map(abs, [1], engine="dask")
-    with parallel_config(backend="stateful", engine="dask"), pytest.raises(errors.EngineError, match="needs a client"):
-        Parallel()(delayed(abs)(-1) for _ in range(2))
-    with pytest.raises(TypeError, match=r"client must be a distributed\.Client, not 'tcp"):
-        engines.DaskEngine("tcp://127.0.0.1:8786")
-
-
-@pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
-def test_without_ray_it_says_so(request: pytest.FixtureRequest) -> None:
-    import ray
-
-    if ray.is_initialized():
-        pytest.skip("Ray is up for other tests of this run")
-    with pytest.raises(errors.EngineError, match=r"needs a connection to Ray.*ray\.init\(\)"):
-        stateful_map(abs, [1], engine="ray")
-
-
-@pytest.mark.parametrize(("name", "package"), [("dask", "distributed"), ("ray", "ray")])
-def test_what_is_not_installed_is_named_with_its_extra(
-    name: str, package: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.delitem(sys.modules, f"joblib_stateful.engines._{name}", raising=False)
-    monkeypatch.delitem(engines._loaded, name, raising=False)
-    with pytest.raises(errors.EngineError, match=rf"package {package}, .*pip install 'joblib_stateful\[{name}\]'"):
-        stateful_map(abs, [1], engine=name)

@@ -309,7 +309,8 @@ def test_a_construction_that_fails(how: str, policy: str, run_program: RunProgra
 
         if __name__ == "__main__":
             with StatefulExecutor(Fails, worker_env=SLOTS["worker_env"], worker_kwargs=SLOTS["worker_kwargs"],
-                                  shared_kwargs={"model": "m"}, init_timeout=3) as executor:
+                                  shared_kwargs={"model": "m"},
+                                  init_timeout=60 if sys.argv[1] == "raises" else 3) as executor:
                 try:
                     for _ in stateful_map(executor, itertools.count(), batch_size=1, on_error=sys.argv[2]):
                         pass
@@ -319,6 +320,7 @@ def test_a_construction_that_fails(how: str, policy: str, run_program: RunProgra
                         assert error.__cause__.errno == 12 and "no memory on this GPU" in str(error), error
                     else:
                         assert "init_timeout=3" in str(error), error
+                wait_for("built", 2)  # the other may still have been starting
                 assert {slot: len(pids) for slot, pids in builds().items()} == {0: 1, 1: 1}
                 executor.warm_up()  # the next one may try again
                 assert list(stateful_map(executor, range(10))) == list(range(10))
@@ -342,8 +344,7 @@ def test_constructions_that_are_killed_are_made_up_for(run_program: RunProgram) 
                     threading.Event().wait()
 
             def __call__(self, item):
-                if self.slot == 1:
-                    wait_for("built", 5)  # leave something for the other slot
+                wait_for("built", 5)  # leave something for the other slot, however late it comes
                 return item
 
         def kill():

@@ -89,8 +89,7 @@ class BuiltOnOrder(Worker):
             scene.gate("never").wait()
 
     def __call__(self, item: int) -> int:
-        if self.slot == 1:
-            self.scene.log("built").wait_for(3)  # leave something for slot 0
+        self.scene.log("built").wait_for(3)  # leave something for the other slot, however late it comes
         return item
 
 

@@ -41,7 +41,9 @@ _Actor: Any = ray.remote(_FarEnd)
 
 
 def _session() -> str:
-    return f"ray {ray.get_runtime_context().get_job_id()}"
+    """Return what tells this connection from others: each cluster numbers its jobs from 1, and no other has its node."""
+    context = ray.get_runtime_context()
+    return f"ray {context.get_node_id()} {context.get_job_id()}"
 
 
 def _put(blob: Blob) -> Handle:
