@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 COMMON = """
 import ctypes, itertools, os, signal, sys, threading, time
 from collections import Counter
-from multiprocessing import connection
 from pathlib import Path
 from joblib_stateful import StatefulExecutor, errors, get_worker_info, stateful_map
+from joblib_stateful.engines import _line
 
 class Worker:
     def __init__(self, slot, **kwargs):
@@ -222,10 +222,10 @@ def test_a_slot_that_always_dies_idle(policy: str, run_program: RunProgram) -> N
             def __init__(self, slot):
                 super().__init__(slot)
                 if slot == 0:
-                    def send_and_die(self, data, send=connection.Connection._send):
-                        send(self, data)
+                    def send_and_die(self, data, fds=(), send=_line.Line.send):
+                        send(self, data, fds)
                         os._exit(5)
-                    connection.Connection._send = send_and_die  # the first message is that the object stands
+                    _line.Line.send = send_and_die  # the first message is that the object stands
 
             def __call__(self, item):
                 return item

@@ -13,7 +13,6 @@ import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ import psutil
 import pytest
 
 from joblib_stateful import StatefulExecutor, call_worker, errors, get_worker_info, stateful_map
-from joblib_stateful.engines import _process_tree
+from joblib_stateful.engines import _line, _process_tree
 from test_map_tools import Log, Scene, new_scene
 
 
@@ -171,14 +170,12 @@ def test_during_close_between_two_items(scene: Scene) -> None:
 def send_half(scene: Scene, value: Any) -> Any:
     """Return a value of which only half will be written: then this worker waits for its end."""
 
-    def half(self: connection.Connection, data: Any, write: Any = os.write) -> None:
-        half = len(data) // 2 or 1
-        while half:
-            half -= write(self.fileno(), data[:half])
+    def half(self: _line.Line, data: Any, fds: Any = ()) -> None:
+        self._end.sendall(_line._HEADER.pack(len(data), 0) + data[: len(data) // 2])
         scene.log("half").note(os.getpid())
         scene.gate("never").wait()
 
-    connection.Connection._send = half  # type: ignore[attr-defined]  # not public, but where all bytes go through
+    _line.Line.send = half  # type: ignore[method-assign]  # where all bytes go through
     return value
 
 
@@ -285,10 +282,10 @@ def test_while_a_large_item_is_half_sent(max_restarts: int, scene: Scene) -> Non
 
 
 def wait_for_bytes_on_the_way_to(executor: StatefulExecutor) -> None:
-    """Wait until the pipe to slot 0 holds something that its worker, which is stopped, has not read."""
+    """Wait until the line to slot 0 holds something that its worker, which is stopped, has not read."""
     worker: Any = executor.core._worker(0)
     deadline = time.monotonic() + 30
-    while not int.from_bytes(fcntl.ioctl(worker._pool._call_queue._writer, termios.FIONREAD, bytes(4)), sys.byteorder):
+    while not int.from_bytes(fcntl.ioctl(worker._line, termios.TIOCOUTQ, bytes(4)), sys.byteorder):
         assert time.monotonic() < deadline
         time.sleep(0.001)
 

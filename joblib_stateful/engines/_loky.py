@@ -11,26 +11,28 @@ import contextlib
 import multiprocessing
 import multiprocessing.context
 import os
+import pickle
+import queue
 import signal
 import sys
 import threading
 import weakref
 from functools import partial
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import cloudpickle
 
 from .. import errors
-from .._records import Death, Finish, Message, Ran
+from .._records import Death, Finish, Finished, Message, Ran
 from .._segments import Arena
 from .._sharing import SharedMemory, copied_out
-from .._transport import Pickled, Transport
+from .._transport import PROTOCOL, Pickled, Transport
 from .._worker import Progress
 from ._base import Engine, EngineWorker
 from ._buffers import in_line, segments_in
 from ._burial import bury, expect, wait_for_burials
-from ._handover import Handover
+from ._line import Line
 from ._loky_room import check_room, explain
 from ._process_tree import kill_tree
 from ._shared_numbers import SharedNumbers
@@ -51,12 +53,23 @@ if TYPE_CHECKING:
 
     from .._records import Failure, Reply
 
+    _OnReply: TypeAlias = Callable[[Reply | Death], None]
+
+# A message of this size is taken by the system at once, while the worker reads no other; it takes 200 KiB in all.
+_AT_ONCE_BYTES = 1 << 16
+# What a process has sent before its end is there to be read, and then the end of it, unless a child of it keeps its line
+# open. (Linux would let it be read later, too.)
+_DRAIN_SECONDS = 0.2
 # A process that loky reports as gone is reaped at once; this only guards against one that can't be.
 _REAP_SECONDS = 2.0
 
 
 class LokyWorker(EngineWorker):
-    """One worker process."""
+    """One worker process.
+
+    loky starts it, and notices its end. What it answers comes by a line of its own, to which a thread listens: through
+    loky's queues each message would wake two threads more.
+    """
 
     def __init__(self, transport: Transport, env: Mapping[str, str]) -> None:
         self._transport = transport
@@ -66,24 +79,29 @@ class LokyWorker(EngineWorker):
         self._pool: loky.ProcessPoolExecutor | None = None
         self._process: Any = None  # loky's Process
         self._lifeline: Connection | None = None  # open as long as the process shall live
-        self._handover: Handover | None = None  # by which open files go to it and come back
-        self._is_awaited = False  # a message is under way
-        self._killed = False
-        self._lock = threading.RLock()  # guards the seven above; held while the process is started or killed
+        self._line: Line | None = None
+        self._listener: threading.Thread | None = None
+        self._awaited: tuple[Message, _OnReply] | None = None  # the message under way
+        self._killed = False  # or gone by itself: nothing can be sent to it
+        self._lock = threading.RLock()  # guards all these; held while the process is started or killed
 
-    def send(self, message: Message, on_reply: Callable[[Reply | Death], None]) -> Reply | Death | None:
+    def send(self, message: Message, on_reply: _OnReply) -> Death | None:
         """Hand the message to the process, which is started with the first one."""
         try:
             with self._lock:
                 if self._killed:
                     return Death(self.pid, reason="it was killed")
-                future = self._start(message) if self._pool is None else self._submit(self._pool, message)
-                self._is_awaited = True
-        except Exception as error:  # noqa: BLE001 - out of processes, memory or file descriptors; a broken pool
+                served = self._start() if self._pool is None else None
+                self._awaited = message, on_reply
+                self._transmit(message)
+        except Exception as error:  # noqa: BLE001 - out of processes, threads, memory or file descriptors
+            with self._lock:
+                self._awaited = None
             death = self._autopsy(message, error)
             self._let_go()
             return death
-        future.add_done_callback(partial(self._receive, message, on_reply))
+        if served is not None:
+            served.add_done_callback(self._ended)
         return None
 
     def close(self, message: Finish, on_closed: Callable[[Failure | None], None]) -> None:
@@ -101,9 +119,9 @@ class LokyWorker(EngineWorker):
         with self._lock:
             self._killed = True
             if self._process is not None:
-                # loky notices, and fails the message under way.
+                # loky notices, and so the message under way is answered.
                 _kill_and_reap(self._process)
-            if not self._is_awaited:  # else the message's failure is still to be looked into
+            if self._awaited is None:
                 self._let_go()
 
     def disown(self) -> None:
@@ -112,16 +130,19 @@ class LokyWorker(EngineWorker):
         # Or multiprocessing would wait for it at exit, and complain that it is no child of this process.
         multiprocessing.process._children.discard(self._process)  # type: ignore[attr-defined]
         self._lock = threading.RLock()
-        self._pool = self._process = self._handover = None
+        self._pool = self._process = self._line = None
         self._killed = True
 
-    def _start(self, message: Message) -> Future[Reply]:
+    # --- the process ----------------------------------------------------------------------------------
+
+    def _start(self) -> Future[None]:
+        """Start the process; return loky's future of all its service."""
         # A pipe for each worker, because only one process can be signalled for an open file.
         theirs, self._lifeline = multiprocessing.Pipe(duplex=False)
         _lifelines.add(self._lifeline)
-        self._handover, far_end = Handover.pair() if isinstance(self._transport, SharedMemory) else (None, None)
+        self._line, far_end = Line.pair()
         _start_resource_trackers()  # which ends by unblocking SIGINT, so first
-        with theirs, contextlib.closing(far_end) if far_end else contextlib.nullcontext(), _sigint_blocked():
+        with theirs, contextlib.closing(far_end), _sigint_blocked():
             pool = loky.ProcessPoolExecutor(
                 max_workers=1,
                 context=Context(),
@@ -129,7 +150,7 @@ class LokyWorker(EngineWorker):
                 initializer=_loky_child.set_up,
                 initargs=(theirs, far_end, self._numbers, self._transport),
             )
-            future = self._submit(pool, message)
+            served: Future[None] = pool.submit(_loky_child.serve)
         # loky's own asks for psutil or pgrep. Where there is neither, as in slim images, it ends loky's thread.
         pool._executor_manager_thread.kill_workers = partial(_kill_all, pool._processes)
         self._pool = pool
@@ -142,47 +163,31 @@ class LokyWorker(EngineWorker):
         # a message would not end that message, and loky's threads would wait for the rest of it for ever.
         pool._call_queue._reader.close()
         pool._result_queue._writer.close()
-        return future
+        listener = threading.Thread(target=self._listen, args=(self._line,), name="joblib_stateful-listen", daemon=True)
+        listener.start()
+        self._listener = listener
+        return served
 
-    def _submit(self, pool: loky.ProcessPoolExecutor, message: Message) -> Future[Reply]:
-        segments = list(segments_in(message))
-        if segments:  # first, so that a message never waits for what could not be sent
-            assert self._handover is not None  # noqa: S101 - there are none without it
-            try:
-                self._handover.send([segment.fd for segment in segments])
-            except OSError:  # too many are under way; how many is a limit of the user's
-                message, segments = in_line(message), []
-        future: Future[Reply] = pool.submit(_loky_child.serve, message, len(segments))
-        return future
-
-    def _receive(self, message: Message, on_reply: Callable[[Reply | Death], None], future: Future[Reply]) -> None:
-        error = future.exception()
+    def _ended(self, served: Future[None]) -> None:
+        """Learn, in loky's thread, that the process is gone, or has served to the end."""
+        error = served.exception()
+        listener, line = self._listener, self._line
+        if listener is None or line is None:  # a fork has been told to forget it
+            return
         if error is not None:
-            reply: Reply | Death = self._autopsy(message, error)
-        else:
-            reply = future.result()
-            if isinstance(reply, Ran) and _loky_child.lies_in_arena(reply):
-                reply = self._copied_out(reply)
+            listener.join(_DRAIN_SECONDS)  # it may still be reading the last answer
+        line.hang_up()
+        listener.join()
         with self._lock:
-            self._is_awaited = False
-            if self._killed or error is not None:
-                self._let_go()
-        on_reply(reply)
+            awaited, self._awaited = self._awaited, None
+            self._killed = True
+        death = None if awaited is None else self._autopsy(awaited[0], error)
+        if error is not None or death is not None:
+            self._let_go()
+        if awaited is not None and death is not None:
+            awaited[1](death)
 
-    def _copied_out(self, reply: Ran) -> Ran:
-        """Return a reply with copies of what the worker laid into its arena, which it uses for the next one."""
-        fd = None
-        with contextlib.suppress(
-            OSError, EOFError, AttributeError
-        ):  # then reading says so, for each item that needs it
-            (fd,) = self._handover.receive(1)  # type: ignore[union-attr]  # None after a fork
-        arena = Arena(-1 if fd is None else fd)
-        values = reply.values._replace(frames=tuple(copied_out(frame, arena) for frame in reply.values.frames))
-        with contextlib.suppress(OSError):
-            arena.trim()
-        return reply._replace(values=values)
-
-    def _autopsy(self, message: Message, error: BaseException) -> Death:
+    def _autopsy(self, message: Message, error: BaseException | None) -> Death:
         """Return how the process ended, when it is gone."""
         process, exitcode = self._process, None
         if process is not None:
@@ -193,16 +198,16 @@ class LokyWorker(EngineWorker):
             exitcode = process.exitcode
         progress = self.progress
         started = progress.seq == message.seq
-        reason = explain(error) if process is None else ""
+        reason = explain(error) if process is None and error is not None else ""
         return Death(self.pid, exitcode, started, progress.place, progress.n_finished, reason)
 
     def _close(self, message: Finish, on_closed: Callable[[Failure | None], None]) -> None:
+        answers: queue.SimpleQueue[Reply | Death] = queue.SimpleQueue()
         failure, pool = None, self._pool
         try:
-            if pool is not None and not self._killed:
-                failure = self._submit(pool, message).result().failure  # type: ignore[union-attr]  # the answer to Finish
-        except RuntimeError:
-            failure = None  # a process that is gone already needs no closing
+            if pool is not None:
+                reply = self.send(message, answers.put) or answers.get()
+                failure = reply.failure if isinstance(reply, Finished) else None
         finally:
             if pool is not None:
                 pool.shutdown(wait=True)
@@ -210,34 +215,85 @@ class LokyWorker(EngineWorker):
             self._let_go()
             on_closed(failure)
 
+    def _close_at_exit(self, message: Finish, on_closed: Callable[[Failure | None], None]) -> None:
+        pool = self._pool
+
+        def closed(reply: Reply | Death) -> None:
+            if pool is not None:
+                pool.shutdown(wait=False)
+            on_closed(reply.failure if isinstance(reply, Finished) else None)
+
+        if pool is None:
+            on_closed(None)
+        elif (death := self.send(message, closed)) is not None:
+            closed(death)
+
     def _let_go(self) -> None:
         """Hold nothing open for a process that is gone; what it was doing can still be read."""
         with self._lock:
             self._killed = True  # nothing can be sent to it any more
             if self._lifeline is not None:
                 self._lifeline.close()
-            if self._handover is not None:
-                self._handover.close()
+            if self._line is not None:
+                self._line.hang_up()
+                if self._listener is None:  # else it does
+                    self._line.close()
             self.progress = self.progress.copy()
             if self._pool is not None:
                 bury(self._pool)
-            self._pool = self._process = self._numbers = self._lifeline = self._handover = None
+            self._pool = self._process = self._numbers = self._lifeline = self._line = None
 
-    def _close_at_exit(self, message: Finish, on_closed: Callable[[Failure | None], None]) -> None:
-        pool = self._pool
+    # --- messages -------------------------------------------------------------------------------------
 
-        def closed(future: Future[Any]) -> None:
-            if pool is not None:
-                pool.shutdown(wait=False)
-            on_closed(None if future.exception() is not None else future.result().failure)
+    def _transmit(self, message: Message) -> None:
+        segments = list(segments_in(message))
+        data = pickle.dumps(message, PROTOCOL)
+        if len(data) > _AT_ONCE_BYTES:
+            # A worker that is only being started, or stopped, takes as long as it likes.
+            thread = threading.Thread(
+                target=self._put, args=(self._line, message, data, segments), name="joblib_stateful-send", daemon=True
+            )
+            thread.start()
+        else:
+            self._put(self._line, message, data, segments)
 
-        try:
-            if pool is None or self._killed:
-                on_closed(None)
-            else:
-                self._submit(pool, message).add_done_callback(closed)
-        except RuntimeError:  # it is gone already
-            on_closed(None)
+    def _put(self, line: Line | None, message: Message, data: bytes, segments: list[Any]) -> None:
+        assert line is not None  # noqa: S101 - the process is started
+        with contextlib.suppress(OSError):  # the process is gone, and `_ended` will say so
+            if segments:
+                with contextlib.suppress(OSError):  # too many files are under way; how many is a limit of the user's
+                    line.send(data, [segment.fd for segment in segments])
+                    return
+                data = pickle.dumps(in_line(message), PROTOCOL)
+            line.send(data)
+
+    def _listen(self, line: Line) -> None:
+        """Take answers until the process is gone, or is let go."""
+        with contextlib.closing(line):
+            while True:
+                try:
+                    data, fds = line.receive()
+                    reply: Reply = pickle.loads(data)
+                except Exception:  # noqa: BLE001 - it has ended, or the user's code in it has spoilt the line
+                    line.hang_up()
+                    return
+                if isinstance(reply, Ran) and _loky_child.lies_in_arena(reply):
+                    reply = _copied_out(reply, fds)
+                with self._lock:
+                    awaited, self._awaited = self._awaited, None
+                if awaited is not None:
+                    awaited[1](reply)
+                del data, reply, awaited  # hold nothing while waiting
+
+
+def _copied_out(reply: Ran, fds: list[int | None]) -> Ran:
+    """Return a reply with copies of what the worker laid into its arena, which it uses for the next one."""
+    fd = fds[0] if fds else None  # without one, reading says so, for each item that needs it
+    arena = Arena(-1 if fd is None else fd)
+    values = reply.values._replace(frames=tuple(copied_out(frame, arena) for frame in reply.values.frames))
+    with contextlib.suppress(OSError):
+        arena.trim()
+    return reply._replace(values=values)
 
 
 class LokyEngine(Engine):
@@ -248,7 +304,7 @@ class LokyEngine(Engine):
     takes_env: ClassVar[bool] = True
 
     def __init__(self) -> None:
-        self.transport: Transport = SharedMemory() if Handover.is_possible else Pickled()
+        self.transport: Transport = SharedMemory() if Line.carries_files else Pickled()
         # What multiprocessing spawns knows the main script by a name that no worker of ours could import it by.
         main = sys.modules.get("__mp_main__")
         if main is not None and main.__name__ == "__mp_main__":

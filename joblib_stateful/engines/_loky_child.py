@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import signal
 import threading
 from multiprocessing import util
@@ -11,19 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 from loky import process_executor
 
-from .._records import Ran
+from .._records import Finish, Ran
 from .._segments import Arena
 from .._sharing import SharedMemory, segments_of
+from .._transport import PROTOCOL
 from .._worker import Progress, Worker, current, set_process_worker
 from ._buffers import segments_in
-from ._loky_process import keep_pipes_from_children
+from ._loky_process import keep_from_children
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
     from .._records import Message, Reply
     from .._transport import Transport
-    from ._handover import Handover
+    from ._line import Line
 
 try:
     import fcntl
@@ -31,8 +33,8 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]  # tested before use
 
 
-def set_up(lifeline: Connection, handover: Handover | None, numbers: memoryview[float], transport: Transport) -> None:
-    """Make this process a worker; runs before its first message."""
+def set_up(lifeline: Connection, line: Line, numbers: memoryview[float], transport: Transport) -> None:
+    """Make this process a worker; runs before `serve`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
@@ -41,13 +43,11 @@ def set_up(lifeline: Connection, handover: Handover | None, numbers: memoryview[
     # Before multiprocessing waits for the children of this process, which it does first.
     util.Finalize(None, _end_pools, exitpriority=100)
     _die_with_parent(lifeline)
-    keep_pipes_from_children()
+    keep_from_children(line.fileno())
     set_process_worker(Worker(transport, Progress(numbers)))
-    _kept.append(lifeline)
-    if handover is not None:
-        assert isinstance(transport, SharedMemory)  # noqa: S101 - the only one with open files to hand over
+    _kept[:] = lifeline, line
+    if isinstance(transport, SharedMemory):
         transport.arena = Arena()
-        _kept.append(handover)
 
 
 def _end_pools() -> None:
@@ -62,20 +62,37 @@ def _end_pools() -> None:
 _kept: list[Any] = []
 
 
-def serve(message: Message, n_segments: int) -> Reply:
-    """Answer one message, with which so many open files have come."""
-    worker = current()
+def serve() -> None:
+    """Answer messages, until the last one or until the parent hangs up. For loky this is one task."""
+    worker, line = current(), _kept[1]
     assert worker is not None  # noqa: S101 - set_up ran before
-    maps = _map_segments(message, n_segments) if n_segments else ()
+    is_last = False
+    while not is_last:
+        try:
+            is_last = _serve_one(worker, line)
+        except EOFError:
+            return
+        except OSError:  # the user's code has closed it; nobody would ever hear of this worker again
+            os._exit(1)
+
+
+def _serve_one(worker: Worker, line: Line) -> bool:
+    """Wait for a message and answer it; return True if it was the last one."""
+    data, fds = line.receive()
+    message: Message = pickle.loads(data)
+    del data
+    maps = _map_segments(message, fds) if fds else ()
     try:
         reply = worker.handle(message)
     finally:
         del maps  # what no value refers to is unmapped
+    files = []
     if lies_in_arena(reply):
         transport = worker.transport
         assert isinstance(transport, SharedMemory) and transport.arena is not None  # noqa: S101, PT018 - set_up gave it
-        _kept[1].send([transport.arena.fd])
-    return reply
+        files = [transport.arena.fd]
+    line.send(pickle.dumps(reply, PROTOCOL), files)
+    return isinstance(message, Finish)
 
 
 def lies_in_arena(reply: Reply) -> bool:
@@ -83,10 +100,9 @@ def lies_in_arena(reply: Reply) -> bool:
     return isinstance(reply, Ran) and not reply.values.joint and any(True for _ in segments_of(reply.values.frames))
 
 
-def _map_segments(message: Message, count: int) -> list[object]:
-    handover: Handover = _kept[1]
+def _map_segments(message: Message, fds: list[int | None]) -> list[object]:
     maps = []
-    for received, fd in zip(segments_in(message), handover.receive(count), strict=True):
+    for received, fd in zip(segments_in(message), fds, strict=True):
         if fd is None:
             continue
         with contextlib.suppress(OSError, ValueError):  # no room: then the value that needs it can't be loaded

@@ -39,9 +39,9 @@ class Context(LokyContext):  # type: ignore[misc]  # loky is not typed
     Process: ClassVar[type[WatchedProcess]] = WatchedProcess
 
 
-def keep_pipes_from_children() -> None:
-    """Have children of this worker not inherit its pipes; called before any of the user's code."""
-    pipes = _pipes()
+def keep_from_children(line: int) -> None:
+    """Have children of this worker not inherit its line and its pipes; called before any of the user's code."""
+    pipes = [line, *_pipes()]
     for fd in pipes:
         os.set_inheritable(fd, False)  # they were made so that this process gets them
     if pipes and hasattr(os, "register_at_fork"):
