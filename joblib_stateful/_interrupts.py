@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import _thread
 import contextlib
-import signal
 import threading
 import time
+
+# The functions of `signal` wrap these two, and take 7.8 µs instead of 0.3 for turning numbers into enums and back.
+from _signal import getsignal, signal  # type: ignore[import-not-found]  # typeshed has no stub
+from signal import SIGINT
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
@@ -39,9 +42,9 @@ class Uninterrupted:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            handler = signal.getsignal(signal.SIGINT)
+            handler = getsignal(SIGINT)
             if callable(handler) and not isinstance(getattr(handler, "__self__", None), Uninterrupted):
-                signal.signal(signal.SIGINT, self._hold)
+                signal(SIGINT, self._hold)
                 self._previous = handler
         return self
 
@@ -50,7 +53,7 @@ class Uninterrupted:
     ) -> None:
         previous, self._previous = self._previous, None
         if previous is not None:
-            signal.signal(signal.SIGINT, previous)
+            signal(SIGINT, previous)
             if self._caught is None:
                 return
             if self._in_finaliser:

@@ -194,10 +194,9 @@ class _PickledPacking(Packing):
     def finish(self) -> Parcel:
         """Return the packed values."""
         if self._packer is None:
-            if len(self._plain) > 1:
-                frame = pickle.dumps(self._plain, PROTOCOL)
-                return Parcel((frame,), len(self._plain), joint=True, nbytes=len(frame))
-            self._packer = self._pack_plain()
+            count, alone = len(self._plain), len(self._plain) == 1
+            frames = (pickle.dumps(self._plain[0] if alone else self._plain, PROTOCOL),) if count else ()
+            return Parcel(frames, count, joint=count > 1, nbytes=sum(map(len, frames)))
         nbytes = self._nbytes + self._packer.nbytes
         return Parcel(tuple(self._frames), len(self._frames), joint=False, nbytes=nbytes)
 

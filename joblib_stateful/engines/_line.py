@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
+from array import array
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 _HEADER = struct.Struct("<QI")
 # The kernel takes 253 open files at once.
 _MOST = 250
+_FILES_SPACE = socket.CMSG_SPACE(_MOST * array("i").itemsize) if hasattr(socket, "CMSG_SPACE") else 0
 # Copied behind its header, so that one call of the system sends both.
 _SHORT = 1 << 16
 
@@ -90,11 +92,14 @@ class Line:
                 at += n_read
         return data, files
 
-    def _receive_some(self, size: int) -> tuple[bytes, list[int]]:
-        if self.carries_files:
-            data, fds, _, _ = socket.recv_fds(self._end, size, _MOST)
+    def _receive_some(self, size: int) -> tuple[bytes, array[int]]:
+        if not self.carries_files:
+            data, fds = self._end.recv(size), array("i")
         else:
-            data, fds = self._end.recv(size), []
+            data, beside, _, _ = self._end.recvmsg(size, _FILES_SPACE)
+            fds = array("i")
+            for _, _, numbers in beside:
+                fds.frombytes(numbers[: len(numbers) - len(numbers) % fds.itemsize])
         if not data:
             raise EOFError
         return data, fds
