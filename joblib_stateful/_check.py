@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import numbers
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
-
-import joblib
 
 from ._records import Limits
 
@@ -109,7 +108,19 @@ def resolve_n_jobs(n_jobs: Any, worker_kwargs: Sequence[Any] | None, engine: Eng
 def n_places(engine: Engine) -> int:
     """Return how many slots an engine has by default: one per CPU of this machine, or what its cluster has room for."""
     own = engine.default_n_jobs()
-    return int(joblib.cpu_count()) if own is None else own
+    return cpu_count() if own is None else own
+
+
+def cpu_count() -> int:
+    """Return `joblib.cpu_count`."""
+    loky: Any = sys.modules.get("loky")
+    if loky is None or "JOBLIB_MULTIPROCESSING" in os.environ:
+        import joblib
+
+        return int(joblib.cpu_count())
+    # joblib's own asks its copy of loky, too. Importing it takes longer than the start of a first worker, which shall
+    # come before.
+    return int(loky.cpu_count())
 
 
 def check_env(worker_env: Any, n_jobs: int, engine: Engine) -> list[dict[str, str]]:

@@ -26,9 +26,6 @@ import weakref
 from concurrent.futures import Executor, Future
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-import joblib
-from joblib.parallel import ParallelBackendBase
-
 from . import _check, _clock, _exit, engines, errors
 from ._core import Core
 from ._outcome import packing_error_of
@@ -41,6 +38,19 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+# joblib's names, which a test compares: asking joblib would mean to import it before the first worker is started.
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMBA_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+)
+TBB_VARIABLE = "ENABLE_IPC"
 
 
 class StatefulExecutor(Executor):
@@ -306,11 +316,10 @@ def make_core(
 
 def _thread_limits(n_jobs: int, explicit: int | None) -> dict[str, str]:
     """Return joblib's rule for the threads of BLAS and OpenMP: CPUs over workers, unless the user set them."""
-    share = max(int(joblib.cpu_count()) // n_jobs, 1)
+    share = max(_check.cpu_count() // n_jobs, 1)
     env = {
-        name: str(explicit) if explicit is not None else os.environ.get(name, str(share))
-        for name in ParallelBackendBase.MAX_NUM_THREADS_VARS
+        name: str(explicit) if explicit is not None else os.environ.get(name, str(share)) for name in THREAD_VARIABLES
     }
-    if ParallelBackendBase.TBB_ENABLE_IPC_VAR not in os.environ:
-        env[ParallelBackendBase.TBB_ENABLE_IPC_VAR] = "1"
+    if TBB_VARIABLE not in os.environ:
+        env[TBB_VARIABLE] = "1"
     return env

@@ -3,73 +3,22 @@
 joblib by itself pulls the input in callback threads and keeps every result that was not taken yet, so its
 memory grows with a slow consumer. Here its callbacks dispatch nothing: each batch is handed over, as one joblib
 task, when the consumer has room for it, and joblib's generator is asked only when the next result is there, so
-that its 10 ms poll is never waited for.
+that its 10 ms poll is never waited for. A batch is on its way before joblib hears of it, and the first one before
+joblib is even imported: a worker starts meanwhile.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, Any
-
-from joblib import Parallel
-from joblib.parallel import ParallelBackendBase
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Callable
 
+    from ._books import Books
     from ._core import Core
     from ._records import Call
-
-
-class _FeedBackend(ParallelBackendBase):  # type: ignore[misc]  # joblib is untyped
-    """Hands batches from joblib to a core, and settled ones back."""
-
-    supports_retrieve_callback = True
-
-    def __init__(self, core: Core, on_back: Callable[[Call], None]) -> None:
-        super().__init__(nesting_level=0)
-        self._core, self._on_back = core, on_back
-
-    def effective_n_jobs(self, n_jobs: int) -> int:
-        """Say two for one: joblib runs a call inline when a backend reports one worker."""
-        return max(2, n_jobs)
-
-    def submit(self, func: Callable[[], list[Call]], callback: Callable[[Call], None] | None = None) -> Call:
-        """Give a batch to the core. joblib's task, called here, gives back the batch that it wraps."""
-        (call,) = func()
-
-        def settled(call: Call) -> None:
-            if callback is not None:
-                callback(call)
-            self._on_back(call)
-
-        call.on_settled = settled
-        try:
-            self._core.accept(call)
-        except RuntimeError as error:  # shut down in mid-map
-            call.fatal = error
-            settled(call)
-        return call
-
-    def retrieve_result_callback(self, out: Call) -> list[Call]:
-        """Return what joblib shall yield for the task."""
-        return [out]
-
-
-class _FedParallel(Parallel):  # type: ignore[misc]  # joblib is untyped
-    """A Parallel call that gets its tasks one by one from outside."""
-
-    def dispatch_next(self) -> None:
-        """Do nothing, when joblib's completion callbacks ask for more input."""
-
-    def finish(self) -> None:
-        """Let joblib notice that its input, which held only the first task, is exhausted."""
-        super().dispatch_next()
-
-    # Not documented API, but the only way to leave early without a warning.
-    def _warn_exit_early(self) -> None:
-        pass
 
 
 class Feed:
@@ -88,43 +37,50 @@ class Feed:
     def __init__(self, core: Core, note_back: Callable[[Call], None], *, ordered: bool) -> None:
         self._core, self._ordered, self._note_back = core, ordered, note_back
         self.changed = threading.Condition()
-        self.pending: dict[Call, None] = {}  # sent and not settled
+        self.pending: dict[Call, None] = {}  # sent and not settled, or not yet in joblib's books
         self._order: deque[Call] = deque()  # sent and not taken; kept only if that is the order of taking
         self._n_back = 0  # settled and not taken
-        self._parallel: _FedParallel | None = None
-        self._results: Generator[Call, None, None] | None = None
+        self._books: Books | None = None
+        # What joblib wants to be told of a batch; None: it was settled before joblib heard of it.
+        self._callbacks: dict[Call, Callable[[Call], None] | None] = {}
 
     def send(self, call: Call) -> None:
-        """Hand a batch to joblib."""
+        """Have a batch run, and joblib know of it."""
         with self._core.protected():
-            self._send(call)
+            with self.changed:
+                self.pending[call] = None
+                if self._ordered:
+                    self._order.append(call)
+            call.on_settled = self._settled
+            try:
+                self._core.accept(call)
+            except RuntimeError as error:  # shut down in mid-map
+                call.fatal = error
+                self._settled(call)
+            if self._books is None:
+                from ._books import Books
 
-    def _send(self, call: Call) -> None:
+                self._books = Books(self._core.n_jobs, self._attach, ordered=self._ordered)
+            self._books.note(call)
+
+    def _settled(self, call: Call) -> None:
         with self.changed:
-            self.pending[call] = None
-            if self._ordered:
-                self._order.append(call)
-        task: Iterator[Any] = iter(((_itself, (call,), {}),))
-        if self._parallel is None:
-            self._parallel = _FedParallel(
-                n_jobs=self._core.n_jobs,
-                backend=_FeedBackend(self._core, self._back),
-                return_as="generator" if self._ordered else "generator_unordered",
-                pre_dispatch=1,
-                batch_size=1,
-                # What a surrounding parallel_config says is meant for other calls.
-                verbose=0,
-                prefer=None,
-                require=None,
-                temp_folder=None,
-                max_nbytes=None,
-                mmap_mode=None,
-            )
-            self._results = self._parallel(task)
-        else:
-            self._parallel.dispatch_one_batch(task)
+            callback = self._callbacks.pop(call, None)
+            if callback is None:
+                self._callbacks[call] = None
+                return
+        self._back(call, callback)
 
-    def _back(self, call: Call) -> None:
+    def _attach(self, call: Call, callback: Callable[[Call], None]) -> None:
+        with self.changed:
+            if call not in self._callbacks:
+                self._callbacks[call] = callback
+                return
+            del self._callbacks[call]
+        self._back(call, callback)
+
+    def _back(self, call: Call, callback: Callable[[Call], None]) -> None:
+        callback(call)
         with self.changed:
             self._note_back(call)
             del self.pending[call]
@@ -148,8 +104,8 @@ class Feed:
 
     def take(self) -> Call:
         """Take the next batch; it is ready."""
-        assert self._results is not None  # noqa: S101 - something was sent before it can be ready
-        call = next(self._results)
+        assert self._books is not None  # noqa: S101 - it is in there
+        call = self._books.take()
         with self.changed:
             self._n_back -= 1
             if self._ordered:
@@ -158,19 +114,12 @@ class Feed:
 
     def end(self) -> None:
         """Let joblib's call end; everything that was sent is settled, or about to be."""
-        if self._parallel is None or self._results is None:
-            return
-        self._parallel.finish()
-        for _ in self._results:
-            pass
-        self._results = None
+        books, self._books = self._books, None
+        if books is not None:
+            books.end()
 
     def abort(self) -> None:
         """End joblib's call at once, whatever state an interrupt left it in; only in the consumer's thread."""
-        if self._results is not None:
-            self._results.close()
-            self._results = None
-
-
-def _itself(call: Call) -> Call:
-    return call
+        books, self._books = self._books, None
+        if books is not None:
+            books.abort()

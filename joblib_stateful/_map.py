@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import operator
+import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, Unpack, overload
-
-from joblib.parallel import get_active_backend
 
 from . import _check, _exit, _shared, engines
 from ._batching import Batching
@@ -313,7 +312,7 @@ def stateful_map(
         chosen = engines.get(engine)
         checked = _check.check_limits(chosen, **limits)
         spec = make_spec(worker, shared_kwargs, worker_kwargs)
-        slots = _check.resolve_n_jobs(n_jobs, spec.worker_kwargs, chosen, get_active_backend()[1])
+        slots = _check.resolve_n_jobs(n_jobs, spec.worker_kwargs, chosen, _configured_n_jobs())
         envs = _check.check_env(worker_env, slots, chosen)
         if spec.build is None:
             target = pack_function(worker, chosen.transport)
@@ -345,6 +344,16 @@ def stateful_map(
 def with_indices(results: StatefulMap[T]) -> StatefulMap[TaskResult[T]]:
     """Return a map like one that has not started, but that yields a `TaskResult` for each item."""
     return StatefulMap(MapRun(replace(results._run.plan, indexed=True)))
+
+
+def _configured_n_jobs() -> int | None:
+    """Return what the active `joblib.parallel_config` says; without joblib there is none."""
+    if "joblib" not in sys.modules:
+        return None
+    from joblib.parallel import get_active_backend
+
+    n_jobs: int | None = get_active_backend()[1]
+    return n_jobs
 
 
 def _length_of(iterable: Any, total: int | None) -> int | None:

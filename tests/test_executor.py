@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import joblib
 import psutil
 import pytest
+from joblib.parallel import ParallelBackendBase
 
-from joblib_stateful import StatefulExecutor, call_worker, errors, factory, get_worker, get_worker_info
+from joblib_stateful import StatefulExecutor, _executor, call_worker, errors, factory, get_worker, get_worker_info
 from test_map_tools import Gate, Log, Meeting, Scene, engines, new_scene, parallel_engines
 
 if TYPE_CHECKING:
@@ -917,6 +918,13 @@ def test_close_runs_in_the_workers_own_process_and_thread(scene: Scene) -> None:
 
 
 # --- environment --------------------------------------------------------------------------------------
+
+
+def test_the_variables_that_limit_threads_are_joblibs() -> None:
+    backend = ParallelBackendBase
+    assert set(backend.MAX_NUM_THREADS_VARS) <= set(_executor.THREAD_VARIABLES)  # older ones know fewer
+    assert backend.TBB_ENABLE_IPC_VAR == _executor.TBB_VARIABLE
+
 
 _LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 

@@ -597,3 +597,26 @@ def test_maps_in_several_threads_at_once(engine: str, built: BuildLog, tmp_path:
         thread.join()
     assert found == {start: list(range(start, start + 200)) for start in (0, 1000, 2000, 3000)}
     assert len(built) <= 2
+
+
+def test_the_first_worker_is_started_before_joblib_is_imported(run_program: RunProgram) -> None:
+    """Which takes longer than the start, where numpy is installed."""
+    done = run_program(
+        """
+        import sys
+        import joblib_stateful.engines._loky as loky_engine
+        from joblib_stateful import stateful_map
+
+        start = loky_engine.LokyWorker._start
+
+        def noted(self):
+            print("started", "joblib" in sys.modules)
+            return start(self)
+
+        if __name__ == "__main__":
+            loky_engine.LokyWorker._start = noted
+            print(list(stateful_map(abs, [-1], n_jobs=2)))
+        """
+    )
+    assert done.code == 0, done.err
+    assert done.out.splitlines() == ["started False", "[1]"]
