@@ -6,12 +6,13 @@ numpy's, where that is installed) would take longer than all the rest of their s
 
 from __future__ import annotations
 
-import importlib.abc
-import importlib.machinery
 import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    # Not at run time: the base classes in the former are half of what importing this package would cost.
+    import importlib.abc
+    import importlib.machinery
     from collections.abc import Sequence
     from types import ModuleType
 
@@ -38,7 +39,7 @@ def _make_backend(**options: Any) -> StatefulBackend:
     return StatefulBackend(**options)
 
 
-class _JoblibWatcher(importlib.abc.MetaPathFinder):
+class _JoblibWatcher:
     """Is asked for every import until joblib's, and then steps aside."""
 
     def find_spec(
@@ -53,12 +54,12 @@ class _JoblibWatcher(importlib.abc.MetaPathFinder):
         for finder in sys.meta_path:
             spec = None if finder is self else finder.find_spec(fullname, path, target)
             if spec is not None and spec.loader is not None:
-                spec.loader = _RegisteringLoader(spec.loader, self)
+                spec.loader = _RegisteringLoader(spec.loader, self)  # type: ignore[assignment]  # without its base class
                 return spec
         return None
 
 
-class _RegisteringLoader(importlib.abc.Loader):
+class _RegisteringLoader:
     """Loads joblib with its own loader, then registers the backend."""
 
     def __init__(self, loader: importlib.abc.Loader, watcher: _JoblibWatcher) -> None:
