@@ -7,7 +7,7 @@ author = "the joblib_stateful authors"
 version = release = joblib_stateful.__version__
 
 extensions = ["myst_parser", "numpydoc", "sphinx.ext.autodoc"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "performance_figures.md"]  # the latter is part of a page
 source_suffix = {".md": "markdown"}
 
 myst_enable_extensions = ["colon_fence", "deflist"]
