@@ -8,6 +8,7 @@ used, because any other user of it in the process would shut ours down.
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing
 import multiprocessing.context
 import os
@@ -31,7 +32,7 @@ from .._transport import PROTOCOL, Pickled, Transport
 from .._worker import Progress
 from ._base import Engine, EngineWorker
 from ._buffers import in_line, segments_in
-from ._burial import bury, expect, wait_for_burials
+from ._burial import bury, expect, wait_for_burials, wait_for_threads
 from ._line import Line
 from ._loky_room import check_room, explain
 from ._process_tree import kill_tree
@@ -55,6 +56,8 @@ if TYPE_CHECKING:
 
     _OnReply: TypeAlias = Callable[[Reply | Death], None]
 
+_log = logging.getLogger("joblib_stateful")
+
 # A message of this size is taken by the system at once, while the worker reads no other; it takes 200 KiB in all.
 _AT_ONCE_BYTES = 1 << 16
 # What a process has sent before its end is there to be read, and then the end of it, unless a child of it keeps its line
@@ -77,6 +80,7 @@ class LokyWorker(EngineWorker):
         self._numbers: SharedNumbers | None = SharedNumbers(Progress.SIZE)
         self.progress = Progress(self._numbers.values)
         self._pool: loky.ProcessPoolExecutor | None = None
+        self._manager: Any = None  # loky's thread for the pool
         self._process: Any = None  # loky's Process
         self._lifeline: Connection | None = None  # open as long as the process shall live
         self._line: Line | None = None
@@ -154,7 +158,7 @@ class LokyWorker(EngineWorker):
         # loky's own asks for psutil or pgrep. Where there is neither, as in slim images, it ends loky's thread.
         pool._executor_manager_thread.kill_workers = partial(_kill_all, pool._processes)
         self._pool = pool
-        expect(pool)
+        self._manager = expect(pool)
         assert self._numbers is not None  # noqa: S101 - a worker is started once
         # loky keeps no public handle on its processes, and its errors have neither pid nor exit code.
         (self._process,) = pool._processes.values()
@@ -203,7 +207,7 @@ class LokyWorker(EngineWorker):
 
     def _close(self, message: Finish, on_closed: Callable[[Failure | None], None]) -> None:
         answers: queue.SimpleQueue[Reply | Death] = queue.SimpleQueue()
-        failure, pool = None, self._pool
+        failure, pool, manager = None, self._pool, self._manager
         try:
             if pool is not None:
                 reply = self.send(message, answers.put) or answers.get()
@@ -211,7 +215,8 @@ class LokyWorker(EngineWorker):
         finally:
             if pool is not None:
                 pool.shutdown(wait=True)
-                del pool
+                wait_for_threads(manager)
+            del pool, manager
             self._let_go()
             on_closed(failure)
 
@@ -240,8 +245,8 @@ class LokyWorker(EngineWorker):
                     self._line.close()
             self.progress = self.progress.copy()
             if self._pool is not None:
-                bury(self._pool)
-            self._pool = self._process = self._numbers = self._lifeline = self._line = None
+                bury(self._pool, self._manager)
+            self._pool = self._manager = self._process = self._numbers = self._lifeline = self._line = None
 
     # --- messages -------------------------------------------------------------------------------------
 
@@ -282,7 +287,10 @@ class LokyWorker(EngineWorker):
                 with self._lock:
                     awaited, self._awaited = self._awaited, None
                 if awaited is not None:
-                    awaited[1](reply)
+                    try:
+                        awaited[1](reply)
+                    except Exception:  # noqa: BLE001 - the other messages must be answered all the same
+                        _log.exception("A worker's answer could not be dealt with:")
                 del data, reply, awaited  # hold nothing while waiting
 
 
