@@ -39,11 +39,11 @@ def check_seconds(name: str, value: Any) -> float | None:
 
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> Any:
-    """Return one of some words."""
+    """Return one of some words; the word itself, for what is equal to it, as an enum's member, may be unknown elsewhere."""
     if value not in choices:
         known = ", ".join(map(repr, choices))
         raise ValueError(f"{name} must be one of {known}, not {value!r}.")
-    return value
+    return choices[choices.index(value)]
 
 
 def check_limits(engine: Engine, item_timeout: Any, init_timeout: Any, retries: Any, max_restarts: Any) -> Limits:

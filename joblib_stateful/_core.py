@@ -364,8 +364,15 @@ class Core:
     def _settle(self, call: Call) -> None:
         call.parcel = None  # before the target, which `_send` reads first
         call.target = None
-        if call.on_settled is not None:
+        if call.on_settled is None:
+            return
+        try:
             call.on_settled(call)
+        except BaseException:
+            if self.engine.is_synchronous:  # the caller's own Ctrl-C
+                raise
+            # A callback's: what else is decided must be carried out.
+            _log.exception("What was to be done with a result has failed:")
 
     # --- time -----------------------------------------------------------------------------------------
 

@@ -280,8 +280,8 @@ def stateful_map(
     [10, 11, 12]
     """
     _check.check_iterable(iterable)
-    _check.check_choice("pass_as", pass_as, ("item", "args", "kwargs"))
-    _check.check_choice("on_error", on_error, tuple(AFTER_ERROR))
+    pass_as = _check.check_choice("pass_as", pass_as, ("item", "args", "kwargs"))
+    on_error = _check.check_choice("on_error", on_error, tuple(AFTER_ERROR))
     check_progress(progress)
     for name, value in (("batch_size", batch_size), ("buffer", buffer)):
         if value != "auto":

@@ -145,7 +145,8 @@ def segments_of(frames: Iterable[Any]) -> Iterator[Any]:
     """Return what the buffers of some frames lie in; on either side, in the same order."""
     for frame in frames:
         if isinstance(frame, SharedFrame):
-            yield from frame.buffers
+            # Some may have come in line after all.
+            yield from (buffer for buffer in frame.buffers if not isinstance(buffer, bytes))
 
 
 def copied_out(frame: Any, arena: Arena) -> Any:

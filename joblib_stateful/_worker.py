@@ -320,7 +320,7 @@ def _traceback_of(error: BaseException) -> str:
 
 def _text_of(error: BaseException) -> str:
     try:
-        return str(error)
+        return "".join((str(error),))  # no class of the user's that is a str, which the other side may not know
     except BaseException:  # noqa: BLE001 - a hostile __str__
         return "(its text could not be formatted)"
 

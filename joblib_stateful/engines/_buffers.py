@@ -8,7 +8,7 @@ from .._records import Build, Run
 from .._sharing import SharedFrame, segments_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from .._records import Message
 
@@ -42,9 +42,9 @@ class Handle(NamedTuple):
         return data if self.mode == "r" else bytearray(data)
 
 
-def in_line(message: Message) -> Message:
-    """Return a message that brings its large buffers itself."""
-    return with_buffers(message, lambda segment: bytes(segment.view()))
+def in_line(message: Message, keep: Collection[int] = ()) -> Message:
+    """Return a message that brings its large buffers itself, but for those in some segments, by number."""
+    return with_buffers(message, lambda segment: segment if segment.number in keep else bytes(segment.view()))
 
 
 def _frames_of(message: Message) -> Iterable[Any]:

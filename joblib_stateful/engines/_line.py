@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import struct
+import weakref
 from array import array
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# Before each message: how many bytes and how many open files it has.
-_HEADER = struct.Struct("<QI")
-# The kernel takes 253 open files at once.
-_MOST = 250
-_FILES_SPACE = socket.CMSG_SPACE(_MOST * array("i").itemsize) if hasattr(socket, "CMSG_SPACE") else 0
+# Before each message: a sign that it is one, how many bytes it has, and how many open files.
+_HEADER = struct.Struct("<4sQI")
+_SIGN = b"jlst"
+# So much is taken by the system while the other end reads nothing. BSD would begin with 8 KiB.
+_BUFFER_BYTES = 1 << 18
 # Copied behind its header, so that one call of the system sends both.
 _SHORT = 1 << 16
 
@@ -25,24 +27,36 @@ class Line:
 
     Large buffers don't come this way but lie in shared memory, whose open files do: those of the segments that a
     message refers to, in its order, and with a reply that needs it the worker's arena.
+
+    It is closed when nobody holds it any more, and not before: another thread may be about to use its number.
     """
 
     carries_files: ClassVar[bool] = hasattr(socket, "send_fds") and os.name == "posix"
+    #: How many open files go with one message; the kernel takes 253.
+    most_files: ClassVar[int] = 250
 
     def __init__(self, end: socket.socket) -> None:
         end.settimeout(None)  # whatever `socket.setdefaulttimeout` says
         self._end = end
+        weakref.finalize(self, end.close).atexit = False
+        self._space = socket.CMSG_SPACE(self.most_files * array("i").itemsize) if self.carries_files else 0
+        #: Bytes that can be sent without waiting if the other end has read all that was sent before.
+        self.at_once = min(_SHORT, end.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // 4)
 
     @classmethod
     def pair(cls) -> tuple[Self, Self]:
         """Return both ends."""
-        ours, theirs = socket.socketpair()
-        return cls(ours), cls(theirs)
+        ends = socket.socketpair()
+        for end in ends:
+            for buffer in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+                with contextlib.suppress(OSError):  # more than the system allows, and not cut down to that
+                    end.setsockopt(socket.SOL_SOCKET, buffer, _BUFFER_BYTES)
+        return cls(ends[0]), cls(ends[1])
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Hand this end to the process that is being started; nothing else can pickle it."""
         if os.name == "nt":
-            from multiprocessing.resource_sharer import DupSocket  # type: ignore[attr-defined,unused-ignore]  # Windows only
+            from multiprocessing.resource_sharer import DupSocket  # type: ignore[attr-defined,unused-ignore]  # there
 
             return _attach, (DupSocket(self._end),)
         from multiprocessing.reduction import DupFd
@@ -50,16 +64,14 @@ class Line:
         return _attach, (DupFd(self._end.fileno()),)
 
     def send(self, data: bytes, fds: Sequence[int] = ()) -> None:
-        """Send a message, and copies of open files.
+        """Send a message, and copies of at most `most_files` open files.
 
-        Raises OSError if nobody is at the other end any more, or if the system takes no more files at the moment: then
-        nothing was sent.
+        Raises OSError if nobody is at the other end any more; also, with ETOOMANYREFS and before anything is sent, if
+        the system takes no more files at the moment.
         """
-        header = _HEADER.pack(len(data), len(fds))
+        header = _HEADER.pack(_SIGN, len(data), len(fds))
         if fds:
-            socket.send_fds(self._end, [header], list(fds[:_MOST]))
-            for at in range(_MOST, len(fds), _MOST):
-                socket.send_fds(self._end, [b"."], list(fds[at : at + _MOST]))
+            socket.send_fds(self._end, [header], list(fds))
         elif len(data) <= _SHORT:
             self._end.sendall(header + data)
             return
@@ -70,18 +82,17 @@ class Line:
     def receive(self) -> tuple[bytearray, list[int | None]]:
         """Return the next message and its open files; None for those that this process has no room for.
 
-        Raises EOFError if the other end is closed.
+        Raises EOFError if the other end is closed, and ValueError if somebody else has written to it.
         """
-        header, fds = self._receive_some(_HEADER.size)
+        header, fds = self._receive_header()
         while len(header) < _HEADER.size:
-            header += self._receive_some(_HEADER.size - len(header))[0]
-        size, n_files = _HEADER.unpack(header)
-        expected = min(_MOST, n_files)
-        files: list[int | None] = [*fds, *[None] * (expected - len(fds))]
-        while len(files) < n_files:
-            expected = min(_MOST, n_files - len(files))
-            _, fds = self._receive_some(1)
-            files += [*fds, *[None] * (expected - len(fds))]
+            rest = self._end.recv(_HEADER.size - len(header))
+            if not rest:
+                raise EOFError
+            header += rest
+        sign, size, n_files = _HEADER.unpack(header)
+        if sign != _SIGN or n_files > self.most_files:
+            raise ValueError(f"no message begins with {header!r}")
         data = bytearray(size)
         with memoryview(data) as view:
             at = 0
@@ -90,33 +101,35 @@ class Line:
                 if not n_read:
                     raise EOFError
                 at += n_read
-        return data, files
+        return data, [*fds, *[None] * (n_files - len(fds))]
 
-    def _receive_some(self, size: int) -> tuple[bytes, array[int]]:
-        if not self.carries_files:
-            data, fds = self._end.recv(size), array("i")
-        else:
-            data, beside, _, _ = self._end.recvmsg(size, _FILES_SPACE)
-            fds = array("i")
+    def _receive_header(self) -> tuple[bytes, array[int]]:
+        fds = array("i")
+        if self.carries_files:
+            flags = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+            data, beside, _, _ = self._end.recvmsg(_HEADER.size, self._space, flags)
             for _, _, numbers in beside:
                 fds.frombytes(numbers[: len(numbers) - len(numbers) % fds.itemsize])
+        else:
+            data = self._end.recv(_HEADER.size)
         if not data:
             raise EOFError
         return data, fds
 
     def hang_up(self) -> None:
-        """Have both ends hear that this is the end, also those who wait for a message now."""
-        try:
+        """Have both ends hear that this is the end, also those who wait for a message now.
+
+        What was sent before can still be read at the other end.
+        """
+        with contextlib.suppress(OSError):  # it has ended already
             self._end.shutdown(socket.SHUT_RDWR)
-        except OSError:  # the other end, or this one, is closed already
-            return
 
     def fileno(self) -> int:
         """Return the socket's number."""
         return self._end.fileno()
 
     def close(self) -> None:
-        """Close this end."""
+        """Close this end; only while no other thread knows of it."""
         self._end.close()
 
 

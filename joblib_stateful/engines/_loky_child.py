@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pickle
 import signal
@@ -14,7 +15,7 @@ from loky import process_executor
 
 from .._records import Finish, Ran
 from .._segments import Arena
-from .._sharing import SharedMemory, segments_of
+from .._sharing import SharedMemory, copied_out, segments_of
 from .._transport import PROTOCOL
 from .._worker import Progress, Worker, current, set_process_worker
 from ._buffers import segments_in
@@ -23,7 +24,7 @@ from ._loky_process import keep_from_children
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-    from .._records import Message, Reply
+    from .._records import Message
     from .._transport import Transport
     from ._line import Line
 
@@ -67,13 +68,15 @@ def serve() -> None:
     worker, line = current(), _kept[1]
     assert worker is not None  # noqa: S101 - set_up ran before
     is_last = False
-    while not is_last:
-        try:
+    try:
+        while not is_last:
             is_last = _serve_one(worker, line)
-        except EOFError:
-            return
-        except OSError:  # the user's code has closed it; nobody would ever hear of this worker again
-            os._exit(1)
+    except EOFError:
+        return
+    except OSError:  # the user's code has closed it; nobody would ever hear of this worker again
+        os._exit(1)
+    finally:
+        line.hang_up()  # behind the last answer, so that the parent need not guess whether another one comes
 
 
 def _serve_one(worker: Worker, line: Line) -> bool:
@@ -86,18 +89,29 @@ def _serve_one(worker: Worker, line: Line) -> bool:
         reply = worker.handle(message)
     finally:
         del maps  # what no value refers to is unmapped
-    files = []
-    if lies_in_arena(reply):
-        transport = worker.transport
-        assert isinstance(transport, SharedMemory) and transport.arena is not None  # noqa: S101, PT018 - set_up gave it
-        files = [transport.arena.fd]
-    line.send(pickle.dumps(reply, PROTOCOL), files)
+    transport = worker.transport
+    if isinstance(reply, Ran) and isinstance(transport, SharedMemory) and transport.arena and lies_in_arena(reply):
+        try:
+            line.send(pickle.dumps(reply, PROTOCOL), [transport.arena.fd])
+        except OSError as error:
+            if error.errno != errno.ETOOMANYREFS:
+                raise
+            # How many files may be under way is a limit of the user's.
+            line.send(pickle.dumps(without_arena(reply, transport.arena), PROTOCOL))
+    else:
+        line.send(pickle.dumps(reply, PROTOCOL))
     return isinstance(message, Finish)
 
 
-def lies_in_arena(reply: Reply) -> bool:
+def lies_in_arena(reply: Ran) -> bool:
     """Tell whether the worker's arena belongs to a reply."""
-    return isinstance(reply, Ran) and not reply.values.joint and any(True for _ in segments_of(reply.values.frames))
+    return not reply.values.joint and any(True for _ in segments_of(reply.values.frames))
+
+
+def without_arena(reply: Ran, arena: Arena) -> Ran:
+    """Return a reply with copies of what the worker laid into its arena."""
+    frames = tuple(copied_out(frame, arena) for frame in reply.values.frames)
+    return reply._replace(values=reply.values._replace(frames=frames))
 
 
 def _map_segments(message: Message, fds: list[int | None]) -> list[object]:

@@ -41,6 +41,8 @@ class Context(LokyContext):  # type: ignore[misc]  # loky is not typed
 
 def keep_from_children(line: int) -> None:
     """Have children of this worker not inherit its line and its pipes; called before any of the user's code."""
+    if os.name == "nt":  # where nothing is inherited that is not handed down by name
+        return
     pipes = [line, *_pipes()]
     for fd in pipes:
         os.set_inheritable(fd, False)  # they were made so that this process gets them

@@ -1,0 +1,396 @@
+"""One worker process under a single-worker loky executor, on the parent's side."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import multiprocessing
+import os
+import pickle
+import queue
+import signal
+import threading
+import weakref
+from functools import partial
+from multiprocessing.connection import Connection, wait
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import loky
+from loky import process_executor
+
+from .._records import Death, Finished, Ran
+from .._segments import Arena
+from .._transport import PROTOCOL
+from .._worker import Progress
+from . import _loky_child
+from ._base import EngineWorker
+from ._buffers import in_line, segments_in
+from ._burial import bury, expect, wait_for_threads
+from ._line import Line
+from ._loky_process import Context
+from ._loky_room import explain
+from ._process_tree import kill_tree
+from ._shared_numbers import SharedNumbers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from concurrent.futures import Future
+
+    from .._records import Failure, Finish, Message, Reply
+    from .._transport import Transport
+
+    _OnReply: TypeAlias = Callable[[Reply | Death], None]
+
+_log = logging.getLogger("joblib_stateful")
+
+# What a process has sent before its end is there to be read, and then the end of it, unless a child of it keeps its line
+# open. (Linux would let it be read later, too.)
+_DRAIN_SECONDS = 0.2
+# A process that loky reports as gone is reaped at once; this only guards against one that can't be.
+_REAP_SECONDS = 2.0
+
+
+class LokyWorker(EngineWorker):
+    """One worker process.
+
+    loky starts it, and notices its end. What it answers comes by a line of its own, to which a thread listens: through
+    loky's queues each message would wake two threads more.
+    """
+
+    def __init__(self, transport: Transport, env: Mapping[str, str]) -> None:
+        self._transport = transport
+        self._env = dict(env)
+        self._numbers: SharedNumbers | None = SharedNumbers(Progress.SIZE)
+        self.progress = Progress(self._numbers.values)
+        self._pool: loky.ProcessPoolExecutor | None = None
+        self._manager: Any = None  # loky's thread for the pool
+        self._process: Any = None  # loky's Process
+        self._lifeline: Connection | None = None  # open as long as the process shall live
+        self._line: Line | None = None
+        self._listener: threading.Thread | None = None
+        self._awaited: tuple[Message, _OnReply] | None = None  # the message under way
+        self._has_finished = False  # the last answer was that to `Finish`
+        self._killed = False  # or gone by itself: nothing can be sent to it
+        self._lock = threading.RLock()  # guards all these; held while the process is started or killed
+
+    def send(self, message: Message, on_reply: _OnReply) -> Death | None:
+        """Hand the message to the process, which is started with the first one."""
+        try:
+            with self._lock:
+                if self._killed:
+                    return Death(self.pid, reason="it was killed")
+                served = self._start() if self._pool is None else None
+                self._awaited = message, on_reply
+                self._transmit(message)
+        except Exception as error:  # noqa: BLE001 - out of processes, threads, memory or file descriptors
+            return self._give_up(error)
+        if served is not None:
+            served.add_done_callback(partial(_ended, weakref.ref(self)))
+        return None
+
+    def close(self, message: Finish, on_closed: Callable[[Failure | None], None]) -> None:
+        """Have the object closed and the process end; a thread waits for that."""
+        thread = threading.Thread(
+            target=self._close, args=(message, on_closed), name="joblib_stateful-close", daemon=True
+        )
+        try:
+            thread.start()
+        except RuntimeError:  # the interpreter is ending, and loky's own hook will wait for the process
+            self._close_at_exit(message, on_closed)
+
+    def kill(self) -> None:
+        """Kill the process and what it started."""
+        with self._lock:
+            self._killed = True
+            if self._process is not None:
+                # loky notices, and so the message under way is answered.
+                _kill_and_reap(self._process)
+            if self._awaited is None:
+                self._let_go()
+
+    def disown(self) -> None:
+        """Forget the process and the pool, whose ends would reach for the parent's."""
+        _not_ours.append((self._pool, self._process))
+        # Or multiprocessing would wait for it at exit, and complain that it is no child of this process.
+        multiprocessing.process._children.discard(self._process)  # type: ignore[attr-defined]
+        self._lock = threading.RLock()
+        self._pool = self._process = self._line = None
+        self._killed = True
+
+    # --- the process ----------------------------------------------------------------------------------
+
+    def _start(self) -> Future[None]:
+        """Start the process; return loky's future of all its service."""
+        # A pipe for each worker, because only one process can be signalled for an open file.
+        theirs, self._lifeline = multiprocessing.Pipe(duplex=False)
+        _lifelines.add(self._lifeline)
+        self._line, far_end = Line.pair()
+        _start_resource_trackers()  # which ends by unblocking SIGINT, so first
+        with theirs, contextlib.closing(far_end), _sigint_blocked():
+            pool = loky.ProcessPoolExecutor(
+                max_workers=1,
+                context=Context(),
+                env=self._env,
+                initializer=_loky_child.set_up,
+                initargs=(theirs, far_end, self._numbers, self._transport),
+            )
+            served: Future[None] = pool.submit(_loky_child.serve)
+        # loky's own asks for psutil or pgrep. Where there is neither, as in slim images, it ends loky's thread.
+        pool._executor_manager_thread.kill_workers = partial(_kill_all, pool._processes)
+        self._pool, self._manager = pool, expect(pool)
+        # loky's hook at the end of the interpreter waits for all of these until they have nothing to do. It comes before
+        # ours if somebody else has used loky after us, and only ours ends this one.
+        process_executor._threads_wakeups.pop(self._manager, None)
+        assert self._numbers is not None  # noqa: S101 - a worker is started once
+        # loky keeps no public handle on its processes, and its errors have neither pid nor exit code.
+        (self._process,) = pool._processes.values()
+        self.pid = self._process.pid
+        # The far ends of both pipes are the worker's alone. If they stayed open here too, its death in the middle of
+        # a message would not end that message, and loky's threads would wait for the rest of it for ever.
+        pool._call_queue._reader.close()
+        pool._result_queue._writer.close()
+        listener = threading.Thread(
+            target=_listen, args=(self._line, weakref.ref(self)), name="joblib_stateful-listen", daemon=True
+        )
+        listener.start()
+        self._listener = listener
+        return served
+
+    def ended(self, error: BaseException | None) -> None:
+        """Learn, in loky's thread, that the process is gone, or has served to the end."""
+        listener, line, process = self._listener, self._line, self._process
+        if listener is None or line is None:  # it was let go before, or a fork has been told to forget it
+            return
+        listener.join(_DRAIN_SECONDS)  # it may still be reading the last answer
+        line.hang_up()
+        if process is not None and not self._has_finished and not isinstance(error, process_executor.BrokenProcessPool):
+            _kill_and_reap(process)  # alive, but it has lost its line, and so its use
+        listener.join()
+        with self._lock:
+            awaited, self._awaited = self._awaited, None
+            self._killed = True
+        death = None if awaited is None else self._autopsy(awaited[0])
+        if not self._has_finished:
+            self._let_go()
+        if awaited is not None and death is not None:
+            awaited[1](death)
+
+    def _give_up(self, error: BaseException) -> Death:
+        """Let go of a process that could not be started, or to which a message could not be sent."""
+        with self._lock:
+            self._awaited = None
+            process = self._process
+            if process is not None:
+                _kill_and_reap(process)
+        self._let_go()
+        return Death(self.pid, None if process is None else process.exitcode, reason=explain(error))
+
+    def _autopsy(self, message: Message) -> Death:
+        """Return how the process ended, when it is gone."""
+        process, exitcode = self._process, None
+        if process is not None:
+            with contextlib.suppress(Exception):
+                process.join(_REAP_SECONDS)
+            if process.exitcode is None:  # loky gave it up for another reason
+                _kill_and_reap(process)
+            exitcode = process.exitcode
+        progress = self.progress
+        return Death(self.pid, exitcode, progress.seq == message.seq, progress.place, progress.n_finished)
+
+    def _close(self, message: Finish, on_closed: Callable[[Failure | None], None]) -> None:
+        answers: queue.SimpleQueue[Reply | Death] = queue.SimpleQueue()
+        failure, pool, manager = None, self._pool, self._manager
+        try:
+            if pool is not None:
+                reply = self.send(message, answers.put) or answers.get()
+                failure = reply.failure if isinstance(reply, Finished) else None
+        finally:
+            if pool is not None:
+                pool.shutdown(wait=True)
+                wait_for_threads(manager)
+            del pool, manager
+            self._let_go()
+            on_closed(failure)
+
+    def _close_at_exit(self, message: Finish, on_closed: Callable[[Failure | None], None]) -> None:
+        pool = self._pool
+
+        def closed(reply: Reply | Death) -> None:
+            if pool is not None:
+                pool.shutdown(wait=False)
+            on_closed(reply.failure if isinstance(reply, Finished) else None)
+
+        if pool is None:
+            on_closed(None)
+        elif (death := self.send(message, closed)) is not None:
+            closed(death)
+
+    def _let_go(self) -> None:
+        """Hold nothing open for a process that is gone; what it was doing can still be read."""
+        with self._lock:
+            self._killed = True  # nothing can be sent to it any more
+            if self._lifeline is not None:
+                self._lifeline.close()
+            if self._line is not None:
+                self._line.hang_up()
+            self.progress = self.progress.copy()
+            if self._pool is not None:
+                bury(self._pool, self._manager)
+            self._pool = self._manager = self._process = self._numbers = self._lifeline = self._line = None
+
+    # --- messages -------------------------------------------------------------------------------------
+
+    def _transmit(self, message: Message) -> None:
+        segments = list(segments_in(message))
+        if len(segments) > Line.most_files:
+            segments = segments[: Line.most_files]
+            message = in_line(message, {segment.number for segment in segments})
+        assert self._line is not None  # noqa: S101 - the process is started
+        _put(self._line, message, segments)
+
+    def deliver(self, reply: Reply) -> None:
+        """Take an answer."""
+        with self._lock:
+            awaited, self._awaited = self._awaited, None
+        if awaited is None:
+            return
+        if awaited[0].seq != reply.seq:
+            raise ValueError(f"an answer to message {reply.seq} has come for {awaited[0].seq}")
+        self._has_finished = isinstance(reply, Finished)
+        try:
+            awaited[1](reply)
+        except BaseException:  # noqa: BLE001 - a callback's; the other messages must be answered all the same
+            _log.exception("What was to be done with a worker's answer has failed:")
+
+    def watch_the_end(self) -> None:
+        """See to it that a process that can't be heard any more ends."""
+        process = self._process
+        if process is not None and not self._has_finished:
+            with contextlib.suppress(OSError, ValueError):
+                if not wait([process.sentinel], _REAP_SECONDS):
+                    kill_tree(process)
+
+
+# These hold no worker, so that one that nobody needs is collected, and its process ends with its lifeline.
+
+
+def _ended(worker: weakref.ref[LokyWorker], served: Future[None]) -> None:
+    found = worker()
+    if found is not None:
+        found.ended(served.exception())
+
+
+def _listen(line: Line, worker: weakref.ref[LokyWorker]) -> None:
+    """Take answers until the process is gone, or is let go."""
+    while True:
+        found = None  # held only while there is something for it
+        try:
+            data, fds = line.receive()
+            reply: Reply = pickle.loads(data)
+            if isinstance(reply, Ran) and fds:
+                reply = _copied_out(reply, fds[0])
+            found = worker()
+            if found is None:
+                return
+            found.deliver(reply)
+        except Exception:  # noqa: BLE001 - it has ended, or the user's code in it has spoilt the line
+            line.hang_up()
+            break
+        del data, reply
+    if (found := found or worker()) is not None:
+        found.watch_the_end()
+
+
+def _copied_out(reply: Ran, fd: int | None) -> Ran:
+    """Return a reply with copies of what the worker laid into its arena, which it uses for the next one."""
+    arena = Arena(-1 if fd is None else fd)  # without one, reading says so, for each item that needs it
+    reply = _loky_child.without_arena(reply, arena)
+    with contextlib.suppress(OSError):
+        arena.trim()
+    return reply
+
+
+def _put(line: Line, message: Message, segments: Sequence[Any]) -> None:
+    """Send a message; by a thread, if that may take long."""
+    data = pickle.dumps(message, PROTOCOL)
+    if len(data) > line.at_once:
+        # A worker that is only being started, or stopped, takes as long as it likes.
+        thread = threading.Thread(
+            target=_put_now, args=(line, message, data, segments), name="joblib_stateful-send", daemon=True
+        )
+        with contextlib.suppress(RuntimeError):  # there is no room for one more thread, or the interpreter is ending
+            thread.start()
+            return
+    _put_now(line, message, data, segments)
+
+
+def _put_now(line: Line, message: Message, data: bytes, segments: Sequence[Any]) -> None:
+    try:
+        try:
+            line.send(data, [segment.fd for segment in segments])
+        except OSError as error:
+            if error.errno != errno.ETOOMANYREFS:
+                raise
+            # How many files may be under way is a limit of the user's.
+            _put(line, in_line(message), ())
+    except Exception:  # noqa: BLE001 - whatever it is, the worker will not answer; if it is gone that is known already
+        line.hang_up()
+
+
+# --- ending processes -----------------------------------------------------------------------------------
+
+
+def _kill_and_reap(process: Any) -> None:
+    kill_tree(process)
+    # Also if it was gone before: multiprocessing keeps those that nobody joined.
+    with contextlib.suppress(Exception):
+        process.join(_REAP_SECONDS)
+
+
+def _kill_all(processes: dict[int, Any], reason: str = "") -> None:  # noqa: ARG001 - loky's signature
+    while processes:
+        _kill_and_reap(processes.popitem()[1])
+
+
+# --- starting processes ---------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _sigint_blocked() -> Iterator[None]:
+    """Keep Ctrl-C from processes that are being born: until they ignore it, it would print tracebacks."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_resource_trackers() -> None:
+    """Start what the first process would otherwise start, with its signals as they are then."""
+    from multiprocessing import resource_tracker as theirs
+
+    from loky.backend import resource_tracker
+
+    resource_tracker.ensure_running()
+    if os.name == "posix":
+        theirs.ensure_running()
+
+
+# What a fork inherited: kept, so that it is not collected and does not tidy up after the parent.
+_not_ours: list[Any] = []
+
+# Ends that a fork must not keep open, or it would keep its parent's workers alive.
+_lifelines: weakref.WeakSet[Connection] = weakref.WeakSet()
+
+
+def _close_lifelines() -> None:
+    for end in _lifelines:
+        end.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_lifelines)
