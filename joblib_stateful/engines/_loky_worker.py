@@ -252,11 +252,12 @@ class LokyWorker(EngineWorker):
     def deliver(self, reply: Reply) -> None:
         """Take an answer."""
         with self._lock:
-            awaited, self._awaited = self._awaited, None
-        if awaited is None:
-            return
-        if awaited[0].seq != reply.seq:
-            raise ValueError(f"an answer to message {reply.seq} has come for {awaited[0].seq}")
+            awaited = self._awaited
+            if awaited is None:
+                return
+            if awaited[0].seq != reply.seq:
+                raise ValueError(f"an answer to message {reply.seq} has come for {awaited[0].seq}")
+            self._awaited = None
         self._has_finished = isinstance(reply, Finished)
         try:
             awaited[1](reply)
