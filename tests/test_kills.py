@@ -12,6 +12,7 @@ import sys
 import termios
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from multiprocessing import connection
 from pathlib import Path
@@ -22,6 +23,7 @@ import pytest
 
 from joblib_stateful import StatefulExecutor, call_worker, errors, get_worker_info, stateful_map
 from joblib_stateful.engines import _process_tree
+from joblib_stateful.engines._burial import wait_for_burials
 from test_map_tools import Log, Scene, new_scene
 
 
@@ -291,6 +293,28 @@ def wait_for_bytes_on_the_way_to(executor: StatefulExecutor) -> None:
     while not int.from_bytes(fcntl.ioctl(worker._pool._call_queue._writer, termios.FIONREAD, bytes(4)), sys.byteorder):
         assert time.monotonic() < deadline
         time.sleep(0.001)
+
+
+@pytest.mark.parametrize("how", ["closed", "killed"])
+def test_a_pool_is_not_dropped_before_lokys_threads_have_ended(how: str) -> None:
+    """The last of them would tidy its semaphores up, while the program may be ending."""
+    executor = StatefulExecutor(n_jobs=1)
+    executor.submit(abs, -1).result(30)
+    worker: Any = executor.core._worker(0)
+    pool, manager, go_on = weakref.ref(worker._pool), worker._manager, threading.Event()
+    feeder, manager.call_queue._thread = manager.call_queue._thread, threading.Thread(target=go_on.wait)
+    manager.call_queue._thread.start()
+    ending = threading.Thread(target=executor.shutdown, kwargs={"kill_workers": how == "killed"})
+    ending.start()
+    feeder.join(30)
+    manager.join(30)
+    assert not manager.is_alive()
+    assert pool() is not None
+    go_on.set()
+    ending.join(30)
+    del manager
+    wait_for_burials(30)
+    assert pool() is None
 
 
 # --- children of a worker that outlive it ---------------------------------------------------------------

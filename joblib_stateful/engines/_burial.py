@@ -1,8 +1,8 @@
-"""Pools whose process is gone, kept until loky's thread for them has ended.
+"""Pools whose process is gone, kept until loky's threads for them have ended.
 
-Who drops a pool last tidies its semaphores up. If that were loky's thread, which nobody waits for, the program could
-end in the middle of it, and leave a semaphore or a complaint of the resource tracker behind. So a thread of ours does
-it, for which the end of the program waits.
+Who drops a pool last tidies its semaphores up. If that were one of loky's two threads, which nobody waits for, the
+program could end in the middle of it, and leave a semaphore or a complaint of the resource tracker behind. So a thread
+of ours does it, for which the end of the program waits.
 """
 
 from __future__ import annotations
@@ -18,15 +18,23 @@ _threads: set[threading.Thread] = set()
 _unburied: list[Any] = []
 
 
-def expect(pool: Any) -> None:
-    """Note a pool that has been started."""
-    _managers.add(pool._executor_manager_thread)
-
-
-def bury(pool: Any) -> None:
-    """Drop a pool that is broken or shut down, once its thread has ended."""
+def expect(pool: Any) -> Any:
+    """Note a pool that has been started; return loky's thread that manages it."""
     manager = pool._executor_manager_thread
-    if manager is None or not manager.is_alive():
+    _managers.add(manager)
+    return manager
+
+
+def wait_for_threads(manager: Any) -> None:
+    """Wait until loky's threads for a pool that is broken or shut down have ended."""
+    for _ in range(2):  # the second is there only if the first had something to send
+        for thread in _threads_of(manager):
+            thread.join()
+
+
+def bury(pool: Any, manager: Any) -> None:
+    """Drop a pool that is broken or shut down, once its threads have ended."""
+    if not any(thread.is_alive() for thread in _threads_of(manager)):
         return
     grave = [pool, manager]
     thread = threading.Thread(target=_wait_and_drop, args=(grave,), name="joblib_stateful-burial", daemon=True)
@@ -36,6 +44,12 @@ def bury(pool: Any) -> None:
     except RuntimeError:  # the interpreter is ending; it drops them after all threads
         _threads.discard(thread)
         _unburied.append(grave)
+
+
+def _threads_of(manager: Any) -> list[threading.Thread]:
+    """Return loky's thread for a pool, and the one that feeds its queue, for which loky itself never waits."""
+    feeder = manager.call_queue._thread
+    return [manager] if feeder is None else [manager, feeder]
 
 
 def wait_for_burials(seconds: float) -> None:
@@ -49,6 +63,6 @@ def wait_for_burials(seconds: float) -> None:
 
 
 def _wait_and_drop(grave: list[Any]) -> None:
-    grave[1].join()
+    wait_for_threads(grave[1])
     grave.clear()
     _threads.discard(threading.current_thread())

@@ -29,7 +29,7 @@ from .._transport import Pickled, Transport
 from .._worker import Progress
 from ._base import Engine, EngineWorker
 from ._buffers import in_line, segments_in
-from ._burial import bury, expect, wait_for_burials
+from ._burial import bury, expect, wait_for_burials, wait_for_threads
 from ._handover import Handover
 from ._loky_room import check_room, explain
 from ._process_tree import kill_tree
@@ -64,12 +64,13 @@ class LokyWorker(EngineWorker):
         self._numbers: SharedNumbers | None = SharedNumbers(Progress.SIZE)
         self.progress = Progress(self._numbers.values)
         self._pool: loky.ProcessPoolExecutor | None = None
+        self._manager: Any = None  # loky's thread for the pool
         self._process: Any = None  # loky's Process
         self._lifeline: Connection | None = None  # open as long as the process shall live
         self._handover: Handover | None = None  # by which open files go to it and come back
         self._is_awaited = False  # a message is under way
         self._killed = False
-        self._lock = threading.RLock()  # guards the seven above; held while the process is started or killed
+        self._lock = threading.RLock()  # guards the eight above; held while the process is started or killed
 
     def send(self, message: Message, on_reply: Callable[[Reply | Death], None]) -> Reply | Death | None:
         """Hand the message to the process, which is started with the first one."""
@@ -133,7 +134,7 @@ class LokyWorker(EngineWorker):
         # loky's own asks for psutil or pgrep. Where there is neither, as in slim images, it ends loky's thread.
         pool._executor_manager_thread.kill_workers = partial(_kill_all, pool._processes)
         self._pool = pool
-        expect(pool)
+        self._manager = expect(pool)
         assert self._numbers is not None  # noqa: S101 - a worker is started once
         # loky keeps no public handle on its processes, and its errors have neither pid nor exit code.
         (self._process,) = pool._processes.values()
@@ -197,7 +198,7 @@ class LokyWorker(EngineWorker):
         return Death(self.pid, exitcode, started, progress.place, progress.n_finished, reason)
 
     def _close(self, message: Finish, on_closed: Callable[[Failure | None], None]) -> None:
-        failure, pool = None, self._pool
+        failure, pool, manager = None, self._pool, self._manager
         try:
             if pool is not None and not self._killed:
                 failure = self._submit(pool, message).result().failure  # type: ignore[union-attr]  # the answer to Finish
@@ -206,7 +207,8 @@ class LokyWorker(EngineWorker):
         finally:
             if pool is not None:
                 pool.shutdown(wait=True)
-                del pool
+                wait_for_threads(manager)
+            del pool, manager
             self._let_go()
             on_closed(failure)
 
@@ -220,8 +222,8 @@ class LokyWorker(EngineWorker):
                 self._handover.close()
             self.progress = self.progress.copy()
             if self._pool is not None:
-                bury(self._pool)
-            self._pool = self._process = self._numbers = self._lifeline = self._handover = None
+                bury(self._pool, self._manager)
+            self._pool = self._manager = self._process = self._numbers = self._lifeline = self._handover = None
 
     def _close_at_exit(self, message: Finish, on_closed: Callable[[Failure | None], None]) -> None:
         pool = self._pool
