@@ -49,6 +49,8 @@ class Peer(ABC):
     needs: ClassVar[str] = ""  # a package
     keeps: ClassVar[bool] = True  # workers live on from call to call
     orders: ClassVar[tuple[bool, ...]] = (True, False)
+    # Of one that has no batches: its own default, and perhaps how many items may be under way.
+    own_settings: ClassVar[tuple[int | None, ...]] = ()
 
     def __init__(self, build: Callable[..., Any], kwargs: dict[str, Any]) -> None:
         self.build, self.kwargs = build, kwargs
@@ -63,7 +65,7 @@ class Peer(ABC):
     @classmethod
     def settings(cls, sizes: tuple[int, ...]) -> tuple[int | None, ...]:
         """Return what is tried, of sizes of batches; None is the peer's own default."""
-        return sizes
+        return cls.own_settings or sizes
 
     @classmethod
     def is_there(cls) -> bool:
@@ -206,10 +208,7 @@ class Pqdm(Peer):
     needs = "pqdm"
     keeps = False
     orders = (True,)
-
-    @classmethod
-    def settings(cls, sizes: tuple[int, ...]) -> tuple[int | None, ...]:  # noqa: ARG003 - it has no batches
-        return (None,)
+    own_settings = (None,)
 
     def map(self, items: Iterable[Any], *, ordered: bool, chunk: int | None) -> Iterator[Any]:  # noqa: ARG002 - it has none
         from pqdm.processes import pqdm
@@ -221,10 +220,7 @@ class Mtasklite(Peer):
     name = "mtasklite"
     needs = "mtasklite"
     keeps = False
-
-    @classmethod
-    def settings(cls, sizes: tuple[int, ...]) -> tuple[int | None, ...]:  # noqa: ARG003 - it has no batches
-        return (None, 1000)  # items under way
+    own_settings = (None, 1000)
 
     def map(self, items: Iterable[Any], *, ordered: bool, chunk: int | None) -> Iterator[Any]:
         from mtasklite import Pool
@@ -239,10 +235,7 @@ class PyStatefulMap(Peer):
     name = "py_stateful_map"
     needs = "py_stateful_map"
     keeps = False
-
-    @classmethod
-    def settings(cls, sizes: tuple[int, ...]) -> tuple[int | None, ...]:  # noqa: ARG003 - it has no batches
-        return (None, 1000)  # items under way
+    own_settings = (None, 1000)
 
     def map(self, items: Iterable[Any], *, ordered: bool, chunk: int | None) -> Iterator[Any]:
         from py_stateful_map import StateFullWorkerPool

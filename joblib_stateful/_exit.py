@@ -15,8 +15,9 @@ import sys
 import threading
 import time
 import weakref
+from functools import partial
 from multiprocessing import util
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import engines
 from ._interrupts import Uninterrupted
@@ -48,14 +49,16 @@ def register() -> None:
         _finalizer_of = os.getpid()
         # Any priority from 0 up is called before children are waited for.
         util.Finalize(None, _at_exit, exitpriority=100)
-    with contextlib.suppress(RuntimeError):  # the interpreter is ending already
-        hooks = getattr(threading, "_threading_atexits", [])
-        earlier = [hook for hook in hooks if getattr(hook, "func", None) is _at_exit]
-        threading._register_atexit(_at_exit)  # type: ignore[attr-defined]  # see the module's docstring
-        # Only now, so that there is one at any moment; one by one, for other threads add theirs meanwhile.
-        for hook in earlier:
-            with contextlib.suppress(ValueError):  # another thread was faster
-                hooks.remove(hook)
+    hooks: list[Any] | None = getattr(threading, "_threading_atexits", None)
+    if hooks is None or getattr(threading, "_SHUTTING_DOWN", False):
+        return
+    earlier = [hook for hook in hooks if getattr(hook, "func", None) is _at_exit]
+    # Not by `threading._register_atexit`, which from Python 3.13 on hides in a lambda what it was given.
+    hooks.append(partial(_at_exit))
+    # Only now, so that there is one at any moment; one by one, for other threads add theirs meanwhile.
+    for hook in earlier:
+        with contextlib.suppress(ValueError):  # another thread was faster
+            hooks.remove(hook)
 
 
 def call_from_finaliser(function: Callable[[], None], *, is_free: bool) -> None:
