@@ -37,6 +37,7 @@ class Feed:
     def __init__(self, core: Core, note_back: Callable[[Call], None], *, ordered: bool) -> None:
         self._core, self._ordered, self._note_back = core, ordered, note_back
         self.changed = threading.Condition()
+        self.has_news = False  # a batch was settled since somebody has set this to False
         self.pending: dict[Call, None] = {}  # sent and not settled, or not yet in joblib's books
         self._order: deque[Call] = deque()  # sent and not taken; kept only if that is the order of taking
         self._n_back = 0  # settled and not taken
@@ -85,6 +86,7 @@ class Feed:
             self._note_back(call)
             del self.pending[call]
             self._n_back += 1
+            self.has_news = True
             self.changed.notify_all()
 
     def sent(self) -> list[Call]:

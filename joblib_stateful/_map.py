@@ -46,18 +46,19 @@ class StatefulMap(Generic[T]):
     def __init__(self, run: MapRun) -> None:
         self._run = run
         self._results = run.results()
-        self._thread: int | None = None
+        self._thread: int | None = None  # that advanced it last
+        self._advancing: int | None = None  # that advances it now
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> T:
-        run = self._run
-        if self._thread == threading.get_ident() and run.turn.locked():
+        run, thread = self._run, threading.get_ident()
+        if self._advancing == thread and run.turn.locked():
             raise ValueError("This map is being advanced already: its own input, or progress, asked it for a result.")
         with run.turn:
             if not run.is_closed:
-                self._thread = threading.get_ident()
+                self._thread = self._advancing = thread
                 try:
                     return next(self._results)  # type: ignore[no-any-return]  # T says what a run yields
                 except KeyboardInterrupt as interrupt:
@@ -67,6 +68,7 @@ class StatefulMap(Generic[T]):
                     run.shut()
                     raise
                 finally:
+                    self._advancing = None
                     if run.is_closed:
                         run.shut()
         raise StopIteration

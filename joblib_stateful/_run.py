@@ -7,6 +7,7 @@ result, waiting for it if need be (`_next_batch`). Everything else is policy: wh
 from __future__ import annotations
 
 import operator
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -75,6 +76,7 @@ class MapRun:
         self.n_pulled = 0
         self.n_given = 0  # yielded, or failed or dropped when their turn came
         self.n_done = 0  # ... and no longer in the consumer's hand
+        self._look_at = 0  # so many are done when there may be room for a batch, if there is no news before
         self.core: Core | None = None
         self._group = Group(on_error=self._on_group_error)
         self._progress = Progress(plan.progress, plan.length)
@@ -94,29 +96,24 @@ class MapRun:
 
     def results(self) -> Generator[Any, None, None]:
         """Yield the results; to be advanced and shut under `turn`."""
-        deferred = self.plan.on_error == "deferred"
-        indexed = deferred or self.plan.indexed
+        plain = self.plan.on_error != "deferred" and not self.plan.indexed
         failures: list[tuple[int, BaseException]] = []
         while (call := self._next_batch()) is not None:
             if call.fatal is not None:
                 raise call.fatal
-            first = call.first or 0
-            for position in range(call.size):
-                error = call.errors.get(position)
+            feed = self._feed
+            assert feed is not None  # noqa: S101 - the batch came by it
+            if not plain or call.errors or call.dropped:
+                yield from self._one_by_one(call, feed, failures)
+                continue
+            values = call.values
+            values.reverse()
+            while values:  # nearly always this, and tiny items feel each line of it
                 self.n_given += 1
-                if position in call.dropped:
-                    pass
-                elif error is not None and not deferred:
-                    failures.append((first + position, error))
-                else:
-                    value, call.values[position] = call.values[position], None
-                    yield TaskResult(first + position, value, error) if indexed else value
-                    del value
-                    # The consumer has come back for the next: room appears.
-                    self._check()
-                    self._show_progress()
-                    self._pull_if_starving()
-                self.n_done = self.n_given
+                yield values.pop()
+                self.n_done += 1  # the consumer has come back for the next: room appears
+                if feed.has_news or self.n_done >= self._look_at:
+                    self._look(feed)
         self._show_progress()
         if self.is_closed:
             return
@@ -124,6 +121,27 @@ class MapRun:
             raise self._first_of(failures)
         if self._input_error is not None:
             raise self._input_error
+
+    def _one_by_one(
+        self, call: Call, feed: Feed, failures: list[tuple[int, BaseException]]
+    ) -> Generator[Any, None, None]:
+        """Yield what there is to yield of a batch, and collect its errors."""
+        deferred = self.plan.on_error == "deferred"
+        indexed = deferred or self.plan.indexed
+        first = call.first or 0
+        for position in range(call.size):
+            error = call.errors.get(position)
+            self.n_given += 1
+            if position in call.dropped:
+                pass
+            elif error is not None and not deferred:
+                failures.append((first + position, error))
+            else:
+                value, call.values[position] = call.values[position], None
+                yield TaskResult(first + position, value, error) if indexed else value
+                del value
+            self.n_done = self.n_given
+            self._look(feed)
 
     def _next_batch(self) -> Call | None:
         """Return the next batch whose results are there; None at the end."""
@@ -143,6 +161,20 @@ class MapRun:
                 continue
             self._wait(feed)
         return None
+
+    def _look(self, feed: Feed) -> None:
+        """Do what is to be done between two results, and say when that is worth looking at again."""
+        feed.has_news = False  # first: what comes meanwhile is news again
+        self._check()
+        self._show_progress()
+        self._pull_if_starving()
+        plan, n_running = self.plan, feed.n_running
+        n_jobs = 0 if self.core is None else self.core.n_jobs
+        if self._input is None or self._is_input_slow or plan.synchronous or n_running >= 2 * n_jobs:
+            self._look_at = sys.maxsize
+        else:
+            room = 1 if n_running < n_jobs else plan.batching.batch
+            self._look_at = self.n_pulled - plan.batching.buffer + room
 
     def _wait(self, feed: Feed) -> None:
         """Wait until something can be done, or shown."""
@@ -205,6 +237,7 @@ class MapRun:
             return False
         plan = self.plan
         room = plan.batching.buffer - (self.n_pulled - self.n_done)
+        self._look_at = 0
         remaining = None if plan.length is None else max(0, plan.length - self.n_pulled)
         packing = self._take_items(plan.batching.next_batch(room, remaining))
         if packing.count:
@@ -280,6 +313,7 @@ class MapRun:
     def wake(self) -> None:
         """Have a consumer that waits look again."""
         if self._feed is not None:
+            self._feed.has_news = True
             with self._feed.changed:
                 self._feed.changed.notify_all()
 

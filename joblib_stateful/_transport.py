@@ -76,6 +76,10 @@ class Packing(ABC):
         """The number of values so far."""
 
     @abstractmethod
+    def add(self, value: Any) -> BaseException | None:
+        """Pack one more value; return what kept it from being packed."""
+
+    @abstractmethod
     def extend(self, values: Iterable[Any]) -> None:
         """Pack more values; what iterating over them raises is raised, behind those that came before."""
 
@@ -180,6 +184,15 @@ class _PickledPacking(Packing):
         """The number of values so far."""
         return len(self._plain) if self._packer is None else len(self._frames) + len(self.faults)
 
+    def add(self, value: Any) -> BaseException | None:
+        """Pack one more value."""
+        if self._packer is None:
+            if type(value) in _PLAIN:
+                self._plain.append(value)
+                return None
+            self._packer = self._pack_plain()
+        return self._pack(self._packer, value)
+
     def extend(self, values: Iterable[Any]) -> None:
         """Pack more values."""
         plain = self._plain
@@ -205,7 +218,7 @@ class _PickledPacking(Packing):
         self._frames = [packer.pack(value) for value in self._plain]
         return packer
 
-    def _pack(self, packer: Packer, value: Any) -> None:
+    def _pack(self, packer: Packer, value: Any) -> BaseException | None:
         started = time.perf_counter()
         try:
             self._frames.append(packer.pack(value))
@@ -213,7 +226,11 @@ class _PickledPacking(Packing):
             self.faults[self.count] = error
             self._nbytes += packer.nbytes
             self._packer = self._make_packer()  # the pickler's memo and framing may be half done
-        self.seconds += time.perf_counter() - started
+            return error
+        else:
+            return None
+        finally:
+            self.seconds += time.perf_counter() - started
 
 
 class Packer:
@@ -270,6 +287,10 @@ class _HeldTogether(Packing):
     def count(self) -> int:
         """The number of values so far."""
         return len(self._values)
+
+    def add(self, value: Any) -> None:
+        """Take one more value."""
+        self._values.append(value)
 
     def extend(self, values: Iterable[Any]) -> None:
         """Take more values."""

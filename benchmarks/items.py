@@ -1,0 +1,69 @@
+"""What a tiny item costs beyond its own work: CPU time on either side, by the part that spends it.
+
+Items are integers that come back as they are, in batches as large as the default makes them. The clock is the thread's
+own, so other programs disturb little; the least of several runs is shown.
+
+    python benchmarks/items.py [--items 100000]
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+
+from joblib_stateful import shutdown, stateful_map
+from joblib_stateful._records import Run
+from joblib_stateful._transport import Pickled
+from joblib_stateful._worker import Progress, Worker
+from joblib_stateful.engines._shared_numbers import SharedNumbers
+
+
+class Echo:
+    """Gives back what it gets."""
+
+    def __call__(self, item: int) -> int:
+        return item
+
+
+def nanoseconds(run: Callable[[], object], count: int) -> float:
+    """Return what each of ``count`` items costs this thread at best."""
+    least = float("inf")
+    for _ in range(7):
+        started = time.thread_time()
+        run()
+        least = min(least, time.thread_time() - started)
+    return least / count * 1e9
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--items", type=int, default=100_000)
+    count = parser.parse_args().items
+    transport, numbers, echo = Pickled(), SharedNumbers(Progress.SIZE), Echo()
+    worker = Worker(transport, Progress(numbers.values))
+    worker.object, worker.has_object = echo, True
+    parcel, _ = transport.pack_all(range(count))
+    message = Run(1, "item", None, None, parcel, "drop")
+
+    def call() -> None:
+        for item in range(count):
+            echo(item)
+
+    def consume() -> None:
+        for _ in stateful_map(Echo, range(count), n_jobs=2):
+            pass
+
+    consume()  # builds the workers
+    rows = (
+        ("the item's own work", call),
+        ("... by a worker, which unpacks it, notes it, packs its result", lambda: worker.handle(message)),
+        ("packing it in the parent", lambda: transport.pack_all(range(count))),
+        ("the consumer's thread in all", consume),
+    )
+    print(f"{'':62} ns/item")
+    for name, run in rows:
+        print(f"{name:62} {nanoseconds(run, count):7.0f}")
+    shutdown()
+
+
+if __name__ == "__main__":
+    main()
