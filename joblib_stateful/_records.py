@@ -242,6 +242,7 @@ class Run(NamedTuple):
     target: Any  # the packed function, or None if the worker has it already
     parcel: Parcel
     after_error: AfterError
+    timed: bool = True  # somebody wants to know when each item began
 
 
 class Finish(NamedTuple):

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
@@ -74,13 +74,15 @@ class MapRun:
         self.is_closed = False  # no more results are wanted
         self.is_shut = False  # everything is let go
         self.n_pulled = 0
-        self.n_given = 0  # yielded, or failed or dropped when their turn came
-        self.n_done = 0  # ... and no longer in the consumer's hand
-        self._look_at = 0  # so many are done when there may be room for a batch, if there is no news before
+        self.n_taken = 0  # of the batches whose turn came
+        # The rest of the present batch, last one first. Any thread takes from it while there are more than ``look_at``
+        # and the feed has no news: nothing has to be done before.
+        self.ready: list[Any] = []
+        self.look_at = sys.maxsize
         self.core: Core | None = None
         self._group = Group(on_error=self._on_group_error)
         self._progress = Progress(plan.progress, plan.length)
-        self._feed: Feed | None = None
+        self.feed: Feed | None = None
         self._give_back: Callable[[], None] | None = None
         self._input: Iterator[Any] | None = None
         self._input_error: Exception | None = None
@@ -101,19 +103,18 @@ class MapRun:
         while (call := self._next_batch()) is not None:
             if call.fatal is not None:
                 raise call.fatal
-            feed = self._feed
+            feed = self.feed
             assert feed is not None  # noqa: S101 - the batch came by it
             if not plain or call.errors or call.dropped:
                 yield from self._one_by_one(call, feed, failures)
                 continue
-            values = call.values
-            values.reverse()
-            while values:  # nearly always this, and tiny items feel each line of it
-                self.n_given += 1
-                yield values.pop()
-                self.n_done += 1  # the consumer has come back for the next: room appears
-                if feed.has_news or self.n_done >= self._look_at:
-                    self._look(feed)
+            call.values.reverse()
+            self.n_taken += call.size
+            self.ready = call.values
+            while self.ready:
+                self._look(feed)
+                with suppress(IndexError):  # another thread was faster
+                    yield self.ready.pop()
         self._show_progress()
         if self.is_closed:
             return
@@ -131,7 +132,7 @@ class MapRun:
         first = call.first or 0
         for position in range(call.size):
             error = call.errors.get(position)
-            self.n_given += 1
+            self.n_taken += 1
             if position in call.dropped:
                 pass
             elif error is not None and not deferred:
@@ -140,7 +141,6 @@ class MapRun:
                 value, call.values[position] = call.values[position], None
                 yield TaskResult(first + position, value, error) if indexed else value
                 del value
-            self.n_done = self.n_given
             self._look(feed)
 
     def _next_batch(self) -> Call | None:
@@ -148,13 +148,13 @@ class MapRun:
         while not self.is_closed:
             self._check()
             self._show_progress()
-            feed = self._feed
+            feed = self.feed
             if feed is not None and feed.is_ready:
                 self._pull_if_starving()
                 return feed.take()
             if self._has_room() and self._pull():
                 continue
-            feed = self._feed
+            feed = self.feed
             if feed is None or (feed.n_running == 0 and not feed.is_ready):
                 if self._input is None:
                     return None
@@ -162,8 +162,14 @@ class MapRun:
             self._wait(feed)
         return None
 
+    @property
+    def n_given(self) -> int:
+        """Items that the consumer has had, or whose turn came and that failed or were dropped."""
+        return self.n_taken - len(self.ready)
+
     def _look(self, feed: Feed) -> None:
-        """Do what is to be done between two results, and say when that is worth looking at again."""
+        """Do what is to be done between two results, and note when that is worth looking at again."""
+        self.look_at = sys.maxsize  # so that nobody takes anything meanwhile
         feed.has_news = False  # first: what comes meanwhile is news again
         self._check()
         self._show_progress()
@@ -171,10 +177,11 @@ class MapRun:
         plan, n_running = self.plan, feed.n_running
         n_jobs = 0 if self.core is None else self.core.n_jobs
         if self._input is None or self._is_input_slow or plan.synchronous or n_running >= 2 * n_jobs:
-            self._look_at = sys.maxsize
-        else:
+            self.look_at = 0
+        else:  # when so many more have been given that a batch has room
             room = 1 if n_running < n_jobs else plan.batching.batch
-            self._look_at = self.n_pulled - plan.batching.buffer + room
+            given = self.n_pulled - plan.batching.buffer + room
+            self.look_at = max(0, self.n_taken - given)
 
     def _wait(self, feed: Feed) -> None:
         """Wait until something can be done, or shown."""
@@ -199,8 +206,8 @@ class MapRun:
         if self._failed is not None and self.plan.on_error == "wait_others" and not self._is_curtailed:
             self._is_curtailed = True
             self._end_input()
-            if self.core is not None and self._feed is not None:
-                self.core.curtail(self._feed.sent())
+            if self.core is not None and self.feed is not None:
+                self.core.curtail(self.feed.sent())
 
     def _first_of(self, failures: Sequence[tuple[int, BaseException]]) -> BaseException:
         self.raised = _first_of(failures)
@@ -210,10 +217,10 @@ class MapRun:
 
     def _has_room(self) -> bool:
         """Tell whether a batch should be pulled now: all of it has room, or a worker has nothing to do."""
-        plan, feed = self.plan, self._feed
+        plan, feed = self.plan, self.feed
         if self._input is None and feed is not None:
             return False
-        room = plan.batching.buffer - (self.n_pulled - self.n_done)
+        room = plan.batching.buffer - (self.n_pulled - self.n_given)
         running = 0 if feed is None else feed.n_running
         if plan.synchronous:
             return room > 0 and running == 0
@@ -222,11 +229,11 @@ class MapRun:
 
     def _pull_if_starving(self) -> None:
         """Pull one batch if the workers will soon have nothing to do; results that are there go first."""
-        if self._input is None or self._feed is None or self.core is None or self.plan.synchronous:
+        if self._input is None or self.feed is None or self.core is None or self.plan.synchronous:
             return
         if self._is_input_slow:  # then what is there goes first, and pulling waits until nothing is
             return
-        if self._feed.n_running < 2 * self.core.n_jobs and self._has_room():
+        if self.feed.n_running < 2 * self.core.n_jobs and self._has_room():
             self._pull()
 
     def _pull(self) -> bool:
@@ -236,8 +243,7 @@ class MapRun:
         if self._input is None:
             return False
         plan = self.plan
-        room = plan.batching.buffer - (self.n_pulled - self.n_done)
-        self._look_at = 0
+        room = plan.batching.buffer - (self.n_pulled - self.n_given)
         remaining = None if plan.length is None else max(0, plan.length - self.n_pulled)
         packing = self._take_items(plan.batching.next_batch(room, remaining))
         if packing.count:
@@ -268,9 +274,9 @@ class MapRun:
         return items
 
     def _send(self, items: Packing) -> None:
-        if self._feed is None:
+        if self.feed is None:
             self._start()
-        assert self.core is not None and self._feed is not None  # noqa: S101, PT018 - _start made them
+        assert self.core is not None and self.feed is not None  # noqa: S101, PT018 - _start made them
         first = self.n_pulled
         self.n_pulled += items.count
         parcel, faults = items.finish(), items.faults
@@ -289,11 +295,11 @@ class MapRun:
             call.fail(position, packing_error_of(error, first + position))
         if parcel.n_values:
             self.plan.batching.note_sent(parcel.nbytes, parcel.n_values)
-        self._feed.send(call)
+        self.feed.send(call)
 
     def _start(self) -> None:
         self.core, self._give_back = self.plan.open()
-        self._feed = Feed(self.core, self._note_back, ordered=self.plan.ordered)
+        self.feed = Feed(self.core, self._note_back, ordered=self.plan.ordered)
         self._progress.open()
 
     # --- news, in any thread --------------------------------------------------------------------------
@@ -312,10 +318,10 @@ class MapRun:
 
     def wake(self) -> None:
         """Have a consumer that waits look again."""
-        if self._feed is not None:
-            self._feed.has_news = True
-            with self._feed.changed:
-                self._feed.changed.notify_all()
+        if self.feed is not None:
+            self.feed.has_news = True
+            with self.feed.changed:
+                self.feed.changed.notify_all()
 
     # --- the end --------------------------------------------------------------------------------------
 
@@ -335,8 +341,9 @@ class MapRun:
         if self.is_shut:
             return
         self.is_shut = self.is_closed = True
+        self.ready = []
         self.raised = None  # its traceback leads back here
-        core, feed = self.core, self._feed
+        core, feed = self.core, self.feed
         with ExitStack() as rest:  # all of it, also if Ctrl-C is pressed again or the input's end raises
             if self._give_back is not None:
                 rest.callback(self._give_back)
