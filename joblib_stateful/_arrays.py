@@ -42,6 +42,12 @@ def _reduce(array: Any) -> Any:
     return _open, (where, array.dtype, array.shape, array.strides)
 
 
+def is_file_map(value: Any) -> bool:
+    """Tell whether a value is an array that looks into a file."""
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(value, numpy.ndarray) and _file_map_of(value) is not None
+
+
 def _file_map_of(array: Any) -> Any:
     """Return the `numpy.memmap` that an array looks into, if others can open the same file."""
     if array.base is None:  # as most arrays

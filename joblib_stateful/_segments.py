@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 # What an arena keeps for the next results: pages that have been written before cost less than fresh ones. A first guess.
 _KEPT_BYTES = 32 << 20
 
-_numbers = itertools.count(1)
+#: Of segments and their like, in the order in which they are made.
+numbers = itertools.count(1)
 
 
 def open_unnamed(what: str, folder: str | None = None) -> int:
@@ -65,7 +66,7 @@ class Segment:
     """
 
     def __init__(self, buffer: memoryview, mode: str = "r", folder: str | None = None) -> None:
-        self.size, self.mode, self.number = buffer.nbytes, mode, next(_numbers)
+        self.size, self.mode, self.number = buffer.nbytes, mode, next(numbers)
         self.fd = open_unnamed("segment", folder)
         close_with(self, self.fd)
         _write(self.fd, buffer)

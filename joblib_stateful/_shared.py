@@ -98,12 +98,15 @@ def prepare(
     callable
         Returns a `Lease` of the executor that is there for these, or of a new one.
     """
-    packed = PackedSpec(spec, engine.transport)
-    core = make_core(packed, n_jobs, engine, envs, inner_max_num_threads=inner_max_num_threads)
     own = tuple(tuple(sorted(env.items())) for env in envs)
     # What runs in a worker of this process must not wait for the slots that its like, or it itself, holds.
     inside = current()
-    key = (spec_key(spec), n_jobs, id(engine), engine.session(), own, inner_max_num_threads, inside and id(inside))
+    spec_id, session = spec_key(spec, engine.transport), engine.session()
+    key = (spec_id, n_jobs, id(engine), session, own, inner_max_num_threads, inside and id(inside))
+    with _lock:
+        found = _entries.get(key)
+    packed = PackedSpec(spec, engine.transport) if found is None else found.core.packed
+    core = make_core(packed, n_jobs, engine, envs, inner_max_num_threads=inner_max_num_threads)
     return lambda: _lease(key, _Entry(core, engine, is_stateless=spec.build is None))
 
 

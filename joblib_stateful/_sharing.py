@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import hashlib
 import io
 import os
 import pickle
@@ -18,14 +19,15 @@ import tempfile
 import threading
 import warnings
 import weakref
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ._arrays import array_pickler
-from ._segments import Arena, Received, Segment
+from ._arrays import array_pickler, is_file_map
+from ._segments import Arena, Received, Segment, numbers
 from ._transport import Packer, Packing, Pickled, Sharing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Hashable, Iterable, Iterator
 
 
 class SharedFrame(NamedTuple):
@@ -67,6 +69,16 @@ class SharedMemory(Pickled):
         """Pack one value that several workers get."""
         return self._packer(None).pack(value)
 
+    def identify(self, value: Any) -> Hashable:
+        """Return what is equal for values that hold the same.
+
+        A large buffer stands for itself by its segment, which is found by content, for digesting it takes several times
+        as long as comparing. Whoever keeps the key keeps the segment.
+        """
+        packer = _SettingAside(self._sharing)
+        head = Packer.pack(packer, value)
+        return hashlib.sha256(head).digest(), *(self._store.like(buffer, self._sharing) for buffer in packer.aside)
+
     def packing(self, catch: type[BaseException] = Exception, sharing: Sharing | None = None) -> Packing:
         """Return what packs several values."""
         if self.arena is not None:
@@ -102,7 +114,7 @@ class Blob:
     """
 
     def __init__(self, buffer: memoryview, mode: str = "r") -> None:
-        self.size, self.mode, self.data = buffer.nbytes, mode, bytes(buffer)
+        self.size, self.mode, self.number, self.data = buffer.nbytes, mode, next(numbers), bytes(buffer)
         # Where it lies in the cluster's own store: what that gave for it, by place.
         self.handles: dict[Any, Any] = {}
         self.lock = threading.Lock()  # guards the handles, so that each place gets it once
@@ -159,14 +171,31 @@ def copied_out(frame: Any, arena: Arena) -> Any:
         return Lost(error)
 
 
-class _SharingPacker(Packer):
+class _SettingAside(Packer):
     """A pickler that sets large buffers aside."""
 
-    def __init__(self, set_aside: Callable[[memoryview, Sharing], Any], sharing: Sharing, *, warns: bool) -> None:
-        self._set_aside, self._sharing, self._warns = set_aside, sharing, warns
+    def __init__(self, sharing: Sharing) -> None:
+        self.aside: list[memoryview] = []
         self._threshold = sys.maxsize if sharing.threshold is None else max(sharing.threshold, 1)
-        self._aside: list[memoryview] = []
         super().__init__(self._stays_in_line)
+
+    def _stays_in_line(self, buffer: pickle.PickleBuffer) -> bool:
+        try:
+            raw = buffer.raw()
+        except BufferError:  # it has gaps
+            return True
+        if raw.nbytes < self._threshold:
+            return True
+        self.aside.append(raw)
+        return False
+
+
+class _SharingPacker(_SettingAside):
+    """A pickler whose large buffers are put elsewhere."""
+
+    def __init__(self, put: Callable[[memoryview, Sharing], Any], sharing: Sharing, *, warns: bool) -> None:
+        self._put, self._sharing, self._warns = put, sharing, warns
+        super().__init__(sharing)
 
     def _make_pickler(self, file: io.BytesIO, buffer_callback: Any) -> Any:
         return array_pickler(file, buffer_callback)
@@ -175,11 +204,11 @@ class _SharingPacker(Packer):
         """Return the frame of a value."""
         try:
             head = super().pack(value)
-            if not self._aside:
+            if not self.aside:
                 return head
             places = self._places()
         finally:
-            self._aside.clear()  # a buffer that is looked into can't be resized
+            self.aside.clear()  # a buffer that is looked into can't be resized
         if places is None:
             self._threshold = sys.maxsize
             return super().pack(value)
@@ -189,21 +218,11 @@ class _SharingPacker(Packer):
     def _places(self) -> tuple[Any, ...] | None:
         """Return where the buffers are put that were set aside; None if there is no room for them."""
         try:
-            return tuple(self._set_aside(buffer, self._sharing) for buffer in self._aside)
+            return tuple(self._put(buffer, self._sharing) for buffer in self.aside)
         except OSError as error:
             if self._warns:
                 _warn_once(error, "they are copied through pipes instead, which is slower")
             return None
-
-    def _stays_in_line(self, buffer: pickle.PickleBuffer) -> bool:
-        try:
-            raw = buffer.raw()
-        except BufferError:  # it has gaps
-            return True
-        if raw.nbytes < self._threshold:
-            return True
-        self._aside.append(raw)
-        return False
 
 
 _warned: list[bool] = []
@@ -244,6 +263,21 @@ class _Store:
             elif sharing.held is not None:
                 _hold(sharing.held, key, found, buffer.obj)
         return found
+
+    def like(self, buffer: memoryview, sharing: Sharing) -> Any:
+        """Return the segment with the bytes of a buffer, wherever that lies in memory; or a digest of them."""
+        address = _address_of(buffer)
+        # A file that is mapped may be larger than the memory.
+        if address is not None and not is_file_map(buffer.obj):
+            with self._lock:
+                alive = [found for found in self._alive if found.size == buffer.nbytes and found.mode == sharing.mode]
+            # The oldest one, so that it is the same one as long as a key keeps it.
+            for found in sorted(alive, key=attrgetter("number")):
+                if _is_same(address, found):
+                    return found
+            with contextlib.suppress(OSError):  # no room: packing says so
+                return self.segment_of(buffer, sharing)
+        return hashlib.sha256(buffer).digest()
 
     def _make(self, buffer: memoryview, sharing: Sharing) -> Any:
         # Most file descriptors are left to others: each segment that is alive holds one.

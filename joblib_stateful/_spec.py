@@ -7,12 +7,12 @@ import hashlib
 import inspect
 import types
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, Generic, ParamSpec, TypeVar
-
-import cloudpickle
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from ._records import WorkerSpec
-from ._transport import PROTOCOL, Transport
+
+if TYPE_CHECKING:
+    from ._transport import Transport
 
 P = ParamSpec("P")
 W = TypeVar("W")
@@ -191,10 +191,11 @@ def _unpicklable(spec: WorkerSpec, transport: Transport, error: Exception) -> st
     )
 
 
-def spec_key(spec: WorkerSpec) -> Hashable:
-    """Return what tells specs apart: the class by identity, kwargs by digest of their encoded bytes."""
-    own = None if spec.worker_kwargs is None else tuple(_digest(kwargs) for kwargs in spec.worker_kwargs)
-    return _identity(spec.build), tuple(map(_digest_value, spec.args)), _digest(spec.shared_kwargs), own
+def spec_key(spec: WorkerSpec, transport: Transport) -> Hashable:
+    """Return what tells specs apart: the class by identity, kwargs by what they hold."""
+    own = None if spec.worker_kwargs is None else tuple(_kwargs_key(kwargs, transport) for kwargs in spec.worker_kwargs)
+    args = tuple(_value_key(value, transport) for value in spec.args)
+    return _identity(spec.build), args, _kwargs_key(spec.shared_kwargs, transport), own
 
 
 def _identity(function: Any) -> Hashable:
@@ -204,14 +205,14 @@ def _identity(function: Any) -> Hashable:
     return id(function)
 
 
-def _digest(kwargs: Mapping[str, Any]) -> Hashable:
+def _kwargs_key(kwargs: Mapping[str, Any], transport: Transport) -> Hashable:
     # Value by value, so that equal values give equal bytes whether or not they are the same object.
-    return tuple(sorted((key, _digest_value(value)) for key, value in kwargs.items()))
+    return frozenset((key, _value_key(value, transport)) for key, value in kwargs.items())
 
 
-def _digest_value(value: Any) -> str:
+def _value_key(value: Any, transport: Transport) -> Hashable:
     try:
-        return hashlib.sha256(cloudpickle.dumps(value, PROTOCOL)).hexdigest()
+        return transport.identify(value)
     except Exception:  # noqa: BLE001 - what can't be pickled (engines within this process) is told by identity
         return f"id {id(value)}"
 

@@ -8,6 +8,7 @@ machine `SharedMemory` (in `_sharing`).
 
 from __future__ import annotations
 
+import hashlib
 import io
 import pickle
 import sys
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import cloudpickle
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Hashable, Iterable
 
 PROTOCOL = 5
 # Exact types only: nothing that users define is run when these are pickled or loaded.
@@ -98,6 +99,10 @@ class Transport(ABC):
     def pack_shared(self, value: Any) -> Any:
         """Pack one value that several workers get, large buffers shared."""
         return self.pack(value)
+
+    def identify(self, value: Any) -> Hashable:
+        """Return what is equal for values that hold the same; raises what pickling the value raises."""
+        return hashlib.sha256(cloudpickle.dumps(value, PROTOCOL)).digest()
 
     @abstractmethod
     def unpack(self, packed: Any) -> Any:

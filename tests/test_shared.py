@@ -66,23 +66,52 @@ def test_a_map_and_the_backend_find_each_others_objects(engine: str, scene: Scen
     assert count(scene.log(), "closed") == 0
 
 
+SMALL, LARGE = 1000, 1 << 18  # in line, and in shared memory
+sizes = pytest.mark.parametrize("size", [SMALL, LARGE])
+
+
 @engines
-def test_equal_kwargs_are_the_same_arrays_too(engine: str, scene: Scene) -> None:
+@sizes
+def test_equal_kwargs_are_the_same_arrays_too(engine: str, size: int, scene: Scene) -> None:
     for _ in range(3):
-        use(engine, shared_kwargs={"log": scene.log(), "weights": np.arange(1000)})
-        use(engine, worker=partial(Model, weights=np.arange(1000)), shared_kwargs={"log": scene.log()})
+        use(engine, shared_kwargs={"log": scene.log(), "weights": np.arange(size)})
+        use(engine, worker=partial(Model, weights=np.arange(size)), shared_kwargs={"log": scene.log()})
     assert count(scene.log(), "built") == 1
 
 
 @engines
-@pytest.mark.parametrize(
-    "weights",
-    [np.arange(1000) + (np.arange(1000) == 500), np.arange(1000.0), np.arange(1000).reshape(10, 100), None],
-    ids=["one value", "type", "shape", "none"],
-)
-def test_other_kwargs_are_not(engine: str, weights: Any, scene: Scene) -> None:
-    use(engine, shared_kwargs={"log": scene.log(), "weights": np.arange(1000)})
+@sizes
+def test_an_array_that_has_changed_is_another_one(engine: str, size: int, scene: Scene) -> None:
+    weights = np.arange(size)
+    for value in (0, 1, 1):
+        weights[size // 2] = value
+        use(engine, shared_kwargs={"log": scene.log(), "weights": weights})
+    assert count(scene.log(), "built") == 2
+
+
+@engines
+def test_so_is_a_file_that_has_changed(engine: str, scene: Scene, tmp_path: Path) -> None:
+    for value in (0, 1, 1):
+        np.full(LARGE, value).tofile(tmp_path / "weights")
+        weights = np.memmap(tmp_path / "weights", dtype=int, mode="r")
+        use(engine, shared_kwargs={"log": scene.log(), "weights": weights})
+        del weights
+    assert count(scene.log(), "built") == 2
+
+
+@engines
+@sizes
+@pytest.mark.parametrize("what", ["one value", "type", "shape", "none"])
+def test_other_kwargs_are_not(engine: str, size: int, what: str, scene: Scene) -> None:
+    weights = np.arange(size)
+    other = {
+        "one value": weights + (weights == size // 2),
+        "type": weights.astype(float),
+        "shape": weights.reshape(10 if size == SMALL else 16, -1),
+        "none": None,
+    }
     use(engine, shared_kwargs={"log": scene.log(), "weights": weights})
+    use(engine, shared_kwargs={"log": scene.log(), "weights": other[what]})
     assert count(scene.log(), "built") == 2
     assert count(scene.log(), "closed") == 1
 

@@ -278,6 +278,17 @@ def test_large_kwargs_are_mapped_by_all_workers() -> None:
         assert {executor.submit(look).result(60) for _ in range(4)} == {(False, 8 * SIZE)}
 
 
+def test_kwargs_that_are_equal_to_those_that_are_there_are_not_copied_again() -> None:
+    def use() -> set[int]:
+        (found,) = stateful_map(Summing, [np.ones(3)], n_jobs=1, shared_kwargs={"weights": np.ones(SIZE)})
+        assert found[1] == 3
+        return open_segments()
+
+    before = use()
+    assert before
+    assert [use() for _ in range(3)] == [before] * 3
+
+
 def test_a_retry_finds_the_array_still_there(tmp_path: Path) -> None:
     def die_once(array: Any) -> float:
         if array[0] == 2 and not (tmp_path / "died").exists():
