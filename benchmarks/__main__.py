@@ -47,6 +47,8 @@ def run(workload: Workload, peer: str, setting: int | None, loops: int) -> dict[
             capture_output=True,
             text=True,
             timeout=LIMIT_SECONDS,
+            # An installed package is compiled, also where one that is being worked at must not be.
+            env={name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"},
         )
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
         print(f"{workload.name}: {peer} failed: {error}\n{str(error.stderr)[-2000:]}", file=sys.stderr)

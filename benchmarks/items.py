@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 
 from joblib_stateful import shutdown, stateful_map
-from joblib_stateful._records import Run
+from joblib_stateful._messages import Run
 from joblib_stateful._transport import Pickled
 from joblib_stateful._worker import Progress, Worker
 from joblib_stateful.engines._shared_numbers import SharedNumbers

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from ._executor import StatefulExecutor
     from ._inside import call_worker, get_worker, get_worker_info
     from ._map import StatefulMap, stateful_map
-    from ._records import TaskResult, WorkerInfo
+    from ._messages import WorkerInfo
+    from ._records import TaskResult
     from ._shared import shutdown
     from ._spec import factory
 
@@ -48,7 +49,7 @@ _HOMES = {
     "StatefulExecutor": "_executor",
     "StatefulMap": "_map",
     "TaskResult": "_records",
-    "WorkerInfo": "_records",
+    "WorkerInfo": "_messages",
     "call_worker": "_inside",
     "factory": "_spec",
     "get_worker": "_inside",

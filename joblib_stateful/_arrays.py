@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections import ChainMap
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
@@ -61,6 +60,8 @@ def _file_map_of(array: Any) -> Any:
     # A copy-on-write map may differ from its file, which may be gone, too.
     if found is None or found.filename is None or found.mode == "c" or found.dtype.hasobject:
         return None
+    from pathlib import Path  # few ever come here, and each worker would import it
+
     return found if Path(found.filename).exists() else None
 
 

@@ -16,22 +16,9 @@ from typing import TYPE_CHECKING, Any
 from . import _exit, errors
 from ._interrupts import Uninterrupted
 from ._limits import IdleWatch, LimitWatch
+from ._messages import Build, BuildFailed, Built, Failure, Finish, Ran, Reply, Run, WorkerInfo
 from ._outcome import init_error_of, report_of
-from ._records import (
-    Build,
-    BuildFailed,
-    Built,
-    Call,
-    Death,
-    Failure,
-    Finish,
-    Group,
-    Limits,
-    Ran,
-    Reply,
-    Run,
-    WorkerInfo,
-)
+from ._records import Call, Death, Group, Limits
 from ._schedule import Schedule
 from ._slots import (
     CloseWorker,

@@ -29,12 +29,14 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from . import _check, _clock, _exit, engines, errors
 from ._core import Core
 from ._outcome import packing_error_of
-from ._records import Call, Group, Limits, WorkerInfo
+from ._records import Call, Group, Limits
 from ._spec import PackedSpec, factory, make_spec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
+
+    from ._messages import WorkerInfo
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import _clock
-from ._records import Phase
+from ._messages import Phase
 
 if TYPE_CHECKING:
     import threading

@@ -9,7 +9,7 @@ from . import errors
 from ._records import Report
 
 if TYPE_CHECKING:
-    from ._records import BuildFailed, Failure, Ran, WorkerInfo
+    from ._messages import BuildFailed, Failure, Ran, WorkerInfo
     from ._slots import Job
     from ._transport import Transport
     from .engines import Engine

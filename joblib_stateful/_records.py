@@ -1,31 +1,21 @@
-"""The records that travel between the rooms, one class per hop; frozen where nobody needs to change them.
+"""The records that travel between the rooms of the parent; frozen where nobody needs to change them.
 
-Stays in the parent: `WorkerSpec`, `Limits`, `Group`, `Call`, `Report`, `Death`.
-Goes out to a worker: `Build`, `Run`, `Finish`. Comes back: `Built`, `BuildFailed`, `Ran`, `Finished`.
-Is given to users: `TaskResult`, `WorkerInfo`.
+`WorkerSpec`, `Limits`, `Group` and `Call` go down to the schedule, `Report` and `Death` come up to it; `TaskResult` is
+given to users. What goes to workers and comes back is in `_messages`.
 """
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from ._messages import AfterError, Mode
     from ._transport import Parcel
 
 T = TypeVar("T")
-
-# How a call's values are handed to what is called: "item", "args", "kwargs" as in `stateful_map`;
-# "call" runs (function, args, kwargs) triples.
-Mode: TypeAlias = Literal["item", "args", "kwargs", "call"]
-# What the first error of a call does to the rest of it.
-AfterError: TypeAlias = Literal["go_on", "finish_running", "drop"]
-
-
-# --- for users ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,46 +51,6 @@ class TaskResult(Generic[T]):
         if self.exception is not None:
             raise self.exception
         return self.value  # type: ignore[return-value]  # None is a value a worker may return
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerInfo:
-    """What is known of one slot and its worker.
-
-    Attributes
-    ----------
-    index : int
-        The slot, counted from 0.
-    n_jobs : int
-        Number of slots of the executor.
-    kwargs : mapping
-        What the worker's object is built from: shared kwargs with the slot's own laid over them.
-    state : str
-        ``"empty"`` (no worker yet), ``"building"``, ``"idle"``, ``"busy"`` or ``"closing"``.
-    pid : int or None
-        Its process, while it has one.
-    n_done : int
-        Items it finished, in all its lives.
-    n_restarts : int
-        How often its process died and was given up.
-    n_builds : int
-        How often its object was built.
-    init_seconds : float or None
-        What the latest construction took.
-    busy_seconds : float
-        Seconds spent in calls, in all its lives.
-    """
-
-    index: int
-    n_jobs: int
-    kwargs: Mapping[str, Any]
-    state: str = "busy"
-    pid: int | None = None
-    n_done: int = 0
-    n_restarts: int = 0
-    n_builds: int = 0
-    init_seconds: float | None = None
-    busy_seconds: float = 0.0
 
 
 # --- stays in the parent ------------------------------------------------------------------------------
@@ -194,8 +144,7 @@ class Call:
         self.missing -= 1
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(NamedTuple):
     """What a worker's reply says of a job: ``values`` and ``errors`` by place in the job."""
 
     n_run: int
@@ -205,8 +154,7 @@ class Report:
     result_bytes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Death:
+class Death(NamedTuple):
     """How a worker ended without being asked to.
 
     ``started`` says whether it had begun the message it was sent, ``place`` which item of it ran (None: none,
@@ -219,92 +167,3 @@ class Death:
     place: int | None = None
     n_finished: int = 0
     reason: str = ""
-
-
-# --- goes out to a worker -----------------------------------------------------------------------------
-
-
-class Build(NamedTuple):
-    """Build the object. ``spec`` is a packed ``(build, args, shared kwargs)`` and the slot's own, packed, or None."""
-
-    seq: int
-    slot: int
-    n_jobs: int
-    spec: Any
-
-
-class Run(NamedTuple):
-    """Run the values of a parcel, on the object or on the target function."""
-
-    seq: int
-    mode: Mode
-    target_id: str | None
-    target: Any  # the packed function, or None if the worker has it already
-    parcel: Parcel
-    after_error: AfterError
-    timed: bool = True  # somebody wants to know when each item began
-
-
-class Finish(NamedTuple):
-    """Close the object; no further message follows."""
-
-    seq: int
-
-
-# --- comes back from a worker -------------------------------------------------------------------------
-
-
-class Failure(NamedTuple):
-    """An exception, as far as it could be packed; the texts serve when it can't be rebuilt."""
-
-    packed: Any
-    type_name: str
-    message: str
-    traceback: str
-    what: str = ""  # "item", "result" or "function": what could not be unpacked or packed
-
-
-class Built(NamedTuple):
-    """The object stands."""
-
-    seq: int
-    pid: int
-    seconds: float
-
-
-class BuildFailed(NamedTuple):
-    """The constructor raised, or (without a pid) the engine had no place for it."""
-
-    seq: int
-    pid: int | None
-    failure: Failure
-
-
-class Ran(NamedTuple):
-    """Items ``0 .. n_run - 1`` of the message were run; ``values`` has those that did not fail, in order."""
-
-    seq: int
-    n_run: int
-    values: Parcel
-    failures: dict[int, Failure]
-    seconds: float
-
-
-class Finished(NamedTuple):
-    """The object is closed; ``failure`` if its ``close()`` raised."""
-
-    seq: int
-    failure: Failure | None
-
-
-Message: TypeAlias = Build | Run | Finish
-Reply: TypeAlias = Built | BuildFailed | Ran | Finished
-
-
-class Phase(enum.IntEnum):
-    """What a worker does at the moment, as its record says."""
-
-    IDLE = 0
-    BUILDING = 1
-    RUNNING = 2
-    REPLYING = 3

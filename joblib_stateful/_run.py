@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from ._feed import Feed
 from ._outcome import add_note, packing_error_of, text_of
 from ._progress import Progress, ProgressLike
-from ._records import AfterError, Call, Group, Limits, TaskResult
+from ._records import Call, Group, Limits, TaskResult
 
 if TYPE_CHECKING:
     from ._batching import Batching
     from ._core import Core
-    from ._records import Mode
+    from ._messages import AfterError, Mode
     from ._transport import Packing, Transport
 
 OnError = Literal["immediate", "wait_others", "deferred"]

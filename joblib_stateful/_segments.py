@@ -14,10 +14,16 @@ import os
 import sys
 import tempfile
 import weakref
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
 
 # What an arena keeps for the next results: pages that have been written before cost less than fresh ones. A first guess.
 _KEPT_BYTES = 32 << 20
+# What is kept of segments: as much as may be under way, but leave files to others.
+_SPARE_BYTES = 64 << 20
+_SPARE_FILES = 64
 
 #: Of segments and their like, in the order in which they are made.
 numbers = itertools.count(1)
@@ -47,6 +53,72 @@ def close_with(owner: object, fd: int) -> None:
     weakref.finalize(owner, os.close, fd).atexit = False
 
 
+class _Spares:
+    """Files of segments that are gone, for the next ones to be written to: fresh pages cost five times as much.
+
+    Only while there are workers. Finalisers come here at any point of any thread, so there is no lock.
+    """
+
+    def __init__(self) -> None:
+        self._files: list[tuple[int, int]] = []  # number, and bytes that it has room for
+        self._users: set[int] = set()
+
+    def take(self) -> tuple[int, int] | None:
+        """Return one, if there is one."""
+        try:
+            return self._files.pop()
+        except IndexError:
+            return None
+
+    def give(self, fd: int, capacity: int) -> None:
+        """Keep one, or close it."""
+        files = self._files[:]
+        if len(files) < _SPARE_FILES and capacity + sum(size for _, size in files) <= _SPARE_BYTES:
+            self._files.append((fd, capacity))
+            if not self._users:
+                self.clear()
+        else:
+            os.close(fd)
+
+    def begin(self, user: int) -> None:
+        """Keep some as long as this worker is there."""
+        self._users.add(user)
+
+    def end(self, user: int) -> None:
+        """Keep none for this worker any more."""
+        self._users.discard(user)
+        if not self._users:
+            self.clear()
+
+    def clear(self) -> None:
+        """Close all."""
+        while (spare := self.take()) is not None:
+            os.close(spare[0])
+
+    def start_anew(self) -> None:
+        """In a fork: the parent will write to them."""
+        self._users.clear()
+        self.clear()
+
+    def fds(self) -> set[int]:
+        """Return which files these are."""
+        return {fd for fd, _ in self._files[:]}
+
+
+spares = _Spares()
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=spares.start_anew)
+
+
+def _retire(fd: int, capacity: int, lent: set[Hashable], pid: int) -> None:
+    """Let go of a segment's file, when nobody in this process refers to the segment any more."""
+    if lent or pid != os.getpid():  # somebody else may look into it
+        os.close(fd)
+    else:
+        spares.give(fd, capacity)
+
+
 class Segment:
     """A buffer on its way to workers, until the last parcel that holds it is dropped.
 
@@ -67,8 +139,16 @@ class Segment:
 
     def __init__(self, buffer: memoryview, mode: str = "r", folder: str | None = None) -> None:
         self.size, self.mode, self.number = buffer.nbytes, mode, next(numbers)
-        self.fd = open_unnamed("segment", folder)
-        close_with(self, self.fd)
+        #: Messages whose workers have not said that nothing of theirs looks into it any more.
+        self.lent: set[Hashable] = set()
+        if folder is None and mode == "r":
+            self.fd, capacity = spares.take() or (open_unnamed("segment"), 0)
+            # As `close_with`, and for the same reason.
+            retire = weakref.finalize(self, _retire, self.fd, max(capacity, self.size), self.lent, os.getpid())
+            retire.atexit = False
+        else:
+            self.fd = open_unnamed("segment", folder)
+            close_with(self, self.fd)
         _write(self.fd, buffer)
 
     def view(self) -> memoryview:
@@ -89,6 +169,18 @@ class _Map(mmap.mmap):
 
 # What is mapped: as long as a message is worked at, and then as long as a value of it is alive.
 _mapped: weakref.WeakValueDictionary[int, _Map] = weakref.WeakValueDictionary()
+
+
+# Those that were mapped when this process forked: whoever was born then may look into them as long as it likes.
+_forked: set[int] = set()
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=lambda: _forked.update(_mapped.keys()))
+
+
+def is_mapped(number: int) -> bool:
+    """Tell whether a segment is mapped, here or in a fork of this process."""
+    return number in _mapped or number in _forked
 
 
 class Received(NamedTuple):

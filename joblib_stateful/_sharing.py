@@ -8,9 +8,7 @@ fills again and again never arrives stale. Workers lay large results into their 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
-import hashlib
 import io
 import os
 import pickle
@@ -19,12 +17,13 @@ import tempfile
 import threading
 import warnings
 import weakref
+from functools import cache
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._arrays import array_pickler, is_file_map
 from ._segments import Arena, Received, Segment, numbers
-from ._transport import Packer, Packing, Pickled, Sharing
+from ._transport import Packer, Packing, Pickled, Sharing, digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Iterator
@@ -77,7 +76,7 @@ class SharedMemory(Pickled):
         """
         packer = _SettingAside(self._sharing)
         head = Packer.pack(packer, value)
-        return hashlib.sha256(head).digest(), *(self._store.like(buffer, self._sharing) for buffer in packer.aside)
+        return digest(head), *(self._store.like(buffer, self._sharing) for buffer in packer.aside)
 
     def packing(self, catch: type[BaseException] = Exception, sharing: Sharing | None = None) -> Packing:
         """Return what packs several values."""
@@ -277,7 +276,7 @@ class _Store:
                     return found
             with contextlib.suppress(OSError):  # no room: packing says so
                 return self.segment_of(buffer, sharing)
-        return hashlib.sha256(buffer).digest()
+        return digest(buffer)
 
     def _make(self, buffer: memoryview, sharing: Sharing) -> Any:
         # Most file descriptors are left to others: each segment that is alive holds one.
@@ -348,11 +347,14 @@ def _address_of(buffer: memoryview) -> int | None:
 def _is_same(address: int, segment: Any) -> bool:
     # 11 ms for 200 MB; comparing arrays would make a third one.
     with segment.view() as view:
-        return bool(_memcmp(address, _address_of(view), segment.size) == 0)
+        return bool(_memcmp()(address, _address_of(view), segment.size) == 0)
 
 
-try:
-    _memcmp = ctypes.CDLL(None).memcmp
-    _memcmp.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
-except (TypeError, OSError, AttributeError):  # Windows, where nothing is shared
-    _memcmp = None  # type: ignore[assignment]  # and nobody calls it
+@cache
+def _memcmp() -> Any:
+    """Return C's function; where there is none nothing is shared."""
+    import ctypes  # which workers never need
+
+    found = ctypes.CDLL(None).memcmp
+    found.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
+    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from ._records import NO_LIMITS, Call, Group, Limits, Report
 
@@ -85,8 +85,7 @@ class Slot:
 # --- decisions ----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class StartWorker:
+class StartWorker(NamedTuple):
     """Open a worker for a slot and have it build its object."""
 
     slot: int
@@ -94,8 +93,7 @@ class StartWorker:
     limits: Limits
 
 
-@dataclass(frozen=True, slots=True)
-class SendJob:
+class SendJob(NamedTuple):
     """Send a job to a slot's worker."""
 
     slot: int
@@ -103,39 +101,34 @@ class SendJob:
     job: Job
 
 
-@dataclass(frozen=True, slots=True)
-class StopJob:
+class StopJob(NamedTuple):
     """Ask a worker to stop its message after the current item."""
 
     slot: int
     seq: int
 
 
-@dataclass(frozen=True, slots=True)
-class CloseWorker:
+class CloseWorker(NamedTuple):
     """End a slot's worker in an orderly way."""
 
     slot: int
     seq: int
 
 
-@dataclass(frozen=True, slots=True)
-class KillWorker:
+class KillWorker(NamedTuple):
     """End a slot's worker at once, if it still is the one of that life."""
 
     slot: int
     life: int
 
 
-@dataclass(frozen=True, slots=True)
-class Settle:
+class Settle(NamedTuple):
     """A call is done with: tell its owner."""
 
     call: Call
 
 
-@dataclass(frozen=True, slots=True)
-class FailGroup:
+class FailGroup(NamedTuple):
     """Something ended a whole group: tell its owner."""
 
     group: Group

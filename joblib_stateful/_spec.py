@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import inspect
 import types
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from ._records import WorkerSpec
+from ._transport import digest
 
 if TYPE_CHECKING:
     from ._transport import Transport
@@ -227,5 +227,4 @@ def pack_function(function: Callable[..., Any], transport: Transport) -> tuple[s
             "something that can't travel (a lock, a connection), write a class that makes it in its constructor, "
             "which runs inside each worker, and pass that class.",
         ) from error
-    digest = hashlib.sha256(packed).hexdigest() if isinstance(packed, bytes) else f"id {id(function)}"
-    return digest, packed
+    return digest(packed).hex() if isinstance(packed, bytes) else f"id {id(function)}", packed

@@ -8,7 +8,6 @@ machine `SharedMemory` (in `_sharing`).
 
 from __future__ import annotations
 
-import hashlib
 import io
 import pickle
 import sys
@@ -28,6 +27,13 @@ PROTOCOL = 5
 _PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None)})
 
 
+def digest(data: bytes | memoryview) -> bytes:
+    """Return what stands for some bytes."""
+    import hashlib  # which workers never need, and which brings OpenSSL
+
+    return hashlib.sha256(data).digest()
+
+
 class Parcel(NamedTuple):
     """Several packed values: one frame each, or a single frame for all of them when ``joint``."""
 
@@ -39,7 +45,7 @@ class Parcel(NamedTuple):
 
 # On their way out, arrays of 256 KiB are 0.7 times as fast shared as in line, those of 1 MiB twice: see
 # `benchmarks/buffers.py`. It is joblib's own figure, too.
-THRESHOLD = 1 << 20
+THRESHOLD = 1 << 18
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,7 +108,7 @@ class Transport(ABC):
 
     def identify(self, value: Any) -> Hashable:
         """Return what is equal for values that hold the same; raises what pickling the value raises."""
-        return hashlib.sha256(cloudpickle.dumps(value, PROTOCOL)).digest()
+        return digest(cloudpickle.dumps(value, PROTOCOL))
 
     @abstractmethod
     def unpack(self, packed: Any) -> Any:

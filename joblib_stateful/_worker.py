@@ -15,7 +15,7 @@ from array import array
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, assert_never
 
-from ._records import (
+from ._messages import (
     Build,
     BuildFailed,
     Built,

@@ -9,7 +9,8 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
-from ._records import Death, Finish, Finished, Phase, Run
+from ._messages import Finish, Finished, Phase, Run
+from ._records import Death
 from ._transport import Pickled
 from ._worker import Progress, Worker
 from .engines import Engine, EngineWorker
@@ -17,7 +18,7 @@ from .engines import Engine, EngineWorker
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from ._records import Failure, Message, Reply
+    from ._messages import Failure, Message, Reply
 
     _OnReply: TypeAlias = Callable[[Reply | Death], None]
 

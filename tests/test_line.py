@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from joblib_stateful import StatefulExecutor, errors, stateful_map
-from joblib_stateful._records import Build
+from joblib_stateful._messages import Build
 from joblib_stateful.engines import _line, get
 from joblib_stateful.engines._line import Line
 

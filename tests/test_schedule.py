@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from joblib_stateful import errors
-from joblib_stateful._records import AfterError, Call, Death, Group, Limits, Report
+from joblib_stateful._records import Call, Death, Group, Limits, Report
 from joblib_stateful._schedule import Schedule
 from joblib_stateful._slots import (
     CloseWorker,
@@ -23,6 +23,8 @@ from joblib_stateful._slots import (
 
 if TYPE_CHECKING:
     from collections.abc import Collection
+
+    from joblib_stateful._messages import AfterError
 
 _KILLED = Death(pid=7, exitcode=-9)
 

@@ -21,7 +21,7 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from joblib_stateful import errors
-from joblib_stateful._records import AfterError, Call, Death, Group, Limits, Report
+from joblib_stateful._records import Call, Death, Group, Limits, Report
 from joblib_stateful._schedule import Schedule
 from joblib_stateful._slots import (
     CloseWorker,
@@ -40,6 +40,8 @@ from joblib_stateful._slots import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from joblib_stateful._messages import AfterError
 
 _AFTER_ERROR: tuple[AfterError, ...] = ("go_on", "finish_running", "drop")
 _MANY_STEPS = 1000

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 import os
 import signal
 import tempfile
@@ -14,7 +16,8 @@ import pytest
 from joblib import Parallel, delayed, parallel_config
 
 import joblib_stateful
-from joblib_stateful import StatefulExecutor, call_worker, get_worker, stateful_map
+from joblib_stateful import StatefulExecutor, call_worker, get_worker, shutdown, stateful_map
+from joblib_stateful._segments import spares
 from joblib_stateful._sharing import SharedMemory
 from joblib_stateful.engines._shared_numbers import SharedNumbers
 
@@ -27,9 +30,12 @@ SIZE = 1 << 18  # of doubles: 2 MiB, beyond the threshold
 
 
 def open_segments(pid: int | str = "self") -> set[int]:
-    """Return the shared memory that a process has open, however often."""
+    """Return the shared memory that a process has open, however often, without that which waits to be used again."""
     found = set()
+    spare = spares.fds() if pid == "self" else set()
     for fd in Path(f"/proc/{pid}/fd").iterdir():
+        if int(fd.name) in spare:
+            continue
         try:
             if "memfd:joblib_stateful segment" in str(fd.readlink()):
                 found.add(fd.stat().st_ino)
@@ -141,17 +147,74 @@ def test_a_copy_of_ones_own_is_not_the_next_tasks() -> None:
         assert Parallel(batch_size=1)(delayed(change)(data) for _ in range(8)) == [1.0] * 8
 
 
-def test_what_a_worker_keeps_stays_as_it_was() -> None:
-    class Keeper:
-        def __init__(self) -> None:
-            self.kept: list[Any] = []
+class Keeper:
+    """Keeps every third array, in its own way, and says what all that it has kept looks like now."""
 
-        def __call__(self, array: Any) -> list[float]:
-            self.kept.append(array)
-            return [float(one[-1]) for one in self.kept]
+    def __init__(self, how: str) -> None:
+        self.how, self.kept, self.n_seen = how, list[Any](), 0
 
-    arrays = (np.full(SIZE, float(number)) for number in range(4))
-    assert list(stateful_map(Keeper, arrays, n_jobs=1, batch_size=1))[-1] == [0.0, 1.0, 2.0, 3.0]
+    def __call__(self, array: Any) -> list[float]:
+        self.n_seen += 1
+        if self.n_seen % 3 == 1:
+            self.kept.append(self.keep(array))
+        return [look() for look in self.kept]
+
+    def keep(self, array: Any) -> Callable[[], float]:
+        if self.how == "view":
+            part = array[-3:]
+            return lambda: float(part[0])
+        if self.how == "cycle":
+            cycle: list[Any] = [array]
+            cycle.append(cycle)
+            return lambda: float(array[-1])
+        if self.how == "memory":
+            memory = memoryview(array).cast("B")[-8:]
+            return lambda: float(np.frombuffer(memory)[0])
+        return ask_a_fork(array)
+
+
+def ask_a_fork(array: Any) -> Callable[[], float]:
+    """Return what asks a fork of this process for the last number of its array."""
+    here, there = multiprocessing.Pipe()
+    if not os.fork():
+        here.close()
+        with contextlib.suppress(EOFError):
+            while True:
+                there.recv()
+                there.send(float(array[-1]))
+        os._exit(0)
+    there.close()
+
+    def ask() -> float:
+        here.send(None)
+        found: float = here.recv()
+        return found
+
+    return ask
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("how", ["view", "cycle", "memory", "fork"])
+def test_what_a_worker_keeps_stays_as_it_was(how: str) -> None:
+    # The pages of those that it does not keep are written to again.
+    arrays = (np.full(SIZE, float(number)) for number in range(40))
+    results = list(stateful_map(Keeper, arrays, n_jobs=1, shared_kwargs={"how": how}, batch_size=1, buffer=2))
+    assert results[-1] == [float(number) for number in range(0, 40, 3)]
+
+
+def test_pages_of_arrays_that_nobody_keeps_are_used_again_as_long_as_there_are_workers() -> None:
+    used: set[int] = set()
+
+    def arrays() -> Iterator[Any]:
+        for number in range(40):
+            yield np.full(SIZE + number, 1.0)
+            used.update(os.fstat(fd).st_ino for fd in spares.fds())
+
+    assert len(list(stateful_map(Summing, arrays(), n_jobs=2, batch_size=1, buffer=4))) == 40
+    assert 1 <= len(used) <= 8
+    assert spares.fds()
+    shutdown()
+    assert not spares.fds()
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from .. import errors
 from .._transport import Pickled
 from ._base import Engine, EngineWorker
-from ._remote import Host, RemoteWorker
 
 if TYPE_CHECKING:
     from ._dask import DaskEngine as DaskEngine
     from ._ray import RayEngine as RayEngine
+    from ._remote import Host, RemoteWorker
 
 # `DaskEngine` and `RayEngine` are here, too, but not for ``import *``: what they need may not be installed.
 __all__ = ["NAMES", "Engine", "EngineWorker", "Host", "Pickled", "RemoteWorker", "get", "loaded"]
@@ -26,7 +26,8 @@ __all__ = ["NAMES", "Engine", "EngineWorker", "Host", "Pickled", "RemoteWorker",
 _MODULES = {"loky": "_loky", "threads": "_threads", "inline": "_inline", "dask": "_dask", "ray": "_ray"}
 # What has to be installed for some of them: (package, extra of ours that brings it).
 _NEEDED = {"dask": ("distributed", "dask"), "ray": ("ray", "ray")}
-_CLASSES = {"DaskEngine": "dask", "RayEngine": "ray"}
+# Imported when they are asked for; workers import this package, too.
+_CLASSES = {"DaskEngine": "dask", "RayEngine": "ray", "Host": "", "RemoteWorker": ""}
 #: The engines that can be asked for by name.
 NAMES = tuple(_MODULES)
 _loaded: dict[str, Engine] = {}
@@ -85,7 +86,8 @@ def _module_of(engine: str) -> Any:
 
 def __getattr__(name: str) -> Any:
     if name in _CLASSES:
-        return getattr(_module_of(_CLASSES[name]), name)
+        engine = _CLASSES[name]
+        return getattr(_module_of(engine) if engine else importlib.import_module("._remote", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, ClassVar
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping
 
-    from .._records import Death, Failure, Finish, Message, Reply
+    from .._messages import Failure, Finish, Message, Reply
+    from .._records import Death
     from .._transport import Transport
     from .._worker import Progress, Worker
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .._records import Build, Run
+from .._messages import Build, Run
 from .._sharing import SharedFrame, segments_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
 
-    from .._records import Message
+    from .._messages import Message
 
 
 def segments_in(message: Message) -> Iterator[Any]:

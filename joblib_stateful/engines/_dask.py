@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import distributed
 
 from .. import errors
-from .._records import Death, Finish, Finished
+from .._messages import Finish, Finished
+from .._records import Death
 from .._sharing import Stored
 from .._transport import PROTOCOL
 from ._base import Engine
@@ -30,7 +31,7 @@ from ._remote import RemoteWorker
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping, Sequence
 
-    from .._records import Message, Reply
+    from .._messages import Message, Reply
     from .._sharing import Blob
 
 _log = logging.getLogger("joblib_stateful")

@@ -19,7 +19,7 @@ from ._remote import Host
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from .._records import Message, Reply
+    from .._messages import Message, Reply
     from .._transport import Transport
 
 

@@ -12,7 +12,8 @@ from ._base import Engine, EngineWorker
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from .._records import Death, Failure, Finish, Message, Reply
+    from .._messages import Failure, Finish, Message, Reply
+    from .._records import Death
 
 
 class InlineWorker(EngineWorker):

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from loky import process_executor
 
-from .._records import Finish, Ran
-from .._segments import Arena
+from .._messages import Finish, Ran
+from .._segments import Arena, is_mapped
 from .._sharing import SharedMemory, copied_out, segments_of
 from .._transport import PROTOCOL
 from .._worker import Progress, Worker, current, set_process_worker
@@ -24,7 +24,7 @@ from ._loky_process import keep_from_children
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-    from .._records import Message
+    from .._messages import Message
     from .._transport import Transport
     from ._line import Line
 
@@ -89,17 +89,18 @@ def _serve_one(worker: Worker, line: Line) -> bool:
         reply = worker.handle(message)
     finally:
         del maps  # what no value refers to is unmapped
+    kept = [segment.number for segment in segments_in(message) if is_mapped(segment.number)] if fds else ()
     transport = worker.transport
     if isinstance(reply, Ran) and isinstance(transport, SharedMemory) and transport.arena and lies_in_arena(reply):
         try:
-            line.send(pickle.dumps(reply, PROTOCOL), [transport.arena.fd])
+            line.send(pickle.dumps((reply, kept), PROTOCOL), [transport.arena.fd])
         except OSError as error:
             if error.errno != errno.ETOOMANYREFS:
                 raise
             # How many files may be under way is a limit of the user's.
-            line.send(pickle.dumps(without_arena(reply, transport.arena), PROTOCOL))
+            line.send(pickle.dumps((without_arena(reply, transport.arena), kept), PROTOCOL))
     else:
-        line.send(pickle.dumps(reply, PROTOCOL))
+        line.send(pickle.dumps((reply, kept), PROTOCOL))
     return isinstance(message, Finish)
 
 

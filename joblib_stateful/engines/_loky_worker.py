@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import loky
 from loky import process_executor
 
-from .._records import Death, Finished, Ran
-from .._segments import Arena
+from .._messages import Finished, Ran
+from .._records import Death
+from .._segments import Arena, spares
 from .._transport import PROTOCOL
 from .._worker import Progress
 from . import _loky_child
@@ -34,10 +35,10 @@ from ._process_tree import kill_tree
 from ._shared_numbers import SharedNumbers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from concurrent.futures import Future
 
-    from .._records import Failure, Finish, Message, Reply
+    from .._messages import Failure, Finish, Message, Reply
     from .._transport import Transport
 
     _OnReply: TypeAlias = Callable[[Reply | Death], None]
@@ -70,6 +71,7 @@ class LokyWorker(EngineWorker):
         self._line: Line | None = None
         self._listener: threading.Thread | None = None
         self._awaited: tuple[Message, _OnReply] | None = None  # the message under way
+        self._lent: list[Any] = []  # the segments that went with it
         self._has_finished = False  # the last answer was that to `Finish`
         self._killed = False  # or gone by itself: nothing can be sent to it
         self._lock = threading.RLock()  # guards all these; held while the process is started or killed
@@ -139,6 +141,7 @@ class LokyWorker(EngineWorker):
         # loky's own asks for psutil or pgrep. Where there is neither, as in slim images, it ends loky's thread.
         pool._executor_manager_thread.kill_workers = partial(_kill_all, pool._processes)
         self._pool, self._manager = pool, expect(pool)
+        spares.begin(id(self))
         # loky's hook at the end of the interpreter waits for all of these until they have nothing to do. It comes before
         # ours if somebody else has used loky after us, and only ours ends this one.
         process_executor._threads_wakeups.pop(self._manager, None)
@@ -235,6 +238,7 @@ class LokyWorker(EngineWorker):
             if self._line is not None:
                 self._line.hang_up()
             self.progress = self.progress.copy()
+            spares.end(id(self))
             if self._pool is not None:
                 bury(self._pool, self._manager)
             self._pool = self._manager = self._process = self._numbers = self._lifeline = self._line = None
@@ -242,15 +246,17 @@ class LokyWorker(EngineWorker):
     # --- messages -------------------------------------------------------------------------------------
 
     def _transmit(self, message: Message) -> None:
-        segments = list(segments_in(message))
+        segments = self._lent = list(segments_in(message))
+        for segment in segments:
+            segment.lent.add((id(self), message.seq))
         if len(segments) > Line.most_files:
             segments = segments[: Line.most_files]
             message = in_line(message, {segment.number for segment in segments})
         assert self._line is not None  # noqa: S101 - the process is started
         _put(self._line, message, segments)
 
-    def deliver(self, reply: Reply) -> None:
-        """Take an answer."""
+    def deliver(self, reply: Reply, kept: Collection[int]) -> None:
+        """Take an answer, and the numbers of the segments that the worker still looks into."""
         with self._lock:
             awaited = self._awaited
             if awaited is None:
@@ -258,6 +264,10 @@ class LokyWorker(EngineWorker):
             if awaited[0].seq != reply.seq:
                 raise ValueError(f"an answer to message {reply.seq} has come for {awaited[0].seq}")
             self._awaited = None
+            lent, self._lent = self._lent, []
+        for segment in lent:
+            if segment.number not in kept:
+                segment.lent.discard((id(self), reply.seq))
         self._has_finished = isinstance(reply, Finished)
         try:
             awaited[1](reply)
@@ -288,13 +298,14 @@ def _listen(line: Line, worker: weakref.ref[LokyWorker]) -> None:
         found = None  # held only while there is something for it
         try:
             data, fds = line.receive()
-            reply: Reply = pickle.loads(data)
+            reply: Reply
+            reply, kept = pickle.loads(data)
             if isinstance(reply, Ran) and fds:
                 reply = _copied_out(reply, fds[0])
             found = worker()
             if found is None:
                 return
-            found.deliver(reply)
+            found.deliver(reply, kept)
         except Exception:  # noqa: BLE001 - it has ended, or the user's code in it has spoilt the line
             line.hang_up()
             break

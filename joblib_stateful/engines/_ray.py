@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import ray
 
 from .. import errors
-from .._records import Death, Finish, Finished
+from .._messages import Finish, Finished
+from .._records import Death
 from .._sharing import Stored
 from ._base import Engine
 from ._buffers import Handle, with_buffers
@@ -21,7 +22,7 @@ from ._remote import Host, RemoteWorker
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from .._records import Message, Reply
+    from .._messages import Message, Reply
     from .._sharing import Blob
     from .._transport import Transport
 

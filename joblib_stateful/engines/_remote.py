@@ -14,14 +14,15 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, TypeAlias
 
 from .. import errors
-from .._records import Build, BuildFailed, Built, Death, Failure, Finish, Finished, Phase, Run
+from .._messages import Build, BuildFailed, Built, Failure, Finish, Finished, Phase, Run
+from .._records import Death
 from .._worker import Progress, Worker, set_process_worker
 from ._base import EngineWorker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .._records import Message, Reply
+    from .._messages import Message, Reply
     from .._transport import Transport
 
     _OnReply: TypeAlias = Callable[[Reply | Death], None]

@@ -7,7 +7,8 @@ import queue
 import threading
 from typing import TYPE_CHECKING, ClassVar
 
-from .._records import Death, Finish
+from .._messages import Finish
+from .._records import Death
 from .._transport import ByReference
 from .._worker import Progress, Worker
 from ._base import Engine, EngineWorker
@@ -15,7 +16,7 @@ from ._base import Engine, EngineWorker
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from .._records import Failure, Message, Reply
+    from .._messages import Failure, Message, Reply
 
 
 class ThreadWorker(EngineWorker):
