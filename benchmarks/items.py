@@ -42,7 +42,7 @@ def main() -> None:
     worker = Worker(transport, Progress(numbers.values))
     worker.object, worker.has_object = echo, True
     parcel, _ = transport.pack_all(range(count))
-    message = Run(1, "item", None, None, parcel, "drop", timed=False)
+    message = Run(1, "item", None, None, parcel, "drop", timed=False, budget=60.0)
 
     def call() -> None:
         for item in range(count):

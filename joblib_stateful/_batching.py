@@ -15,8 +15,12 @@ BATCH_SECONDS = 0.05
 ALONE_SECONDS = 0.01
 # A batch grows at most so much over the largest that came back, so that one odd measurement costs little.
 GROWTH = 8
+# But if it should take no longer than this it may have any size at once: ten times as long would cost little, too.
+LEAP_SECONDS = 0.002
 # At the end of the input, batches shrink so that no worker ends alone with a long one, but not below this.
 TAIL_SECONDS = 0.002
+# A batch that takes so much longer than it should is cut short, and all workers share what is left of it.
+OVERTIME = 4
 # A batch's items must not weigh more than this together: a crash sends them again, and they are packed at once.
 BATCH_BYTES = 2**20
 # What all items and results on their way may weigh together under buffer="auto".
@@ -69,12 +73,34 @@ class Batching:
             return self._fixed_batch
         if self._item_seconds is None or self._item_seconds > ALONE_SECONDS:
             return 1
-        size = min(BATCH_SECONDS / max(self._item_seconds, 1e-7), self._largest * GROWTH)
+        size = min(self._aim, self._reach)
         if self._item_bytes:
             size = min(size, BATCH_BYTES / self._item_bytes)
         if self._fixed_buffer != "auto":
             size = min(size, self._fixed_buffer // (2 * self._n_jobs))
         return max(1, int(size))
+
+    @property
+    def _aim(self) -> float:
+        """Items that take as long as a batch shall take."""
+        return BATCH_SECONDS / max(self._item_seconds or 0.0, 1e-7)
+
+    @property
+    def _reach(self) -> float:
+        """Items that the next batch may have, after those that came back."""
+        return max(self._largest * GROWTH, self._aim * LEAP_SECONDS / BATCH_SECONDS)
+
+    @property
+    def is_growing(self) -> bool:
+        """True while batches are smaller than they will soon be: then more of them than workers need are a waste."""
+        if self._fixed_batch != "auto" or self._item_seconds is None or self._item_seconds > ALONE_SECONDS:
+            return False
+        return self._reach < self._aim
+
+    @property
+    def budget(self) -> float | None:
+        """Seconds that a batch may take before what is left of it is shared out; None: as long as it likes."""
+        return OVERTIME * BATCH_SECONDS if self._fixed_batch == "auto" else None
 
     def next_batch(self, room: int, remaining: int | None) -> int:
         """Items to pull now, given the room in the buffer and, if known, what the input still has."""

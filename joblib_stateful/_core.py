@@ -274,7 +274,7 @@ class Core:
         elif target_id is not None:
             self._targets[send.slot] = (worker, target_id)
         timed = call.limits.item_timeout is not None
-        message = Run(send.seq, call.mode, target_id, target, parcel, call.after_error, timed)
+        message = Run(send.seq, call.mode, target_id, target, parcel, call.after_error, timed, call.budget)
         decisions = self._exchange(send.slot, worker, message)
         if call.limits.item_timeout is not None:
             self._limits.watch(worker, send.slot, send.seq, call.limits.item_timeout)

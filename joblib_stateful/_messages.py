@@ -84,6 +84,7 @@ class Run(NamedTuple):
     parcel: Parcel
     after_error: AfterError
     timed: bool = True  # somebody wants to know when each item began
+    budget: float | None = None  # seconds after which what has not begun goes back to the parent
 
 
 class Finish(NamedTuple):

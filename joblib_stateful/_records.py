@@ -105,6 +105,7 @@ class Call:
     group: Group
     limits: Limits = NO_LIMITS
     after_error: AfterError = "go_on"
+    budget: float | None = None  # seconds that a message may take before what is left of it is shared out
     first: int | None = None  # index in the input of the first item; None if there is no such thing
     mode: Mode = "call"
     target: tuple[str, Any] | None = None  # (digest, packed function); None: the worker's object

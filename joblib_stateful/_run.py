@@ -225,6 +225,8 @@ class MapRun:
         if plan.synchronous:
             return room > 0 and running == 0
         n_jobs = 1 if self.core is None else self.core.n_jobs
+        if running >= 2 * n_jobs and plan.batching.is_growing:
+            return False
         return room > 0 and (room >= plan.batching.batch or running < n_jobs)
 
     def _pull_if_starving(self) -> None:
@@ -285,6 +287,7 @@ class MapRun:
             self._group,
             self.plan.limits,
             after_error=AFTER_ERROR[self.plan.on_error],
+            budget=self.plan.batching.budget,
             first=first,
             mode=self.plan.pass_as,
             target=self.plan.target,

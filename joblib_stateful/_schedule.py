@@ -6,6 +6,7 @@ assigns it. The rules, in one place:
 
 - Work goes to slots that have their object, and only then to empty ones: no more objects than are needed.
 - A slot runs one job at a time. What waits, waits here, where it can still be dropped or go elsewhere.
+- What a worker gives back of a message that took too long goes to all slots, in parts.
 - When a worker dies, the item that ran pays (a retry on another slot, or its error); the other items of its
   message run again one by one. What had not been started costs nothing.
 - Deaths that are nobody's fault are counted per slot and in a row; beyond ``max_restarts`` they end the group.
@@ -243,8 +244,13 @@ class Schedule(Board):
     # --- outcomes -------------------------------------------------------------------------------------
 
     def _note(self, job: Job, report: Report) -> Decisions:
-        job.note(report)
-        return self._after_errors(job.call) if report.errors else self._settle_if_done(job.call)
+        call, rest = job.call, job.note(report)
+        if rest and report.n_run and not call.stopping and (call.after_error == "go_on" or not report.errors):
+            # It took too long for one message: all slots share the rest.
+            self._put_back(reversed(job.split(rest, 2 * self.n_slots)))
+        else:
+            call.drop(rest)
+        return self._after_errors(call) if report.errors else self._settle_if_done(call)
 
     def _after_errors(self, call: Call) -> Decisions:
         """Do what a call's error does to the rest of it, and of its group."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from ._records import NO_LIMITS, Call, Group, Limits, Report
@@ -31,8 +31,8 @@ class Job:
     attempt: int = 1
     avoid: int | None = None  # the slot that this item's worker died in
 
-    def note(self, report: Report) -> None:
-        """Enter into the call what became of these items; those that were not run are dropped."""
+    def note(self, report: Report) -> Sequence[int]:
+        """Enter into the call what became of these items; return the positions of those that were not run."""
         call = self.call
         if report.n_run == call.size and not report.errors:
             call.values = report.values
@@ -44,7 +44,12 @@ class Job:
         call.missing -= report.n_run
         call.seconds += report.seconds
         call.result_bytes += report.result_bytes
-        call.drop(self.positions[report.n_run :])
+        return self.positions[report.n_run :]
+
+    def split(self, positions: Sequence[int], parts: int) -> list[Job]:
+        """Return jobs of about the same size for some of its items."""
+        size = -(-len(positions) // parts)
+        return [replace(self, positions=positions[at : at + size]) for at in range(0, len(positions), size)]
 
 
 @dataclass(slots=True, eq=False)

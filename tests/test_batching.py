@@ -14,6 +14,8 @@ from joblib_stateful._batching import (
     BUFFER_BYTES,
     BUFFER_ITEMS,
     GROWTH,
+    LEAP_SECONDS,
+    OVERTIME,
     Batching,
 )
 from joblib_stateful._records import Call, Group
@@ -61,7 +63,7 @@ def test_short_items_soon_travel_in_large_batches() -> None:
     sizes = play(Batching(2, "auto", "auto"), 1e-6, 8)
     assert sizes == sorted(sizes)
     assert sizes[0] == 1
-    assert all(after <= before * GROWTH for before, after in itertools.pairwise(sizes))
+    assert all(after <= max(before * GROWTH, LEAP_SECONDS / 1e-6) for before, after in itertools.pairwise(sizes))
     assert sizes[-1] >= 0.9 * BATCH_SECONDS / 1e-6
 
 
@@ -69,6 +71,31 @@ def test_short_items_soon_travel_in_large_batches() -> None:
 def test_a_batch_takes_as_long_as_it_should(seconds: float) -> None:
     size = play(Batching(2, "auto", "auto"), seconds, 12)[-1]
     assert 0.8 * BATCH_SECONDS <= size * seconds <= 1.01 * BATCH_SECONDS
+
+
+def test_one_odd_measurement_makes_no_long_batch() -> None:
+    batching = Batching(2, "auto", "auto")
+    batching.note_back(call_of(1, 1e-5))
+    assert batching.batch * 1e-5 <= LEAP_SECONDS
+    batching.note_back(call_of(1, 1e-3))
+    assert batching.batch <= GROWTH
+
+
+def test_while_batches_grow_it_says_so() -> None:
+    batching = Batching(2, "auto", "auto")
+    assert not batching.is_growing, "nothing is known"
+    play(batching, 1e-6, 2)
+    assert batching.is_growing
+    play(batching, 1e-6, 8)
+    assert not batching.is_growing
+    play(batching, 1.0, 8)
+    assert not batching.is_growing, "long items travel alone"
+    assert not Batching(2, 3, "auto").is_growing
+
+
+def test_a_batch_may_take_some_times_as_long_as_it_should_and_one_of_a_fixed_size_as_long_as_it_likes() -> None:
+    assert Batching(2, "auto", "auto").budget == OVERTIME * BATCH_SECONDS
+    assert Batching(2, 1000, "auto").budget is None
 
 
 @pytest.mark.parametrize("seconds", [1.1 * ALONE_SECONDS, 0.1, 10.0])

@@ -6,6 +6,7 @@ import itertools
 import operator
 import os
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -620,3 +621,20 @@ def test_the_first_worker_is_started_before_joblib_is_imported(run_program: RunP
     )
     assert done.code == 0, done.err
     assert done.out.splitlines() == ["started False", "[1]"]
+
+
+# --- batches that take too long -------------------------------------------------------------------------
+
+
+def slot_of_long_ones(item: int) -> tuple[int, int | None]:
+    if item >= 20_000:
+        time.sleep(0.005)
+    return item, get_worker_info().index if item >= 20_000 else None
+
+
+@parallel_engines
+def test_items_that_become_long_in_mid_batch_are_shared_by_all_workers(engine: str) -> None:
+    # A batch of those before would hold all of these.
+    results = list(stateful_map(slot_of_long_ones, (item for item in range(20_300)), n_jobs=2, engine=engine))
+    assert [item for item, _ in results] == list(range(20_300))
+    assert {slot for _, slot in results} == {None, 0, 1}

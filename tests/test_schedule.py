@@ -409,6 +409,39 @@ def test_after_its_group_has_ended_a_slot_is_tried_again_for_the_next() -> None:
     assert play.built(0) == ["send [0] to 0"]
 
 
+# --- messages that take too long --------------------------------------------------------------------------
+
+
+def test_what_is_left_of_a_message_that_took_too_long_goes_to_all_slots_and_before_all_else() -> None:
+    play, call, next_call = with_objects(2), a_call(9), a_call(1)
+    assert play.submit(call, next_call) == ["send [0, 1, 2, 3, 4, 5, 6, 7, 8] to 0", "send [0] to 1"]
+    play.submit(a_call(1))
+    assert play.finished(0, n_run=2) == ["send [2, 3] to 0"]
+    assert play.finished(1) == ["settle", "send [4, 5] to 1"]
+    assert play.finished(0) == ["send [6, 7] to 0"]
+    assert play.finished(0, n_run=1) == ["send [7] to 0"]
+    assert play.finished(1) == ["send [8] to 1"]
+    assert play.finished(0) == ["send [0] to 0"]
+    assert play.finished(1) == ["settle"]
+    assert call.values == list(range(9))
+    assert not call.dropped
+
+
+def test_nobody_gets_it_behind_an_error_that_ends_the_call() -> None:
+    for after_error in ("drop", "finish_running"):
+        play, call = with_objects(2), a_call(4, after_error=after_error)
+        play.submit(call)
+        assert play.finished(0, n_run=2, failed={1}) == ["settle"]
+        assert call.dropped == {2, 3}
+
+
+def test_an_error_does_not_keep_the_rest_from_others_if_the_call_goes_on() -> None:
+    play, call = with_objects(2), a_call(4)
+    play.submit(call)
+    assert play.finished(0, n_run=2, failed={1}) == ["send [2] to 1", "send [3] to 0"]
+    assert call.errors.keys() == {1}
+
+
 # --- constructors that fail -------------------------------------------------------------------------------
 
 

@@ -278,7 +278,7 @@ class ScheduleMachine(RuleBasedStateMachine):
         slot = data.draw(st.sampled_from(self._busy()))
         job = self._job(slot)
         size = len(job.positions)
-        n_run = data.draw(st.integers(1, size)) if self.lives[slot].stop_asked else size
+        n_run = data.draw(st.integers(1, size))  # it was asked to stop, or has worked for long enough
         failed = data.draw(st.sets(st.integers(0, n_run - 1), max_size=2))
         if failed and job.call.after_error != "go_on":
             n_run = min(failed) + 1  # the worker itself stops there
