@@ -306,12 +306,13 @@ class Core:
 
     def _answer(self, slot: int, seq: int, reply: Reply | Death) -> Decisions:
         """Note a reply: decoded before the lock is taken, for that runs users' code."""
-        schedule = self._schedule
+        schedule, part = self._schedule, None
         if isinstance(reply, Ran):
             report = self._report(slot, reply)
         decoded = init_error_of(self._info(slot), reply, self.engine) if isinstance(reply, BuildFailed) else None
         with self._changed:
             if isinstance(reply, Ran):
+                part = schedule.slots[slot].job
                 decisions = schedule.finished(slot, seq, report)
             elif isinstance(reply, Built):
                 decisions = schedule.built(slot, seq, reply.seconds)
@@ -322,6 +323,8 @@ class Core:
                 decisions = schedule.died(slot, seq, reply)
             self._changed.notify_all()
         self._idle.restart()
+        if part is not None and part.call.on_part is not None and not part.call.settled:
+            part.call.on_part(part.call)
         return decisions
 
     def _report(self, slot: int, reply: Ran) -> Any:

@@ -32,10 +32,14 @@ class Feed:
         Take them back in the order in which they were sent, or as they are settled.
     note_back : callable
         Called with each batch as it is settled, in any thread, one at a time and before waiters are woken.
+    note_part : callable
+        Likewise with a batch of which some items are finished.
     """
 
-    def __init__(self, core: Core, note_back: Callable[[Call], None], *, ordered: bool) -> None:
-        self._core, self._ordered, self._note_back = core, ordered, note_back
+    def __init__(
+        self, core: Core, note_back: Callable[[Call], None], note_part: Callable[[Call], None], *, ordered: bool
+    ) -> None:
+        self._core, self._ordered, self._note_back, self._note_part = core, ordered, note_back, note_part
         self.changed = threading.Condition()
         self.has_news = False  # a batch was settled since somebody has set this to False
         self.pending: dict[Call, None] = {}  # sent and not settled, or not yet in joblib's books
@@ -52,7 +56,7 @@ class Feed:
                 self.pending[call] = None
                 if self._ordered:
                     self._order.append(call)
-            call.on_settled = self._settled
+            call.on_settled, call.on_part = self._settled, self._part
             try:
                 self._core.accept(call)
             except RuntimeError as error:  # shut down in mid-map
@@ -63,6 +67,12 @@ class Feed:
 
                 self._books = Books(self._core.n_jobs, self._attach, ordered=self._ordered)
             self._books.note(call)
+
+    def _part(self, call: Call) -> None:
+        with self.changed:
+            self._note_part(call)
+            self.has_news = True
+            self.changed.notify_all()
 
     def _settled(self, call: Call) -> None:
         with self.changed:

@@ -112,6 +112,7 @@ class Call:
     parcel: Parcel | None = None
     claim: Callable[[], bool] | None = None  # False: the caller has cancelled it
     on_settled: Callable[[Call], None] | None = None
+    on_part: Callable[[Call], None] | None = None  # some of its items, but not all, are done
 
     values: list[Any] = field(default_factory=list)
     errors: dict[int, BaseException] = field(default_factory=dict)
@@ -120,6 +121,7 @@ class Call:
     seconds: float = 0.0  # spent in the worker, all attempts together
     result_bytes: int = 0
     missing: int = 0
+    n_counted: int = 0  # of those that are finished, by whoever shows progress
     unsent: frozenset[int] = frozenset()  # positions that could not be packed
     claimed: bool = False
     settled: bool = False
@@ -129,6 +131,11 @@ class Call:
     def __post_init__(self) -> None:
         self.values = [None] * self.size
         self.missing = self.size
+
+    @property
+    def n_finished(self) -> int:
+        """How many items have a value or an error."""
+        return self.size - self.missing - len(self.dropped)
 
     def index(self, position: int) -> int | None:
         """Return the index in the input of the item at a position, if there is an input."""

@@ -302,7 +302,7 @@ class MapRun:
 
     def _start(self) -> None:
         self.core, self._give_back = self.plan.open()
-        self.feed = Feed(self.core, self._note_back, ordered=self.plan.ordered)
+        self.feed = Feed(self.core, self._note_back, self._count, ordered=self.plan.ordered)
         self._progress.open()
 
     # --- news, in any thread --------------------------------------------------------------------------
@@ -313,7 +313,11 @@ class MapRun:
         elif call.errors and self._failed is None:
             self._failed = call
         self.plan.batching.note_back(call)
-        self._n_finished += call.size - len(call.dropped)
+        self._count(call)
+
+    def _count(self, call: Call) -> None:
+        before, call.n_counted = call.n_counted, call.n_finished
+        self._n_finished += call.n_counted - before
 
     def _on_group_error(self, error: BaseException) -> None:
         self._fatal = error

@@ -635,6 +635,9 @@ def slot_of_long_ones(item: int) -> tuple[int, int | None]:
 @parallel_engines
 def test_items_that_become_long_in_mid_batch_are_shared_by_all_workers(engine: str) -> None:
     # A batch of those before would hold all of these.
-    results = list(stateful_map(slot_of_long_ones, (item for item in range(20_300)), n_jobs=2, engine=engine))
+    items, shown = (item for item in range(20_300)), list[int]()
+    results = list(stateful_map(slot_of_long_ones, items, n_jobs=2, progress=shown.append, engine=engine))
     assert [item for item, _ in results] == list(range(20_300))
     assert {slot for _, slot in results} == {None, 0, 1}
+    assert sum(shown) == 20_300
+    assert max(shown[-3:]) < 250, "the bar stood still until all of them were done"
