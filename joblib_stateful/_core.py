@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from . import _exit, errors
-from ._interrupts import Uninterrupted
+from ._interrupts import Uninterrupted, wait_for
 from ._limits import IdleWatch, LimitWatch
 from ._messages import Build, BuildFailed, Built, Failure, Finish, Ran, Reply, Run, WorkerInfo
 from ._outcome import init_error_of, report_of
@@ -119,7 +119,7 @@ class Core:
         try:
             self.drop(calls)
             with self._changed:
-                done = self._changed.wait_for(lambda: not self._schedule.is_running(group), grace)
+                done = wait_for(self._changed, lambda: not self._schedule.is_running(group), grace)
         finally:  # also if Ctrl-C is pressed again: that ends the grace
             if not done:
                 self._note(lambda: self._schedule.kill(group))
@@ -131,7 +131,7 @@ class Core:
         while not self._schedule.is_warm and not self._schedule.closing:
             self._note(lambda: self._schedule.warm(group, limits))
             with self._changed:
-                self._changed.wait_for(lambda: group.error or not self._schedule.is_warming)
+                wait_for(self._changed, lambda: group.error or not self._schedule.is_warming)
             if group.error is not None:
                 raise group.error
 
@@ -174,7 +174,7 @@ class Core:
     def wait_until_empty(self, timeout: float | None = None) -> bool:
         """Wait until no worker is left; False if that took longer than ``timeout`` seconds."""
         with self._changed:
-            return self._changed.wait_for(lambda: self._schedule.is_empty and self._schedule.is_idle, timeout)
+            return wait_for(self._changed, lambda: self._schedule.is_empty and self._schedule.is_idle, timeout)
 
     def cancel_queued(self) -> None:
         """Drop what has not started."""

@@ -1,4 +1,4 @@
-"""Holding a Ctrl-C back while something is done that must not be left half done.
+"""Ctrl-C: held back while something is done that must not be left half done, and never lost while waiting.
 
 Python raises KeyboardInterrupt between any two steps of the main thread, also while a process is being started or
 joblib's books are written. Blocking the signal is not enough: another thread may receive it, and Python still
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import math
 import threading
 import time
 
@@ -18,7 +19,25 @@ from signal import SIGINT
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType, TracebackType
+
+
+# Python looks for a Ctrl-C before a thread lets go of the GIL in order to wait, and not again: one that comes in between
+# is not seen until the wait ends. Other threads that run Python code make that milliseconds. So nobody here waits for
+# longer than this at a stretch.
+_STRETCH_SECONDS = 0.5
+
+
+def wait_for(condition: threading.Condition, predicate: Callable[[], Any], timeout: float | None = None) -> bool:
+    """Wait like `threading.Condition.wait_for`, so that no Ctrl-C is lost."""
+    end = math.inf if timeout is None else time.monotonic() + timeout
+    while True:
+        rest = end - time.monotonic()
+        if condition.wait_for(predicate, min(rest, _STRETCH_SECONDS)):
+            return True
+        if rest <= _STRETCH_SECONDS:
+            return False
 
 
 class Uninterrupted:

@@ -17,6 +17,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 from ._feed import Feed
+from ._interrupts import wait_for
 from ._outcome import add_note, packing_error_of, text_of
 from ._progress import Progress, ProgressLike
 from ._records import Call, Group, Limits, TaskResult
@@ -186,7 +187,8 @@ class MapRun:
     def _wait(self, feed: Feed) -> None:
         """Wait until something can be done, or shown."""
         with feed.changed:
-            feed.changed.wait_for(
+            wait_for(
+                feed.changed,
                 lambda: (
                     feed.is_ready
                     or self.is_closed
@@ -194,7 +196,7 @@ class MapRun:
                     or (self._failed is not None and self.plan.on_error == "immediate")
                     or (self._n_finished != self._n_shown and self._progress.is_wanted)
                     or self._has_room()
-                )
+                ),
             )
 
     def _check(self) -> None:

@@ -117,6 +117,40 @@ def test_ctrl_c_again_ends_the_grace(program: StartProgram) -> None:
     running.leaves_nothing()
 
 
+@pytest.mark.parametrize(
+    "waits",
+    [
+        "list(stateful_map(Worker, ['hang'], n_jobs=1))",
+        "StatefulExecutor(Worker, 1, shared_kwargs={'hang': True}).warm_up()",
+    ],
+    ids=["map", "warm_up"],
+)
+def test_a_ctrl_c_that_python_has_seen_only_after_it_began_to_wait_is_not_lost(
+    program: StartProgram, waits: str
+) -> None:
+    running = program(
+        f"""
+        import _thread
+
+        def press(main=threading.get_ident()):
+            frame = None
+            while frame is None or frame.f_code.co_name != "wait_for":
+                frame = frame.f_back if frame else sys._current_frames()[main]
+            time.sleep(0.1)  # it does not matter when; mostly the wait is what is being done then
+            _thread.interrupt_main()  # as if it had come just before: nothing wakes who waits
+
+        threading.Thread(target=press, daemon=True).start()
+        try:
+            {waits}
+        except KeyboardInterrupt:
+            print("fine", flush=True)
+            os.killpg(0, signal.SIGKILL)
+        """
+    )
+    code, out, err = running.ends_within(20)
+    assert (code, out, err) == (-signal.SIGKILL, "fine\n", "")
+
+
 @pytest.mark.parametrize("waits_for", ["an object that does not close", "a call that was submitted"])
 def test_ctrl_c_while_a_script_waits_at_its_end(program: StartProgram, waits_for: str) -> None:
     running = program(
