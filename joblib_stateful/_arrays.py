@@ -9,25 +9,28 @@ from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 
-from ._transport import PROTOCOL
+from ._transport import PROTOCOL, digest
 
 if TYPE_CHECKING:
     import io
 
 
-def array_pickler(file: io.BytesIO, buffer_callback: Any) -> Any:
-    """Return a pickler for any values; that numpy need not be there is why its class is made here."""
+def array_pickler(file: io.BytesIO, buffer_callback: Any, *, with_contents: bool = False) -> Any:
+    """Return a pickler for any values; that numpy need not be there is why its class is made here.
+
+    ``with_contents`` is for comparing only: what is in a file counts, too, and not only its name.
+    """
     numpy = sys.modules.get("numpy")
     if numpy is None or not hasattr(numpy, "memmap"):  # or it is being imported just now
         return cloudpickle.Pickler(file, PROTOCOL, buffer_callback)
-    if not _classes:
-        by_type = {numpy.memmap: _reduce, numpy.ndarray: _reduce}
-        table = ChainMap(by_type, *cloudpickle.Pickler.dispatch_table.maps)
-        _classes.append(type("ArrayPickler", (cloudpickle.Pickler,), {"dispatch_table": table}))
-    return _classes[0](file, PROTOCOL, buffer_callback)
+    if with_contents not in _classes:
+        reduce = _reduce_with_contents if with_contents else _reduce
+        table = ChainMap({numpy.memmap: reduce, numpy.ndarray: reduce}, *cloudpickle.Pickler.dispatch_table.maps)
+        _classes[with_contents] = type("ArrayPickler", (cloudpickle.Pickler,), {"dispatch_table": table})
+    return _classes[with_contents](file, PROTOCOL, buffer_callback)
 
 
-_classes: list[Any] = []
+_classes: dict[bool, Any] = {}
 
 
 def _reduce(array: Any) -> Any:
@@ -41,10 +44,12 @@ def _reduce(array: Any) -> Any:
     return _open, (where, array.dtype, array.shape, array.strides)
 
 
-def is_file_map(value: Any) -> bool:
-    """Tell whether a value is an array that looks into a file."""
-    numpy = sys.modules.get("numpy")
-    return numpy is not None and isinstance(value, numpy.ndarray) and _file_map_of(value) is not None
+def _reduce_with_contents(array: Any) -> Any:
+    function, *rest = _reduce(array)
+    if function is not _open:
+        return function, *rest
+    numpy = sys.modules["numpy"]
+    return _open, (*rest[0], digest(numpy.ascontiguousarray(array).reshape(-1).view(numpy.uint8)))
 
 
 def _file_map_of(array: Any) -> Any:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from ._spec import PackedSpec
+    from ._transport import Parcel
     from ._worker import Worker
     from .engines import Engine, EngineWorker
 
@@ -265,10 +266,7 @@ class Core:
         if parcel is None:  # settled between the decision and now: dropped by its owner
             return self._answer(send.slot, send.seq, self._nothing_run(send.seq))
         if len(job.positions) != call.size or parcel.n_values != call.size:
-            # The parcel holds those items that could be packed; errors known from the start are the others.
-            kept = [position for position in range(call.size) if position not in call.unsent]
-            places = [kept.index(position) for position in job.positions]
-            parcel = self.engine.transport.select(parcel, places)
+            parcel = self._part_of(call, parcel, job.positions)
         if self._targets[send.slot] == (worker, target_id):
             target = None  # it has this function already
         elif target_id is not None:
@@ -279,6 +277,20 @@ class Core:
         if call.limits.item_timeout is not None:
             self._limits.watch(worker, send.slot, send.seq, call.limits.item_timeout)
         return decisions
+
+    def _part_of(self, call: Call, parcel: Parcel, positions: Sequence[int]) -> Parcel:
+        """Return the parcel of some of a call's items."""
+        transport, places = self.engine.transport, positions
+        if call.unsent:
+            # The parcel holds those items that could be packed; errors known from the start are the others.
+            kept = (position for position in range(call.size) if position not in call.unsent)
+            place_of = {position: place for place, position in enumerate(kept)}
+            places = [place_of[position] for position in positions]
+        if parcel.joint and len(places) == 1:  # one by one, after a crash: it must not be unpacked for each
+            whole, parcel = parcel, transport.spread(parcel)
+            if call.parcel is whole:  # it is not settled meanwhile
+                call.parcel = parcel
+        return transport.select(parcel, places)
 
     def _exchange(self, slot: int, worker: EngineWorker, message: Build | Run) -> Decisions:
         """Send a message; return what follows from the reply, if that is there already."""

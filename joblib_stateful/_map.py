@@ -47,7 +47,6 @@ class StatefulMap(Generic[T]):
         self._run = run
         self._results = run.results()
         self._thread: int | None = None  # that advanced it last
-        self._advancing: int | None = None  # that advances it now
 
     def __iter__(self) -> Self:
         return self
@@ -61,15 +60,18 @@ class StatefulMap(Generic[T]):
                 return ready.pop()  # type: ignore[no-any-return]  # T says what a run yields
             except IndexError:  # another thread was faster
                 pass
+            except KeyboardInterrupt:
+                _close(run, interrupted=True)
+                raise
         return self._advance()
 
     def _advance(self) -> T:
         run, thread = self._run, threading.get_ident()
-        if self._advancing == thread and run.turn.locked():
+        if run.holder == thread and run.turn.locked():
             raise ValueError("This map is being advanced already: its own input, or progress, asked it for a result.")
         with run.turn:
             if not run.is_closed:
-                self._thread = self._advancing = thread
+                self._thread = run.holder = thread
                 try:
                     return next(self._results)  # type: ignore[no-any-return]  # T says what a run yields
                 except KeyboardInterrupt as interrupt:
@@ -79,9 +81,9 @@ class StatefulMap(Generic[T]):
                     run.shut()
                     raise
                 finally:
-                    self._advancing = None
                     if run.is_closed:
                         run.shut()
+                    run.holder = None
         raise StopIteration
 
     def __len__(self) -> int:
@@ -129,13 +131,15 @@ class StatefulMap(Generic[T]):
         return f"<StatefulMap {state}, {run.n_given} of {length} done>"
 
 
-def _close(run: MapRun) -> None:
+def _close(run: MapRun, *, interrupted: bool = False) -> None:
     run.is_closed = True
-    run.ready = []
+    run.look_at = sys.maxsize  # nobody takes anything more
     if run.turn.acquire(blocking=False):
+        run.holder = threading.get_ident()
         try:
-            run.shut()
+            run.shut(interrupted=interrupted)
         finally:
+            run.holder = None
             run.turn.release()
     else:  # whoever advances the map shuts it
         run.wake()

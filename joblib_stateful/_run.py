@@ -72,6 +72,7 @@ class MapRun:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.turn = threading.Lock()  # held while the map is advanced or shut
+        self.holder: int | None = None  # the thread that does so
         self.is_closed = False  # no more results are wanted
         self.is_shut = False  # everything is let go
         self.n_pulled = 0
@@ -244,7 +245,7 @@ class MapRun:
         """Pull a batch and send it; False if the input has ended."""
         if self.n_pulled == 0 and self._input is None:
             self._input = iter(self.plan.iterable)
-        if self._input is None:
+        if self._input is None or self.is_closed:
             return False
         plan = self.plan
         room = plan.batching.buffer - (self.n_pulled - self.n_given)

@@ -63,22 +63,26 @@ class _Spares:
         self._files: list[tuple[int, int]] = []  # number, and bytes that it has room for
         self._users: set[int] = set()
 
-    def take(self) -> tuple[int, int] | None:
-        """Return one, if there is one."""
-        try:
-            return self._files.pop()
-        except IndexError:
-            return None
+    def take(self, size: int) -> tuple[int, int] | None:
+        """Return one that is large enough, but holds no more than twice the memory, if there is one."""
+        for spare in self._files[::-1]:
+            if size <= spare[1] <= 2 * size:
+                try:
+                    self._files.remove(spare)
+                except ValueError:  # another thread was faster
+                    continue
+                return spare
+        return None
 
     def give(self, fd: int, capacity: int) -> None:
-        """Keep one, or close it."""
+        """Keep one, instead of the oldest if they get too many."""
+        self._files.append((fd, capacity))
+        if not self._users:
+            self.clear()
         files = self._files[:]
-        if len(files) < _SPARE_FILES and capacity + sum(size for _, size in files) <= _SPARE_BYTES:
-            self._files.append((fd, capacity))
-            if not self._users:
-                self.clear()
-        else:
-            os.close(fd)
+        while files and (len(files) > _SPARE_FILES or sum(size for _, size in files) > _SPARE_BYTES):
+            self._close_oldest()
+            files = self._files[:]
 
     def begin(self, user: int) -> None:
         """Keep some as long as this worker is there."""
@@ -92,8 +96,16 @@ class _Spares:
 
     def clear(self) -> None:
         """Close all."""
-        while (spare := self.take()) is not None:
-            os.close(spare[0])
+        while self._close_oldest():
+            pass
+
+    def _close_oldest(self) -> bool:
+        try:
+            fd, _ = self._files.pop(0)
+        except IndexError:
+            return False
+        os.close(fd)
+        return True
 
     def start_anew(self) -> None:
         """In a fork: the parent will write to them."""
@@ -142,7 +154,7 @@ class Segment:
         #: Messages whose workers have not said that nothing of theirs looks into it any more.
         self.lent: set[Hashable] = set()
         if folder is None and mode == "r":
-            self.fd, capacity = spares.take() or (open_unnamed("segment"), 0)
+            self.fd, capacity = spares.take(self.size) or (open_unnamed("segment"), 0)
             # As `close_with`, and for the same reason.
             retire = weakref.finalize(self, _retire, self.fd, max(capacity, self.size), self.lent, os.getpid())
             retire.atexit = False
@@ -174,8 +186,14 @@ _mapped: weakref.WeakValueDictionary[int, _Map] = weakref.WeakValueDictionary()
 # Those that were mapped when this process forked: whoever was born then may look into them as long as it likes.
 _forked: set[int] = set()
 
+
+def _note_fork() -> None:
+    _forked.update(list(_mapped.data))  # type: ignore[attr-defined]  # as it is, in one step
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=lambda: _forked.update(_mapped.keys()))
+    # Another thread may map one while the fork is made.
+    os.register_at_fork(before=_note_fork, after_in_parent=_note_fork)
 
 
 def is_mapped(number: int) -> bool:

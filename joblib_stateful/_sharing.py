@@ -21,7 +21,7 @@ from functools import cache
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ._arrays import array_pickler, is_file_map
+from ._arrays import array_pickler
 from ._segments import Arena, Received, Segment, numbers
 from ._transport import Packer, Packing, Pickled, Sharing, digest
 
@@ -74,9 +74,12 @@ class SharedMemory(Pickled):
         A large buffer stands for itself by its segment, which is found by content, for digesting it takes several times
         as long as comparing. Whoever keeps the key keeps the segment.
         """
-        packer = _SettingAside(self._sharing)
-        head = Packer.pack(packer, value)
-        return digest(head), *(self._store.like(buffer, self._sharing) for buffer in packer.aside)
+        packer = _Comparing(self._sharing)
+        try:
+            head = Packer.pack(packer, value)
+            return digest(head), *(self._store.like(buffer, self._sharing) for buffer in packer.aside)
+        finally:
+            packer.aside.clear()  # a buffer that is looked into can't be resized
 
     def packing(self, catch: type[BaseException] = Exception, sharing: Sharing | None = None) -> Packing:
         """Return what packs several values."""
@@ -189,6 +192,13 @@ class _SettingAside(Packer):
         return False
 
 
+class _Comparing(_SettingAside):
+    """A pickler whose output is only compared."""
+
+    def _make_pickler(self, file: io.BytesIO, buffer_callback: Any) -> Any:
+        return array_pickler(file, buffer_callback, with_contents=True)
+
+
 class _SharingPacker(_SettingAside):
     """A pickler whose large buffers are put elsewhere."""
 
@@ -242,8 +252,9 @@ class _Store:
     """The segments that are alive, found again by the memory that they were made from."""
 
     def __init__(self) -> None:
-        # Held while one is written, so that two threads with the same array make one.
-        self._lock = threading.Lock()
+        # Held while one is written, so that two threads with the same array make one; and while one is looked for, so
+        # that two threads with equal arrays do.
+        self._lock, self._finding = threading.Lock(), threading.Lock()
         self._segments: weakref.WeakValueDictionary[Any, Any] = weakref.WeakValueDictionary()
         self._alive: weakref.WeakSet[Any] = weakref.WeakSet()  # also those whose place has had other contents since
         _stores.add(self)
@@ -266,17 +277,19 @@ class _Store:
     def like(self, buffer: memoryview, sharing: Sharing) -> Any:
         """Return the segment with the bytes of a buffer, wherever that lies in memory; or a digest of them."""
         address = _address_of(buffer)
-        # A file that is mapped may be larger than the memory.
-        if address is not None and not is_file_map(buffer.obj):
-            with self._lock:
-                alive = [found for found in self._alive if found.size == buffer.nbytes and found.mode == sharing.mode]
-            # The oldest one, so that it is the same one as long as a key keeps it.
-            for found in sorted(alive, key=attrgetter("number")):
-                if _is_same(address, found):
-                    return found
-            with contextlib.suppress(OSError):  # no room: packing says so
-                return self.segment_of(buffer, sharing)
+        if address is not None:
+            with contextlib.suppress(OSError), self._finding:  # no room: packing says so
+                return self._find(address, buffer.nbytes, sharing) or self.segment_of(buffer, sharing)
         return digest(buffer)
+
+    def _find(self, address: int, nbytes: int, sharing: Sharing) -> Any:
+        with self._lock:
+            alive = [found for found in self._alive if found.size == nbytes and found.mode == sharing.mode]
+        # The oldest one, so that it is the same one as long as a key keeps it.
+        for found in sorted(alive, key=attrgetter("number")):
+            if _is_same(address, found):
+                return found
+        return None
 
     def _make(self, buffer: memoryview, sharing: Sharing) -> Any:
         # Most file descriptors are left to others: each segment that is alive holds one.
@@ -285,8 +298,9 @@ class _Store:
         return _make_segment(buffer, sharing)
 
     def start_anew(self) -> None:
-        """In a fork: the lock may be held for ever."""
-        self._lock = threading.Lock()
+        """In a fork: the locks may be held for ever, and the parent will write to what it shares with its workers."""
+        self._lock, self._finding = threading.Lock(), threading.Lock()
+        self._segments, self._alive = weakref.WeakValueDictionary(), weakref.WeakSet()
 
 
 class _Blobs(_Store):

@@ -138,6 +138,11 @@ class Transport(ABC):
         values: list[Any] | None = self.unpack(parcel.frames[0]) if parcel.joint else None
         return values
 
+    def spread(self, parcel: Parcel) -> Parcel:
+        """Return a joint parcel with a frame for each of its values."""
+        frames = tuple(map(self.pack, self.unpack(parcel.frames[0])))
+        return Parcel(frames, parcel.n_values, joint=False, nbytes=sum(map(len, frames)))
+
     def select(self, parcel: Parcel, places: Iterable[int]) -> Parcel:
         """Return the parcel of some of the values."""
         chosen = tuple(places)

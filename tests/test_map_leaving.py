@@ -269,6 +269,42 @@ def test_an_input_may_close_the_map_that_pulls_it(engine: str) -> None:
 
 
 @engines
+def test_an_input_that_asks_for_a_result_when_it_is_closed_is_told_that_it_must_not(engine: str) -> None:
+    told: list[BaseException] = []
+
+    def items() -> Iterator[int]:
+        try:
+            yield from range(1000)
+        finally:
+            try:
+                next(results)
+            except ValueError as error:
+                told.append(error)
+
+    results = stateful_map(abs, items(), n_jobs=1, batch_size=4, buffer=16, engine=engine)
+    assert [next(results), next(results)] == [0, 1]
+    results.close()
+    assert "being advanced already" in str(told[0])
+
+
+@engines
+@pytest.mark.parametrize("when", range(1, 8))
+def test_nothing_is_pulled_behind_a_progress_that_closes_the_map(engine: str, when: int) -> None:
+    source, n_shown, n_pulled = Source(range(2000)), 0, 0
+
+    def close(_: int) -> None:
+        nonlocal n_shown, n_pulled
+        n_shown += 1
+        if n_shown == when:
+            results.close()
+            n_pulled = source.n_pulled
+
+    results = stateful_map(abs, source.generate(), n_jobs=1, batch_size=8, buffer=16, progress=close, engine=engine)
+    assert len(list(results)) < 2000
+    assert source.n_pulled == n_pulled
+
+
+@engines
 def test_closing_does_not_close_what_is_no_generator(engine: str, tmp_path: Path) -> None:
     path = tmp_path / "lines"
     path.write_text("a\nb\nc\n")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import pickle
 import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +19,7 @@ from joblib import Parallel, delayed, parallel_config
 
 import joblib_stateful
 from joblib_stateful import StatefulExecutor, call_worker, get_worker, shutdown, stateful_map
-from joblib_stateful._segments import spares
+from joblib_stateful._segments import _Spares, spares
 from joblib_stateful._sharing import SharedMemory
 from joblib_stateful.engines._shared_numbers import SharedNumbers
 
@@ -41,6 +43,15 @@ def open_segments(pid: int | str = "self") -> set[int]:
                 found.add(fd.stat().st_ino)
         except OSError:
             continue  # closed meanwhile
+    return found
+
+
+def open_inodes() -> set[int]:
+    """Return what this process has open."""
+    found = set()
+    for fd in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # closed meanwhile
+            found.add(fd.stat().st_ino)
     return found
 
 
@@ -464,6 +475,95 @@ def test_the_default_folder_for_temporary_files_is_left_alone() -> None:
     before = set(Path(tempfile.gettempdir()).iterdir())
     list(stateful_map(np.sum, [np.ones(SIZE)] * 3, n_jobs=2))
     assert not [path for path in set(Path(tempfile.gettempdir()).iterdir()) - before if "joblib" in path.name]
+
+
+# --- what is found again, and what must not be ---------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_fork_does_not_find_its_parents_segments_which_that_will_write_to() -> None:
+    array, transport = np.zeros(SIZE), SharedMemory()
+    (segment,) = transport.pack_shared(array).buffers
+    pid = os.fork()
+    if not pid:
+        (own,) = transport.pack_shared(array).buffers
+        key: Any = transport.identify(array)
+        os._exit(own is segment or segment in key)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert transport.pack_shared(array).buffers == (segment,)
+
+
+def test_equal_arrays_of_several_threads_are_the_same_to_all() -> None:
+    transport = SharedMemory()
+    for number in range(20):
+        together, keys = threading.Barrier(4), list[Any]()
+
+        def identify(
+            array: Any, together: threading.Barrier = together, found: Callable[[Any], None] = keys.append
+        ) -> None:
+            together.wait()
+            found(transport.identify(array))
+
+        threads = [threading.Thread(target=identify, args=(np.full(SIZE, float(number)),)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(set(keys)) == 1
+
+
+def test_what_was_looked_into_can_be_resized() -> None:
+    class Buffer:
+        def __init__(self) -> None:
+            self.data = bytearray(8 * SIZE)
+
+        def __reduce_ex__(self, _: Any) -> Any:
+            return bytes, (pickle.PickleBuffer(self.data),)
+
+    buffer = Buffer()
+    SharedMemory().identify(buffer)
+    buffer.data.append(1)
+
+
+def test_files_with_equal_contents_are_not_the_same_kwargs(tmp_path: Path) -> None:
+    class Writer:
+        def __init__(self, out: Any) -> None:
+            self.out = out
+
+        def __call__(self, item: int) -> None:
+            self.out[item] = item + 1
+            self.out.flush()
+
+    for name in ("a", "b"):
+        out = np.memmap(tmp_path / name, dtype=float, mode="w+", shape=(SIZE,))
+        list(stateful_map(Writer, [0, 1], n_jobs=1, shared_kwargs={"out": out}))
+        assert list(out[:3]) == [1, 2, 0]
+        out[:2] = 0
+
+
+def test_what_a_crash_leaves_of_an_item_is_freed_at_once() -> None:
+    def crash(_: Any) -> None:
+        os._exit(1)
+
+    with StatefulExecutor(n_jobs=1, max_restarts=0) as executor:
+        assert executor.submit(crash, np.zeros(SIZE)).exception(60)
+        wait_for(lambda: not open_segments())
+
+
+def test_spare_files_are_of_about_the_size_that_is_wanted_and_the_oldest_goes_first() -> None:
+    spares = _Spares()
+    fds = [os.memfd_create("spare") for _ in range(3)]
+    inodes = [os.fstat(fd).st_ino for fd in fds]
+    spares.begin(1)
+    for fd, capacity in zip(fds, (1000, 5000, 40 << 20), strict=True):
+        spares.give(fd, capacity)
+    assert spares.take(1001) is None, "more than twice too large, or too small"
+    assert spares.take(2500) == (fds[1], 5000)
+    spares.give(fds[1], 40 << 20)  # too many bytes together
+    assert spares.fds() == {fds[1]}
+    spares.end(1)
+    assert not spares.fds()
+    assert not open_inodes().intersection(inodes)
 
 
 # --- files that are just being closed -------------------------------------------------------------------

@@ -21,7 +21,7 @@ from loky import process_executor
 
 from .._messages import Finished, Ran
 from .._records import Death
-from .._segments import Arena, spares
+from .._segments import Arena, numbers, spares
 from .._transport import PROTOCOL
 from .._worker import Progress
 from . import _loky_child
@@ -72,6 +72,7 @@ class LokyWorker(EngineWorker):
         self._listener: threading.Thread | None = None
         self._awaited: tuple[Message, _OnReply] | None = None  # the message under way
         self._lent: list[Any] = []  # the segments that went with it
+        self._number = next(numbers)  # by which it is noted who has what
         self._has_finished = False  # the last answer was that to `Finish`
         self._killed = False  # or gone by itself: nothing can be sent to it
         self._lock = threading.RLock()  # guards all these; held while the process is started or killed
@@ -141,7 +142,8 @@ class LokyWorker(EngineWorker):
         # loky's own asks for psutil or pgrep. Where there is neither, as in slim images, it ends loky's thread.
         pool._executor_manager_thread.kill_workers = partial(_kill_all, pool._processes)
         self._pool, self._manager = pool, expect(pool)
-        spares.begin(id(self))
+        spares.begin(self._number)
+        weakref.finalize(self, spares.end, self._number).atexit = False
         # loky's hook at the end of the interpreter waits for all of these until they have nothing to do. It comes before
         # ours if somebody else has used loky after us, and only ours ends this one.
         process_executor._threads_wakeups.pop(self._manager, None)
@@ -172,7 +174,7 @@ class LokyWorker(EngineWorker):
         listener.join()
         with self._lock:
             awaited, self._awaited = self._awaited, None
-            self._killed = True
+            self._killed, self._lent = True, []
         death = None if awaited is None else self._autopsy(awaited[0])
         if not self._has_finished:
             self._let_go()
@@ -238,7 +240,8 @@ class LokyWorker(EngineWorker):
             if self._line is not None:
                 self._line.hang_up()
             self.progress = self.progress.copy()
-            spares.end(id(self))
+            spares.end(self._number)
+            self._lent = []  # they are not used again, for nobody has said that nobody looks into them
             if self._pool is not None:
                 bury(self._pool, self._manager)
             self._pool = self._manager = self._process = self._numbers = self._lifeline = self._line = None
@@ -248,7 +251,7 @@ class LokyWorker(EngineWorker):
     def _transmit(self, message: Message) -> None:
         segments = self._lent = list(segments_in(message))
         for segment in segments:
-            segment.lent.add((id(self), message.seq))
+            segment.lent.add((self._number, message.seq))
         if len(segments) > Line.most_files:
             segments = segments[: Line.most_files]
             message = in_line(message, {segment.number for segment in segments})
@@ -267,7 +270,7 @@ class LokyWorker(EngineWorker):
             lent, self._lent = self._lent, []
         for segment in lent:
             if segment.number not in kept:
-                segment.lent.discard((id(self), reply.seq))
+                segment.lent.discard((self._number, reply.seq))
         self._has_finished = isinstance(reply, Finished)
         try:
             awaited[1](reply)
