@@ -1,4 +1,4 @@
-"""The books that joblib keeps of a map's batches: its generator mode, told of each batch from outside."""
+"""The books that joblib keeps of a map: its generator mode, told of each task from outside."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from joblib.parallel import ParallelBackendBase
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
-    from ._records import Call
+    from ._feed import Task
 
-    _Callback: TypeAlias = Callable[[Call], None]
+    _Callback: TypeAlias = Callable[[Task], None]
 
 
 class _Backend(ParallelBackendBase):  # type: ignore[misc]  # joblib is untyped
@@ -20,7 +20,7 @@ class _Backend(ParallelBackendBase):  # type: ignore[misc]  # joblib is untyped
 
     supports_retrieve_callback = True
 
-    def __init__(self, attach: Callable[[Call, _Callback], None]) -> None:
+    def __init__(self, attach: Callable[[Task, _Callback], None]) -> None:
         super().__init__(nesting_level=0)
         self._attach = attach
 
@@ -28,13 +28,13 @@ class _Backend(ParallelBackendBase):  # type: ignore[misc]  # joblib is untyped
         """Say two for one: joblib runs a call inline when a backend reports one worker."""
         return max(2, n_jobs)
 
-    def submit(self, func: Callable[[], list[Call]], callback: _Callback) -> Call:
-        """Note whom to tell. joblib's task, called here, gives back the batch that it wraps."""
-        (call,) = func()
-        self._attach(call, callback)
-        return call
+    def submit(self, func: Callable[[], list[Task]], callback: _Callback) -> Task:
+        """Note whom to tell. joblib's task, called here, gives back ours."""
+        (task,) = func()
+        self._attach(task, callback)
+        return task
 
-    def retrieve_result_callback(self, out: Call) -> list[Call]:
+    def retrieve_result_callback(self, out: Task) -> list[Task]:
         """Return what joblib shall yield for the task."""
         return [out]
 
@@ -62,12 +62,12 @@ class Books:
     n_jobs : int
         Number of slots.
     ordered : bool
-        Yield batches in the order in which they were noted, or as they are settled.
+        Yield tasks in the order in which they were noted, or as they are done.
     attach : callable
-        Called with each batch and with what to call when it is settled.
+        Called with each task and with what to call when it is done.
     """
 
-    def __init__(self, n_jobs: int, attach: Callable[[Call, _Callback], None], *, ordered: bool) -> None:
+    def __init__(self, n_jobs: int, attach: Callable[[Task, _Callback], None], *, ordered: bool) -> None:
         self._parallel = _Fed(
             n_jobs=n_jobs,
             backend=_Backend(attach),
@@ -82,23 +82,23 @@ class Books:
             max_nbytes=None,
             mmap_mode=None,
         )
-        self._results: Generator[Call, None, None] | None = None
+        self._results: Generator[Task, None, None] | None = None
 
-    def note(self, call: Call) -> None:
-        """Have joblib wait for a batch."""
-        task: Iterator[Any] = iter(((_itself, (call,), {}),))
+    def note(self, task: Task) -> None:
+        """Have joblib wait for a task."""
+        tasks: Iterator[Any] = iter(((_itself, (task,), {}),))
         if self._results is None:
-            self._results = self._parallel(task)
+            self._results = self._parallel(tasks)
         else:
-            self._parallel.dispatch_one_batch(task)
+            self._parallel.dispatch_one_batch(tasks)
 
-    def take(self) -> Call:
-        """Return the next batch; it is settled."""
+    def take(self) -> Task:
+        """Return the next task; it is done."""
         assert self._results is not None  # noqa: S101 - something was noted before it can be settled
         return next(self._results)
 
     def end(self) -> None:
-        """Let joblib's call end; everything that was noted is settled, or about to be."""
+        """Let joblib's call end; everything that was noted is done, or about to be."""
         if self._results is None:
             return
         self._parallel.finish()
@@ -111,5 +111,5 @@ class Books:
             self._results.close()
 
 
-def _itself(call: Call) -> Call:
-    return call
+def _itself(task: Task) -> Task:
+    return task

@@ -1,10 +1,9 @@
 """Feeding joblib's generator mode by hand: only in the consumer's thread, one batch at a time.
 
 joblib by itself pulls the input in callback threads and keeps every result that was not taken yet, so its
-memory grows with a slow consumer. Here its callbacks dispatch nothing: each batch is handed over, as one joblib
-task, when the consumer has room for it, and joblib's generator is asked only when the next result is there, so
-that its 10 ms poll is never waited for. A batch is on its way before joblib hears of it, and the first one before
-joblib is even imported: a worker starts meanwhile.
+memory grows with a slow consumer. Here its callbacks dispatch nothing: each batch is sent when the consumer has room for
+it, and joblib is told of several as one task of its own. Its generator is asked only when a task is done with, so that
+its 10 ms poll is never waited for.
 """
 
 from __future__ import annotations
@@ -19,6 +18,21 @@ if TYPE_CHECKING:
     from ._books import Books
     from ._core import Core
     from ._records import Call
+
+# So many batches are one task for joblib, whose books are a third of what a batch costs the consumer's thread; and whose
+# import, which with numpy's takes as long as a worker's start, can come after the first results.
+TASK_CALLS = 16
+
+
+class Task:
+    """What joblib knows of some batches that were sent one after the other."""
+
+    __slots__ = ("callback", "n_calls", "n_open", "n_taken")
+
+    def __init__(self) -> None:
+        self.n_calls = self.n_taken = 0
+        self.n_open = 0  # sent and not settled
+        self.callback: Callable[[Task], None] | None = None  # joblib's, to be called when none is open
 
 
 class Feed:
@@ -42,12 +56,11 @@ class Feed:
         self._core, self._ordered, self._note_back, self._note_part = core, ordered, note_back, note_part
         self.changed = threading.Condition()
         self.has_news = False  # a batch was settled since somebody has set this to False
-        self.pending: dict[Call, None] = {}  # sent and not settled, or not yet in joblib's books
-        self._order: deque[Call] = deque()  # sent and not taken; kept only if that is the order of taking
-        self._n_back = 0  # settled and not taken
+        self.pending: dict[Call, None] = {}  # sent and not settled
+        self._next: deque[Call] = deque()  # to be taken: all that were sent, or if order does not matter those settled
+        self._task = Task()
+        self._task_of: dict[Call, Task] = {}  # of those that were not taken
         self._books: Books | None = None
-        # What joblib wants to be told of a batch; None: it was settled before joblib heard of it.
-        self._callbacks: dict[Call, Callable[[Call], None] | None] = {}
 
     def send(self, call: Call) -> None:
         """Have a batch run, and joblib know of it."""
@@ -55,18 +68,33 @@ class Feed:
             with self.changed:
                 self.pending[call] = None
                 if self._ordered:
-                    self._order.append(call)
+                    self._next.append(call)
+                task = self._task_of[call] = self._task
+                task.n_calls += 1
+                task.n_open += 1
             call.on_settled, call.on_part = self._settled, self._part
             try:
                 self._core.accept(call)
             except RuntimeError as error:  # shut down in mid-map
                 call.fatal = error
                 self._settled(call)
-            if self._books is None:
-                from ._books import Books
+            if task.n_calls == TASK_CALLS:
+                self._task = Task()
+                self._tell(task)
 
-                self._books = Books(self._core.n_jobs, self._attach, ordered=self._ordered)
-            self._books.note(call)
+    def _tell(self, task: Task) -> None:
+        if self._books is None:
+            from ._books import Books
+
+            self._books = Books(self._core.n_jobs, self._attach, ordered=self._ordered)
+        self._books.note(task)
+
+    def _attach(self, task: Task, callback: Callable[[Task], None]) -> None:
+        with self.changed:
+            task.callback = callback
+            is_done = task.n_open == 0
+        if is_done:
+            callback(task)
 
     def _part(self, call: Call) -> None:
         with self.changed:
@@ -76,26 +104,16 @@ class Feed:
 
     def _settled(self, call: Call) -> None:
         with self.changed:
-            callback = self._callbacks.pop(call, None)
-            if callback is None:
-                self._callbacks[call] = None
-                return
-        self._back(call, callback)
-
-    def _attach(self, call: Call, callback: Callable[[Call], None]) -> None:
-        with self.changed:
-            if call not in self._callbacks:
-                self._callbacks[call] = callback
-                return
-            del self._callbacks[call]
-        self._back(call, callback)
-
-    def _back(self, call: Call, callback: Callable[[Call], None]) -> None:
-        callback(call)
+            task = self._task_of[call]
+            task.n_open -= 1
+            callback = task.callback if task.n_open == 0 else None
+        if callback is not None:  # first: whoever takes the last batch of a task asks joblib for it
+            callback(task)
         with self.changed:
             self._note_back(call)
             del self.pending[call]
-            self._n_back += 1
+            if not self._ordered:
+                self._next.append(call)
             self.has_news = True
             self.changed.notify_all()
 
@@ -112,16 +130,17 @@ class Feed:
     @property
     def is_ready(self) -> bool:
         """True if the next batch to be taken is settled."""
-        return self._order[0] not in self.pending if self._order else self._n_back > 0
+        return bool(self._next) and self._next[0] not in self.pending
 
     def take(self) -> Call:
         """Take the next batch; it is ready."""
-        assert self._books is not None  # noqa: S101 - it is in there
-        call = self._books.take()
         with self.changed:
-            self._n_back -= 1
-            if self._ordered:
-                self._order.popleft()
+            call = self._next.popleft()
+            task = self._task_of.pop(call)
+            task.n_taken += 1
+        if task.n_taken == TASK_CALLS:
+            assert self._books is not None  # noqa: S101 - it was told of the task when that was full
+            self._books.take()
         return call
 
     def end(self) -> None:

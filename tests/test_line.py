@@ -38,14 +38,19 @@ def test_messages_of_any_size(ends: tuple[Line, Line], size: int) -> None:
     ours, theirs = ends
     data = os.urandom(size)
 
-    def send() -> None:
-        ours.send(data)
-        ours.send(b"next")
+    for message in (data, b"next"):
+        sender = threading.Thread(target=ours.send, args=(message,))
+        sender.start()
+        assert bytes(theirs.receive()[0]) == message
+        sender.join()
 
-    sender = threading.Thread(target=send)
-    sender.start()
-    assert [bytes(theirs.receive()[0]) for _ in range(2)] == [data, b"next"]
-    sender.join()
+
+def test_a_message_behind_one_that_was_not_answered_is_an_error(ends: tuple[Line, Line]) -> None:
+    ours, theirs = ends
+    ours.send(b"one")
+    ours.send(b"two")
+    with pytest.raises(ValueError, match="no message begins"):
+        theirs.receive()
 
 
 def test_what_can_be_sent_at_once_is(ends: tuple[Line, Line]) -> None:

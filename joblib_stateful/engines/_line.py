@@ -18,12 +18,14 @@ _HEADER = struct.Struct("<4sQI")
 _SIGN = b"jlst"
 # So much is taken by the system while the other end reads nothing. BSD would begin with 8 KiB.
 _BUFFER_BYTES = 1 << 18
+# So much of a message is received together with its header.
+_AT_ONCE = 1 << 12
 # Copied behind its header, so that one call of the system sends both.
 _SHORT = 1 << 16
 
 
 class Line:
-    """One end of a socket between a parent and a worker; both ends may send at any time.
+    """One end of a socket between a parent and a worker. Nothing more is sent before the last message is answered.
 
     Large buffers don't come this way but lie in shared memory, whose open files do: those of the segments that a
     message refers to, in its order, and with a reply that needs it the worker's arena.
@@ -79,42 +81,47 @@ class Line:
             self._end.sendall(header)
         self._end.sendall(data)
 
-    def receive(self) -> tuple[bytearray, list[int | None]]:
+    def receive(self) -> tuple[bytes | bytearray, list[int | None]]:
         """Return the next message and its open files; None for those that this process has no room for.
 
-        Raises EOFError if the other end is closed, and ValueError if somebody else has written to it.
+        Raises EOFError if the other end is closed, and ValueError if somebody else has written to it, or if a message
+        comes behind another one that was not answered.
         """
-        header, fds = self._receive_header()
-        while len(header) < _HEADER.size:
-            rest = self._end.recv(_HEADER.size - len(header))
-            if not rest:
-                raise EOFError
-            header += rest
-        sign, size, n_files = _HEADER.unpack(header)
-        if sign != _SIGN or n_files > self.most_files:
-            raise ValueError(f"no message begins with {header!r}")
-        data = bytearray(size)
-        with memoryview(data) as view:
-            at = 0
-            while at < size:
-                n_read = self._end.recv_into(view[at:])
-                if not n_read:
-                    raise EOFError
-                at += n_read
+        start, fds = self._receive_start()
+        while len(start) < _HEADER.size:
+            start += self._receive_more(_HEADER.size - len(start))
+        sign, size, n_files = _HEADER.unpack_from(start)
+        if sign != _SIGN or n_files > self.most_files or len(start) > _HEADER.size + size:
+            raise ValueError(f"no message begins with {start[: _HEADER.size]!r}")
+        data: bytes | bytearray = start[_HEADER.size :]
+        if len(data) < size:
+            at, data = len(data), bytearray(data.ljust(size))
+            with memoryview(data) as view:
+                while at < size:
+                    n_read = self._end.recv_into(view[at:])
+                    if not n_read:
+                        raise EOFError
+                    at += n_read
         return data, [*fds, *[None] * (n_files - len(fds))]
 
-    def _receive_header(self) -> tuple[bytes, array[int]]:
+    def _receive_start(self) -> tuple[bytes, array[int]]:
+        # Whole short messages at once: each call of the system lets other threads take their turn.
         fds = array("i")
-        if self.carries_files:
-            flags = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
-            data, beside, _, _ = self._end.recvmsg(_HEADER.size, self._space, flags)
-            for _, _, numbers in beside:
-                fds.frombytes(numbers[: len(numbers) - len(numbers) % fds.itemsize])
-        else:
-            data = self._end.recv(_HEADER.size)
+        if not self.carries_files:
+            return self._receive_more(_AT_ONCE), fds
+        flags = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+        data, beside, _, _ = self._end.recvmsg(_AT_ONCE, self._space, flags)
+        for _, _, numbers in beside:
+            fds.frombytes(numbers[: len(numbers) - len(numbers) % fds.itemsize])
         if not data:
             raise EOFError
         return data, fds
+
+    def _receive_more(self, most: int) -> bytes:
+        data = self._end.recv(most)
+        if not data:
+            raise EOFError
+        return data
 
     def hang_up(self) -> None:
         """Have both ends hear that this is the end, also those who wait for a message now.
