@@ -218,7 +218,7 @@ def test_pages_of_arrays_that_nobody_keeps_are_used_again_as_long_as_there_are_w
 
     def arrays() -> Iterator[Any]:
         for number in range(40):
-            yield np.full(SIZE + number, 1.0)
+            yield np.full(SIZE - number, 1.0)
             used.update(os.fstat(fd).st_ino for fd in spares.fds())
 
     assert len(list(stateful_map(Summing, arrays(), n_jobs=2, batch_size=1, buffer=4))) == 40
