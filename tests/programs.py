@@ -94,7 +94,7 @@ class Program:
         assert time.monotonic() - started < seconds, f"took {time.monotonic() - started:.1f} s\n{err}"
         return self.process.returncode, out, err
 
-    def leaves_nothing(self, within: float = 5.0) -> None:
+    def leaves_nothing(self, within: float = 3.0) -> None:
         deadline = time.monotonic() + within
         while left := self._left():
             assert time.monotonic() < deadline, f"left behind: {left}\n{self.last_words}"

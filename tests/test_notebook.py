@@ -149,7 +149,7 @@ def test_a_notebook(run_program: RunProgram, tmp_path: Path) -> None:
     full = [[20, 20, "success"], [30, 30, "success"]]
     assert found["bars"] == {"text": "", "errors": [], "shown": 2, "states": full}
 
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 3
     (kernel,) = pids_in(found["kernel"])
     while left := [pid for pid in {kernel, *built} if is_alive(pid)]:
         assert time.monotonic() < deadline, f"left behind: {left}"
