@@ -84,7 +84,7 @@ class LokyWorker(EngineWorker):
                 if self._killed:
                     return Death(self.pid, reason="it was killed")
                 served = self._start() if self._pool is None else None
-                self._awaited = message, on_reply
+                self._expect(message, on_reply)
                 self._transmit(message)
         except Exception as error:  # noqa: BLE001 - out of processes, threads, memory or file descriptors
             return self._give_up(error)
@@ -115,6 +115,7 @@ class LokyWorker(EngineWorker):
     def disown(self) -> None:
         """Forget the process and the pool, whose ends would reach for the parent's."""
         _not_ours.append((self._pool, self._process))
+        _at_work.discard(self)
         # Or multiprocessing would wait for it at exit, and complain that it is no child of this process.
         multiprocessing.process._children.discard(self._process)  # type: ignore[attr-defined]
         self._lock = threading.RLock()
@@ -173,7 +174,7 @@ class LokyWorker(EngineWorker):
             _kill_and_reap(process)  # alive, but it has lost its line, and so its use
         listener.join()
         with self._lock:
-            awaited, self._awaited = self._awaited, None
+            awaited = self._nothing_expected()
             self._killed, self._lent = True, []
         death = None if awaited is None else self._autopsy(awaited[0])
         if not self._has_finished:
@@ -184,7 +185,7 @@ class LokyWorker(EngineWorker):
     def _give_up(self, error: BaseException) -> Death:
         """Let go of a process that could not be started, or to which a message could not be sent."""
         with self._lock:
-            self._awaited = None
+            self._nothing_expected()
             process = self._process
             if process is not None:
                 _kill_and_reap(process)
@@ -248,6 +249,15 @@ class LokyWorker(EngineWorker):
 
     # --- messages -------------------------------------------------------------------------------------
 
+    def _expect(self, message: Message, on_reply: _OnReply) -> None:
+        self._awaited = message, on_reply
+        _at_work.add(self)
+
+    def _nothing_expected(self) -> tuple[Message, _OnReply] | None:
+        awaited, self._awaited = self._awaited, None
+        _at_work.discard(self)
+        return awaited
+
     def _transmit(self, message: Message) -> None:
         segments = self._lent = list(segments_in(message))
         for segment in segments:
@@ -266,7 +276,7 @@ class LokyWorker(EngineWorker):
                 return
             if awaited[0].seq != reply.seq:
                 raise ValueError(f"an answer to message {reply.seq} has come for {awaited[0].seq}")
-            self._awaited = None
+            self._nothing_expected()
             lent, self._lent = self._lent, []
         for segment in lent:
             if segment.number not in kept:
@@ -286,7 +296,9 @@ class LokyWorker(EngineWorker):
                     kill_tree(process)
 
 
-# These hold no worker, so that one that nobody needs is collected, and its process ends with its lifeline.
+# These hold no worker, so that one that nobody needs is collected, and its process ends with its lifeline. One that has
+# something to do is needed, also if its executor was dropped: for the answer.
+_at_work: set[LokyWorker] = set()
 
 
 def _ended(worker: weakref.ref[LokyWorker], served: Future[None]) -> None:
