@@ -82,6 +82,7 @@ class Core:
         for slot in self._schedule.slots:
             slot.kwargs_keys = tuple(packed.spec.kwargs(slot.index))
         self._workers: list[tuple[int, EngineWorker] | None] = [None] * n_jobs  # (life, worker)
+        self._answering: set[int] = set()  # threads that bring an answer, and so run callbacks
         self._targets: list[Any] = [None] * n_jobs  # (worker, digest) of the function that it has
         self._limits = LimitWatch(n_jobs, self._changed, self._is_under_way, self._expire)
         self._idle = IdleWatch(idle_timeout, self._schedule, self.release)
@@ -174,6 +175,11 @@ class Core:
 
     def wait_until_empty(self, timeout: float | None = None) -> bool:
         """Wait until no worker is left; False if that took longer than ``timeout`` seconds."""
+        if threading.get_ident() in self._answering:
+            raise RuntimeError(
+                "shutdown(wait=True) in a callback of one of the executor's own futures would wait for itself: the "
+                "workers end when the callback has returned. Use shutdown(wait=False) there."
+            )
         with self._changed:
             return wait_for(self._changed, lambda: self._schedule.is_empty and self._schedule.is_idle, timeout)
 
@@ -215,22 +221,30 @@ class Core:
     def _perform(self, decisions: Decisions) -> None:
         todo: deque[Decision] = deque(decisions)
         while todo:
-            decision = todo.popleft()
-            if isinstance(decision, SendJob):
-                todo.extend(self._send(decision))
-            elif isinstance(decision, Settle):
-                self._settle(decision.call)
-            elif isinstance(decision, StartWorker):
-                todo.extend(self._start(decision))
-            elif isinstance(decision, StopJob):
-                self._worker(decision.slot).progress.ask_to_stop(decision.seq)
-            elif isinstance(decision, CloseWorker):
-                on_closed = partial(self._closed, decision)
-                self._worker(decision.slot).close(Finish(decision.seq), on_closed)
-            elif isinstance(decision, KillWorker):
-                todo.extend(self._kill(decision))
-            else:
-                self._fail_group(decision)
+            try:
+                todo.extend(self._carry_out(todo.popleft()))
+            except BaseException:  # a Ctrl-C in the caller's own thread; slots that were marked must not stay so
+                self._perform(list(todo))
+                raise
+
+    def _carry_out(self, decision: Decision) -> Decisions:
+        """Do what was decided; return what follows from it."""
+        if isinstance(decision, SendJob):
+            return self._send(decision)
+        if isinstance(decision, Settle):
+            self._settle(decision.call)
+        elif isinstance(decision, StartWorker):
+            return self._start(decision)
+        elif isinstance(decision, StopJob):
+            self._worker(decision.slot).progress.ask_to_stop(decision.seq)
+        elif isinstance(decision, CloseWorker):
+            on_closed = partial(self._closed, decision)
+            self._worker(decision.slot).close(Finish(decision.seq), on_closed)
+        elif isinstance(decision, KillWorker):
+            return self._kill(decision)
+        else:
+            self._fail_group(decision)
+        return []
 
     def _fail_group(self, fail: FailGroup) -> None:
         if fail.group.on_error is not None:
@@ -304,27 +318,38 @@ class Core:
             # A Ctrl-C, and the object is none the worse for it.
             if isinstance(message, Run):
                 reply = self._nothing_run(message.seq)
+                self._abandon(slot)  # or the rest of a batch that was cut short would run first
             else:
                 reply = Death(reason="its construction was interrupted")
             self._perform(self._answer(slot, message.seq, reply))
             raise
         return [] if reply is None else self._answer(slot, message.seq, reply)
 
+    def _abandon(self, slot: int) -> None:
+        job = self._schedule.slots[slot].job
+        if job is not None:
+            self.drop([job.call])
+
     def _nothing_run(self, seq: int) -> Ran:
         return Ran(seq, 0, self.engine.transport.pack_all(())[0], {}, 0.0)
 
     def _received(self, slot: int, seq: int, reply: Reply | Death) -> None:
-        self._perform(self._answer(slot, seq, reply))
+        thread = threading.get_ident()
+        self._answering.add(thread)
+        try:
+            self._perform(self._answer(slot, seq, reply))
+        finally:
+            self._answering.discard(thread)
 
     def _answer(self, slot: int, seq: int, reply: Reply | Death) -> Decisions:
         """Note a reply: decoded before the lock is taken, for that runs users' code."""
-        schedule, part = self._schedule, None
+        schedule = self._schedule
         if isinstance(reply, Ran):
             report = self._report(slot, reply)
         decoded = init_error_of(self._info(slot), reply, self.engine) if isinstance(reply, BuildFailed) else None
         with self._changed:
+            job = schedule.slots[slot].job
             if isinstance(reply, Ran):
-                part = schedule.slots[slot].job
                 decisions = schedule.finished(slot, seq, report)
             elif isinstance(reply, Built):
                 decisions = schedule.built(slot, seq, reply.seconds)
@@ -335,8 +360,8 @@ class Core:
                 decisions = schedule.died(slot, seq, reply)
             self._changed.notify_all()
         self._idle.restart()
-        if part is not None and part.call.on_part is not None and not part.call.settled:
-            part.call.on_part(part.call)
+        if job is not None and job.call.on_part is not None and not job.call.settled:
+            job.call.on_part(job.call)
         return decisions
 
     def _report(self, slot: int, reply: Ran) -> Any:

@@ -13,7 +13,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from ._books import Books
     from ._core import Core
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # So many batches are one task for joblib, whose books are a third of what a batch costs the consumer's thread; and whose
 # import, which with numpy's takes as long as a worker's start, can come after the first results.
-TASK_CALLS = 16
+TASK_CALLS = 256
 
 
 class Task:
@@ -33,6 +33,49 @@ class Task:
         self.n_calls = self.n_taken = 0
         self.n_open = 0  # sent and not settled
         self.callback: Callable[[Task], None] | None = None  # joblib's, to be called when none is open
+
+
+class Parts:
+    """What was taken of a batch that is done with in parts."""
+
+    __slots__ = ("_done", "_news", "_size", "_taken")
+
+    def __init__(self, call: Call) -> None:
+        self._size, self._news = call.size, call.news
+        self._done: set[int] = set()  # and not taken
+        self._taken: set[int] = set()
+
+    def in_turn(self) -> list[int]:
+        """Take those that are done, as far as all before them are."""
+        self._look()
+        first = place = len(self._taken)
+        while place in self._done:
+            place += 1
+        return self._take(range(first, place))
+
+    def any(self) -> list[int]:
+        """Take those that are done."""
+        self._look()
+        return self._take(sorted(self._done))
+
+    def rest(self) -> list[int]:
+        """Take all others."""
+        return [place for place in range(self._size) if place not in self._taken]
+
+    @property
+    def has_next(self) -> bool:
+        """True if the first one that was not taken is done."""
+        self._look()
+        return len(self._taken) in self._done
+
+    def _look(self) -> None:
+        while self._news:  # others only add to it
+            self._done.add(self._news.popleft())
+
+    def _take(self, places: Sequence[int]) -> list[int]:
+        self._taken.update(places)
+        self._done.difference_update(places)
+        return list(places)
 
 
 class Feed:
@@ -57,7 +100,9 @@ class Feed:
         self.changed = threading.Condition()
         self.has_news = False  # a batch was settled since somebody has set this to False
         self.pending: dict[Call, None] = {}  # sent and not settled
-        self._next: deque[Call] = deque()  # to be taken: all that were sent, or if order does not matter those settled
+        # To be taken: all that were sent, or if order does not matter those of which something is done.
+        self._next: deque[Call] = deque()
+        self._parts: dict[Call, Parts] = {}  # of those that were, or can be, taken in parts
         self._task = Task()
         self._task_of: dict[Call, Task] = {}  # of those that were not taken
         self._books: Books | None = None
@@ -99,6 +144,10 @@ class Feed:
     def _part(self, call: Call) -> None:
         with self.changed:
             self._note_part(call)
+            if call.news:
+                self._parts.setdefault(call, Parts(call))
+                if not self._ordered and call not in self._next:
+                    self._next.append(call)
             self.has_news = True
             self.changed.notify_all()
 
@@ -112,7 +161,7 @@ class Feed:
         with self.changed:
             self._note_back(call)
             del self.pending[call]
-            if not self._ordered:
+            if not self._ordered and (call not in self._parts or call not in self._next):
                 self._next.append(call)
             self.has_news = True
             self.changed.notify_all()
@@ -129,19 +178,31 @@ class Feed:
 
     @property
     def is_ready(self) -> bool:
-        """True if the next batch to be taken is settled."""
-        return bool(self._next) and self._next[0] not in self.pending
+        """True if there is something to be taken: the next batch is settled, or begun and its next item done."""
+        if not self._next:
+            return False
+        call = self._next[0]
+        if call not in self.pending or not self._ordered:
+            return True
+        return call in self._parts and self._parts[call].has_next
 
-    def take(self) -> Call:
-        """Take the next batch; it is ready."""
+    def take(self) -> tuple[Call, list[int] | None]:
+        """Take what is ready of the next batch: its items' places, or None for all of it."""
         with self.changed:
-            call = self._next.popleft()
+            call = self._next[0]
+            is_settled, parts = call not in self.pending, self._parts.get(call)
+            if is_settled or not self._ordered:
+                self._next.popleft()
+            if not is_settled:
+                assert parts is not None  # noqa: S101 - it is ready, or was queued, for the sake of these
+                return call, parts.in_turn() if self._ordered else parts.any()
+            places = None if parts is None else self._parts.pop(call).rest()
             task = self._task_of.pop(call)
             task.n_taken += 1
         if task.n_taken == TASK_CALLS:
             assert self._books is not None  # noqa: S101 - it was told of the task when that was full
             self._books.take()
-        return call
+        return call, places
 
     def end(self) -> None:
         """Let joblib's call end; everything that was sent is settled, or about to be."""

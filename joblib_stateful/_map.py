@@ -69,21 +69,23 @@ class StatefulMap(Generic[T]):
         run, thread = self._run, threading.get_ident()
         if run.holder == thread and run.turn.locked():
             raise ValueError("This map is being advanced already: its own input, or progress, asked it for a result.")
-        with run.turn:
-            if not run.is_closed:
-                self._thread = run.holder = thread
-                try:
-                    return next(self._results)  # type: ignore[no-any-return]  # T says what a run yields
-                except KeyboardInterrupt as interrupt:
-                    run.shut(interrupted=interrupt is not run.raised)
-                    raise
-                except BaseException:  # the end, or an error that is the caller's now
-                    run.shut()
-                    raise
-                finally:
-                    if run.is_closed:
+        try:
+            with run.turn:
+                if not run.is_closed:
+                    self._thread = run.holder = thread
+                    try:
+                        return next(self._results)  # type: ignore[no-any-return]  # T says what a run yields
+                    except KeyboardInterrupt as interrupt:
+                        run.shut(interrupted=interrupt is not run.raised)
+                        raise
+                    except BaseException:  # the end, or an error that is the caller's now
                         run.shut()
-                    run.holder = None
+                        raise
+                    finally:
+                        run.holder = None
+        finally:
+            if run.is_closed and not run.is_shut:  # by another thread, while it was our turn
+                _close(run)
         raise StopIteration
 
     def __len__(self) -> int:

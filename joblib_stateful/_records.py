@@ -6,6 +6,7 @@ given to users. What goes to workers and comes back is in `_messages`.
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
@@ -117,6 +118,7 @@ class Call:
     values: list[Any] = field(default_factory=list)
     errors: dict[int, BaseException] = field(default_factory=dict)
     dropped: set[int] = field(default_factory=set)
+    news: deque[int] = field(default_factory=deque)  # items that are done before the others, for whoever can use them
     fatal: BaseException | None = None
     seconds: float = 0.0  # spent in the worker, all attempts together
     result_bytes: int = 0
@@ -141,6 +143,13 @@ class Call:
         """Return the index in the input of the item at a position, if there is an input."""
         return None if self.first is None else self.first + position
 
+    def take(self, positions: Sequence[int]) -> list[Any]:
+        """Return the values of some items, and keep them no longer."""
+        values = [self.values[position] for position in positions]
+        for position in positions:
+            self.values[position] = None
+        return values
+
     def drop(self, positions: Sequence[int]) -> None:
         """Mark items as not run, because nobody wants them any more."""
         self.dropped.update(positions)
@@ -149,6 +158,7 @@ class Call:
     def fail(self, position: int, error: BaseException) -> None:
         """Mark an item as failed."""
         self.errors[position] = error
+        self.news.append(position)
         self.missing -= 1
 
 

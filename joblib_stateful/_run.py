@@ -21,6 +21,7 @@ from ._interrupts import wait_for
 from ._outcome import add_note, packing_error_of, text_of
 from ._progress import Progress, ProgressLike
 from ._records import Call, Group, Limits, TaskResult
+from .errors import ShutdownError
 
 if TYPE_CHECKING:
     from ._batching import Batching
@@ -102,17 +103,19 @@ class MapRun:
         """Yield the results; to be advanced and shut under `turn`."""
         plain = self.plan.on_error != "deferred" and not self.plan.indexed
         failures: list[tuple[int, BaseException]] = []
-        while (call := self._next_batch()) is not None:
+        while (taken := self._next_batch()) is not None:
+            call, places = taken
             if call.fatal is not None:
                 raise call.fatal
             feed = self.feed
             assert feed is not None  # noqa: S101 - the batch came by it
             if not plain or call.errors or call.dropped:
-                yield from self._one_by_one(call, feed, failures)
+                yield from self._one_by_one(call, places, feed, failures)
                 continue
-            call.values.reverse()
-            self.n_taken += call.size
-            self.ready = call.values
+            values = call.values if places is None else call.take(places)
+            values.reverse()
+            self.n_taken += len(values)
+            self.ready = values
             while self.ready:
                 self._look(feed)
                 with suppress(IndexError):  # another thread was faster
@@ -126,17 +129,17 @@ class MapRun:
             raise self._input_error
 
     def _one_by_one(
-        self, call: Call, feed: Feed, failures: list[tuple[int, BaseException]]
+        self, call: Call, places: list[int] | None, feed: Feed, failures: list[tuple[int, BaseException]]
     ) -> Generator[Any, None, None]:
         """Yield what there is to yield of a batch, and collect its errors."""
         deferred = self.plan.on_error == "deferred"
         indexed = deferred or self.plan.indexed
         first = call.first or 0
-        for position in range(call.size):
+        for position in range(call.size) if places is None else places:
             error = call.errors.get(position)
             self.n_taken += 1
             if position in call.dropped:
-                pass
+                self._check_that_we_dropped()
             elif error is not None and not deferred:
                 failures.append((first + position, error))
             else:
@@ -145,8 +148,15 @@ class MapRun:
                 del value
             self._look(feed)
 
-    def _next_batch(self) -> Call | None:
-        """Return the next batch whose results are there; None at the end."""
+    def _check_that_we_dropped(self) -> None:
+        if not (self._group.stopping or self._is_curtailed or self.is_closed):
+            raise ShutdownError(
+                "The executor was shut down while a map was under way, with cancel_futures=True or kill_workers=True, so "
+                "the rest of its results will never come. End the map first, with close(), or let it run to its end."
+            )
+
+    def _next_batch(self) -> tuple[Call, list[int] | None] | None:
+        """Return the next batch, and which of its results are there; None at the end."""
         while not self.is_closed:
             self._check()
             self._show_progress()
@@ -305,7 +315,7 @@ class MapRun:
 
     def _start(self) -> None:
         self.core, self._give_back = self.plan.open()
-        self.feed = Feed(self.core, self._note_back, self._count, ordered=self.plan.ordered)
+        self.feed = Feed(self.core, self._note_back, self._note_part, ordered=self.plan.ordered)
         self._progress.open()
 
     # --- news, in any thread --------------------------------------------------------------------------
@@ -313,13 +323,14 @@ class MapRun:
     def _note_back(self, call: Call) -> None:
         if call.fatal is not None:
             self._fatal = call.fatal
-        elif call.errors and self._failed is None:
-            self._failed = call
+        self._note_part(call)
         self.plan.batching.note_back(call)
-        self._count(call)
 
-    def _count(self, call: Call) -> None:
-        before, call.n_counted = call.n_counted, call.n_finished
+    def _note_part(self, call: Call) -> None:
+        if call.errors and call.fatal is None and self._failed is None:
+            self._failed = call
+        # Another thread may just be dropping items, and then fewer seem to be done.
+        before, call.n_counted = call.n_counted, max(call.n_counted, call.n_finished)
         self._n_finished += call.n_counted - before
 
     def _on_group_error(self, error: BaseException) -> None:

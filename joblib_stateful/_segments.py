@@ -26,15 +26,41 @@ _KEPT_BYTES = 32 << 20
 # with 256 MiB (`benchmarks/buffers.py`).
 _SPARE_BYTES = 64 << 20
 _SPARE_FILES = 64
+# ... and a small part of those that this process may have open.
+_SPARE_SHARE = 16
 
 #: Of segments and their like, in the order in which they are made.
 numbers = itertools.count(1)
 
 
+def most_open() -> int:
+    """Return how many files this process may have open at a time."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return sys.maxsize
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return sys.maxsize if limit == resource.RLIM_INFINITY else limit
+
+
 def open_unnamed(what: str, folder: str | None = None) -> int:
     """Open a file that no folder lists, in memory where the system can, or in a folder; ``what`` is for lsof."""
+    try:
+        return _open_once(what, folder)
+    except OSError as error:
+        if error.errno not in (errno.EMFILE, errno.ENFILE):
+            raise
+        spares.clear()
+        return _open_once(what, folder)
+
+
+def _open_once(what: str, folder: str | None) -> int:
     if folder is None and hasattr(os, "memfd_create"):
-        return os.memfd_create(f"joblib_stateful {what}")
+        try:
+            return os.memfd_create(f"joblib_stateful {what}")
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EACCES):  # old kernels, sandboxes
+                raise
     with tempfile.TemporaryFile(dir=folder) as file:
         return os.dup(file.fileno())
 
@@ -64,6 +90,7 @@ class _Spares:
     def __init__(self) -> None:
         self._files: list[tuple[int, int]] = []  # number, and bytes that it has room for
         self._users: set[int] = set()
+        self._most = _SPARE_FILES
 
     def take(self, size: int) -> tuple[int, int] | None:
         """Return one that is large enough, but holds no more than twice the memory, if there is one."""
@@ -82,13 +109,14 @@ class _Spares:
         if not self._users:
             self.clear()
         files = self._files[:]
-        while files and (len(files) > _SPARE_FILES or sum(size for _, size in files) > _SPARE_BYTES):
+        while files and (len(files) > self._most or sum(size for _, size in files) > _SPARE_BYTES):
             self._close_oldest()
             files = self._files[:]
 
     def begin(self, user: int) -> None:
         """Keep some as long as this worker is there."""
         self._users.add(user)
+        self._most = min(_SPARE_FILES, most_open() // _SPARE_SHARE)
 
     def end(self, user: int) -> None:
         """Keep none for this worker any more."""
@@ -163,7 +191,9 @@ class Segment:
         else:
             self.fd = open_unnamed("segment", folder)
             close_with(self, self.fd)
+        self.lent.add("being written")  # so that a file with less in it than it says is not used again
         _write(self.fd, buffer)
+        self.lent.clear()
 
     def view(self) -> memoryview:
         """Return what it holds now."""

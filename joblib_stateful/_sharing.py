@@ -22,7 +22,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._arrays import array_pickler
-from ._segments import Arena, Received, Segment, numbers
+from ._segments import Arena, Received, Segment, most_open, numbers
 from ._transport import Packer, Packing, Pickled, Sharing, digest
 
 if TYPE_CHECKING:
@@ -293,7 +293,7 @@ class _Store:
 
     def _make(self, buffer: memoryview, sharing: Sharing) -> Any:
         # Most file descriptors are left to others: each segment that is alive holds one.
-        if len(self._alive) >= _most_open() // 4:
+        if len(self._alive) >= most_open() // 4:
             raise OSError(errno.EMFILE, f"{len(self._alive)} arrays are under way already, one open file each")
         return _make_segment(buffer, sharing)
 
@@ -308,15 +308,6 @@ class _Blobs(_Store):
 
     def _make(self, buffer: memoryview, sharing: Sharing) -> Any:
         return Blob(buffer, sharing.mode)
-
-
-def _most_open() -> int:
-    try:
-        import resource
-    except ImportError:  # Windows, where nothing is shared
-        return sys.maxsize
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return sys.maxsize if limit == resource.RLIM_INFINITY else limit
 
 
 _stores: weakref.WeakSet[_Store] = weakref.WeakSet()

@@ -41,6 +41,7 @@ class Job:
                 call.values[position] = report.values[place]
                 if place in report.errors:
                     call.errors[position] = report.errors[place]
+            call.news.extend(self.positions[: report.n_run])
         call.missing -= report.n_run
         call.seconds += report.seconds
         call.result_bytes += report.result_bytes

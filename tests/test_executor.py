@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import logging
 import os
@@ -1032,3 +1033,45 @@ def test_n_jobs_has_joblibs_meaning() -> None:
 def test_the_repr_tells_what_it_is() -> None:
     assert repr(StatefulExecutor(Echo, 2, engine="threads")) == "<StatefulExecutor Echo n_jobs=2 engine='threads'>"
     assert repr(StatefulExecutor(n_jobs=1)) == "<StatefulExecutor no object n_jobs=1 engine='loky'>"
+
+
+# --- callbacks ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ["loky", "threads"])
+def test_a_callback_that_would_wait_for_itself_is_told(engine: str, scene: Scene) -> None:
+    told: list[BaseException] = []
+    executor = StatefulExecutor(n_jobs=1, engine=engine)
+
+    def end(_: Any) -> None:
+        try:
+            executor.shutdown(wait=True)
+        except RuntimeError as error:
+            told.append(error)
+        scene.gate("told").open()
+
+    future = executor.submit(scene.gate().wait)
+    future.add_done_callback(end)
+    scene.gate().open()
+    scene.gate("told").wait()
+    assert "would wait for itself" in str(told[0])
+    executor.shutdown(wait=True)
+    assert [info.state for info in executor.workers()] == ["empty"]
+
+
+def say_when_it_ends(scene: Scene) -> int:
+    def slowly() -> None:
+        scene.log("ended").note("in order")
+
+    atexit.register(slowly)
+    return os.getpid()
+
+
+def test_a_slow_callback_does_not_cut_a_workers_end_short(scene: Scene) -> None:
+    executor = StatefulExecutor(n_jobs=1)
+    executor.submit(say_when_it_ends, scene).result(_PATIENCE)
+    future = executor.submit(scene.gate().wait)
+    future.add_done_callback(lambda _: time.sleep(1))  # longer than a process that has lost its use may stay
+    scene.gate().open()
+    executor.shutdown()
+    assert scene.log("ended").lines == ["in order"]

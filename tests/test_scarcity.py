@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import gc
 import subprocess
 import sys
 import textwrap
@@ -9,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+from joblib_stateful import _segments
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -203,3 +207,67 @@ def test_arrays_under_way_leave_file_descriptors_to_others(run_program: RunProgr
         """
     )
     assert (done.code, done.out, done.err) == (0, "True 1 True\n", "")
+
+
+def test_files_that_are_kept_make_way_for_a_worker(run_program: RunProgram) -> None:
+    done = run_program(
+        """
+        import os, resource
+        import numpy as np
+        from joblib_stateful import StatefulExecutor, errors
+
+        def crash():
+            os._exit(3)
+
+        if __name__ == "__main__":
+            resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+            with StatefulExecutor(n_jobs=2) as executor:
+                for size in (270_000, 600_000, 1_300_000, 2_700_000):
+                    futures = [executor.submit(len, np.full(size, n, "u1")) for n in range(12)]
+                    assert [future.result() for future in futures] == [size] * 12
+                    del futures
+                executor.warm_up()
+                try:
+                    executor.submit(crash).result()
+                except errors.WorkerCrashedError:
+                    executor.warm_up()
+                    print([info.state for info in executor.workers()])
+        """
+    )
+    assert (done.code, done.out, done.err) == (0, "['idle', 'idle']\n", "")
+
+
+def test_where_files_in_memory_are_forbidden(run_program: RunProgram) -> None:
+    """As some sandboxes do; then they lie in a folder, without a name."""
+    done = run_program(
+        """
+        import errno, os
+        import numpy as np
+        from joblib_stateful import stateful_map
+
+        def refuse(*args, **kwargs):
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+
+        os.memfd_create = refuse  # in the worker, too
+
+        if __name__ == "__main__":
+            print([float(array[-1]) for array in stateful_map(np.copy, (np.full(200_000, n) for n in range(4)), n_jobs=1)])
+        """
+    )
+    assert (done.code, done.out, done.err) == (0, "[0.0, 1.0, 2.0, 3.0]\n", "")
+
+
+def test_a_segment_that_found_no_room_is_not_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(_segments, "_write", fail)
+    _segments.spares.begin(-1)
+    try:
+        before = _segments.spares.fds()
+        with pytest.raises(OSError, match="No space"):
+            _segments.Segment(memoryview(bytes(1000)))
+        gc.collect()
+        assert _segments.spares.fds() == before
+    finally:
+        _segments.spares.end(-1)

@@ -608,3 +608,14 @@ def test_a_segment_that_is_being_closed_is_not_found_again(while_closing: list[C
     (segment,) = found[0].buffers
     assert "segment" in name_of(segment.fd)
     np.testing.assert_array_equal(np.frombuffer(segment.view()), array)
+
+
+def test_a_child_that_comes_back_from_a_call_writes_into_no_result() -> None:
+    def forks(item: int) -> Any:
+        child = os.fork()
+        if child:
+            os.waitpid(child, 0)  # which ends when it has no line to answer by
+        return np.full(SIZE, -1.0 if child == 0 else item)
+
+    for item, result in enumerate(stateful_map(forks, range(8), n_jobs=1, batch_size=4)):
+        np.testing.assert_array_equal(result, np.full(SIZE, item))

@@ -48,7 +48,14 @@ def set_up(lifeline: Connection, line: Line, numbers: memoryview[float], transpo
     set_process_worker(Worker(transport, Progress(numbers)))
     _kept[:] = lifeline, line
     if isinstance(transport, SharedMemory):
-        transport.arena = Arena()
+        _renew_arena(transport)
+        if hasattr(os, "register_at_fork"):
+            # What a child lays into it would lie over the results of this process.
+            os.register_at_fork(after_in_child=lambda: _renew_arena(transport))
+
+
+def _renew_arena(transport: SharedMemory) -> None:
+    transport.arena = Arena()
 
 
 def _end_pools() -> None:

@@ -9,6 +9,8 @@ import errno
 import gc
 import os
 
+from .._segments import most_open, spares
+
 # Measured: a worker keeps 8 file descriptors open in its parent, which needs 17 at once while it starts one. The
 # rest is for the resource trackers, that come first, and for what other threads open meanwhile.
 _KEPT, _TO_START = 8, 24
@@ -16,9 +18,10 @@ _KEPT, _TO_START = 8, 24
 
 def check_room() -> None:
     """Raise an OSError that says what is used up, if another process could not be started."""
-    limit = _limit()
-    if limit is None or (n_open := _n_open(limit)) + _TO_START <= limit:
+    limit = most_open()
+    if _n_open(limit) + _TO_START <= limit:
         return
+    spares.clear()
     gc.collect()  # pools that have ended keep some of theirs until then
     if (n_open := _n_open(limit)) + _TO_START > limit:
         raise OSError(
@@ -41,12 +44,3 @@ def explain(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EROFS, errno.EDQUOT):
         text += "; a worker's locks lie in shared memory, which is /dev/shm on Linux"
     return text
-
-
-def _limit() -> int | None:
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return None if limit == resource.RLIM_INFINITY else limit

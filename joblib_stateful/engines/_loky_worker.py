@@ -79,15 +79,15 @@ class LokyWorker(EngineWorker):
 
     def send(self, message: Message, on_reply: _OnReply) -> Death | None:
         """Hand the message to the process, which is started with the first one."""
-        try:
-            with self._lock:
+        with self._lock:
+            try:
                 if self._killed:
                     return Death(self.pid, reason="it was killed")
                 served = self._start() if self._pool is None else None
                 self._expect(message, on_reply)
                 self._transmit(message)
-        except Exception as error:  # noqa: BLE001 - out of processes, threads, memory or file descriptors
-            return self._give_up(error)
+            except Exception as error:  # noqa: BLE001 - out of processes, threads, memory or file descriptors
+                return self._give_up(error)
         if served is not None:
             served.add_done_callback(partial(_ended, weakref.ref(self)))
         return None
@@ -168,11 +168,12 @@ class LokyWorker(EngineWorker):
         listener, line, process = self._listener, self._line, self._process
         if listener is None or line is None:  # it was let go before, or a fork has been told to forget it
             return
-        listener.join(_DRAIN_SECONDS)  # it may still be reading the last answer
-        line.hang_up()
+        if error is not None:
+            listener.join(_DRAIN_SECONDS)  # it may still be reading the last answer
+            line.hang_up()
+        listener.join()  # a worker that has served to the end has hung up itself
         if process is not None and not self._has_finished and not isinstance(error, process_executor.BrokenProcessPool):
             _kill_and_reap(process)  # alive, but it has lost its line, and so its use
-        listener.join()
         with self._lock:
             awaited = self._nothing_expected()
             self._killed, self._lent = True, []
