@@ -223,8 +223,8 @@ def test_files_that_are_kept_make_way_for_a_worker(run_program: RunProgram) -> N
             resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
             with StatefulExecutor(n_jobs=2) as executor:
                 for size in (270_000, 600_000, 1_300_000, 2_700_000):
-                    futures = [executor.submit(len, np.full(size, n, "u1")) for n in range(12)]
-                    assert [future.result() for future in futures] == [size] * 12
+                    futures = [executor.submit(len, np.full(size, n, "u1")) for n in range(15)]
+                    assert [future.result() for future in futures] == [size] * 15
                     del futures
                 executor.warm_up()
                 try:
