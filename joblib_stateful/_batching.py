@@ -51,10 +51,19 @@ class Batching:
         self._result_bytes = 0.0
         self._largest = 1  # batch that came back
         self._n_back = 0
+        #: Items that the next batch should have.
+        self.batch: int
+        #: True while batches are smaller than they will soon be: then more of them than workers need are a waste.
+        self.is_growing: bool
+        #: Items that may be on their way at present: pulled and not yet done with by the consumer.
+        self.buffer: int
+        self._look_again()
 
     def note_sent(self, nbytes: int, count: int) -> None:
         """Learn what items weigh."""
-        self._item_bytes = _blend(self._item_bytes, nbytes / count)
+        before, self._item_bytes = self._item_bytes, _blend(self._item_bytes, nbytes / count)
+        if before != self._item_bytes:
+            self._look_again()
 
     def note_back(self, call: Call) -> None:
         """Learn how long items take and what results weigh."""
@@ -65,10 +74,14 @@ class Batching:
         self._result_bytes = _blend(self._result_bytes or None, call.result_bytes / n_run)
         self._largest = max(self._largest if n_run > 1 else 1, call.size)
         self._n_back += n_run
+        self._look_again()
 
-    @property
-    def batch(self) -> int:
-        """Items that the next batch should have."""
+    def _look_again(self) -> None:
+        # Once for each message instead of ten times: `benchmarks/items.py`.
+        self.batch, self.is_growing = self._find_batch(), self._find_growing()
+        self.buffer = self._find_buffer()
+
+    def _find_batch(self) -> int:
         if self._fixed_batch != "auto":
             return self._fixed_batch
         if self._item_seconds is None or self._item_seconds > ALONE_SECONDS:
@@ -90,9 +103,7 @@ class Batching:
         """Items that the next batch may have, after those that came back."""
         return max(self._largest * GROWTH, self._aim * LEAP_SECONDS / BATCH_SECONDS)
 
-    @property
-    def is_growing(self) -> bool:
-        """True while batches are smaller than they will soon be: then more of them than workers need are a waste."""
+    def _find_growing(self) -> bool:
         if self._fixed_batch != "auto" or self._item_seconds is None or self._item_seconds > ALONE_SECONDS:
             return False
         return self._reach < self._aim
@@ -110,9 +121,7 @@ class Batching:
             size = min(size, max(share, int(TAIL_SECONDS / max(self._item_seconds, 1e-7)), 1))
         return max(1, min(size, room))
 
-    @property
-    def buffer(self) -> int:
-        """Items that may be on their way at present: pulled and not yet done with by the consumer."""
+    def _find_buffer(self) -> int:
         if self._fixed_buffer != "auto":
             return self._fixed_buffer
         if self._n_back == 0:  # nothing is known of the results' weight yet

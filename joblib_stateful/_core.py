@@ -9,12 +9,12 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from . import _exit, errors
-from ._interrupts import Uninterrupted, wait_for
+from ._interrupts import NOTHING, uninterrupted, wait_for
 from ._limits import IdleWatch, LimitWatch
 from ._messages import Build, BuildFailed, Built, Failure, Finish, Ran, Reply, Run, WorkerInfo
 from ._outcome import init_error_of, report_of
@@ -77,7 +77,8 @@ class Core:
         self._envs = envs
         self.is_disowned = False
         # Not reentrant, so that a finaliser can see that its own thread may hold it.
-        self._changed = threading.Condition(threading.Lock())  # guards the schedule, the workers and the counts
+        self._lock = threading.Lock()  # guards the schedule, the workers and the counts
+        self._changed = threading.Condition(self._lock)
         self._schedule = Schedule(n_jobs, max_tasks=max_tasks, in_turn=engine.is_synchronous)
         for slot in self._schedule.slots:
             slot.kwargs_keys = tuple(packed.spec.kwargs(slot.index))
@@ -90,7 +91,8 @@ class Core:
 
     def disown(self) -> None:
         """In a fork: let go of the parent's workers, without a word to them, and take no calls."""
-        self._changed = threading.Condition(threading.Lock())  # the parent's may be held for ever
+        self._lock = threading.Lock()  # the parent's may be held for ever
+        self._changed = threading.Condition(self._lock)
         self._schedule = Schedule(self.n_jobs)
         self._schedule.closing = self.is_disowned = True
         for entry in self._workers:
@@ -209,11 +211,11 @@ class Core:
 
     def protected(self) -> AbstractContextManager[Any]:
         """Return a context in which Ctrl-C waits; not where users' code runs in it, under a synchronous engine."""
-        return nullcontext() if self.engine.is_synchronous else Uninterrupted()
+        return NOTHING if self.engine.is_synchronous else uninterrupted()
 
     def _note(self, event: Callable[[], Decisions]) -> None:
         with self.protected():
-            with self._changed:
+            with self._lock:
                 decisions = event()
                 self._changed.notify_all()
             self._perform(decisions)
@@ -347,7 +349,7 @@ class Core:
         if isinstance(reply, Ran):
             report = self._report(slot, reply)
         decoded = init_error_of(self._info(slot), reply, self.engine) if isinstance(reply, BuildFailed) else None
-        with self._changed:
+        with self._lock:
             job = schedule.slots[slot].job
             if isinstance(reply, Ran):
                 decisions = schedule.finished(slot, seq, report)

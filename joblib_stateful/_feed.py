@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from ._core import Core
     from ._records import Call
 
-# So many batches are one task for joblib, whose books are a third of what a batch costs the consumer's thread; and whose
-# import, which with numpy's takes as long as a worker's start, can come after the first results.
+# So many batches are one task for joblib. Its books, told of each, are a third of what a batch costs the consumer's thread,
+# and its import, which with numpy's takes 0.15 s, was half of a map of 100,000 tiny items (`python -m benchmarks`, W1):
+# only maps that last longer come to it.
 TASK_CALLS = 256
 
 
@@ -97,7 +98,8 @@ class Feed:
         self, core: Core, note_back: Callable[[Call], None], note_part: Callable[[Call], None], *, ordered: bool
     ) -> None:
         self._core, self._ordered, self._note_back, self._note_part = core, ordered, note_back, note_part
-        self.changed = threading.Condition()
+        self._lock = threading.RLock()
+        self.changed = threading.Condition(self._lock)
         self.has_news = False  # a batch was settled since somebody has set this to False
         self.pending: dict[Call, None] = {}  # sent and not settled
         # To be taken: all that were sent, or if order does not matter those of which something is done.
@@ -110,7 +112,7 @@ class Feed:
     def send(self, call: Call) -> None:
         """Have a batch run, and joblib know of it."""
         with self._core.protected():
-            with self.changed:
+            with self._lock:
                 self.pending[call] = None
                 if self._ordered:
                     self._next.append(call)
@@ -135,16 +137,16 @@ class Feed:
         self._books.note(task)
 
     def _attach(self, task: Task, callback: Callable[[Task], None]) -> None:
-        with self.changed:
+        with self._lock:
             task.callback = callback
             is_done = task.n_open == 0
         if is_done:
             callback(task)
 
     def _part(self, call: Call) -> None:
-        with self.changed:
+        with self._lock:
             self._note_part(call)
-            if call.news:
+            if call.news and call in self.pending:  # or another thread has settled it meanwhile
                 self._parts.setdefault(call, Parts(call))
                 if not self._ordered and call not in self._next:
                     self._next.append(call)
@@ -152,13 +154,13 @@ class Feed:
             self.changed.notify_all()
 
     def _settled(self, call: Call) -> None:
-        with self.changed:
+        with self._lock:
             task = self._task_of[call]
             task.n_open -= 1
             callback = task.callback if task.n_open == 0 else None
         if callback is not None:  # first: whoever takes the last batch of a task asks joblib for it
             callback(task)
-        with self.changed:
+        with self._lock:
             self._note_back(call)
             del self.pending[call]
             if not self._ordered and (call not in self._parts or call not in self._next):
@@ -168,7 +170,7 @@ class Feed:
 
     def sent(self) -> list[Call]:
         """Return the batches that were sent and are not settled."""
-        with self.changed:
+        with self._lock:
             return list(self.pending)
 
     @property
@@ -188,7 +190,7 @@ class Feed:
 
     def take(self) -> tuple[Call, list[int] | None]:
         """Take what is ready of the next batch: its items' places, or None for all of it."""
-        with self.changed:
+        with self._lock:
             call = self._next[0]
             is_settled, parts = call not in self.pending, self._parts.get(call)
             if is_settled or not self._ordered:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
     from types import FrameType, TracebackType
 
 
@@ -65,6 +66,7 @@ class Uninterrupted:
             if callable(handler) and not isinstance(getattr(handler, "__self__", None), Uninterrupted):
                 signal(SIGINT, self._hold)
                 self._previous = handler
+                _in_force.append(self)
         return self
 
     def __exit__(
@@ -72,6 +74,7 @@ class Uninterrupted:
     ) -> None:
         previous, self._previous = self._previous, None
         if previous is not None:
+            _in_force.remove(self)
             signal(SIGINT, previous)
             if self._caught is None:
                 return
@@ -84,6 +87,16 @@ class Uninterrupted:
 
     def _hold(self, signum: int, frame: FrameType | None) -> None:
         self._caught = signum, frame
+
+
+#: A context that does nothing.
+NOTHING = contextlib.nullcontext()
+_in_force: list[Uninterrupted] = []
+
+
+def uninterrupted() -> AbstractContextManager[Any]:
+    """Return an `Uninterrupted`, or what does nothing where one is in force: then it holds for this one, too."""
+    return NOTHING if _in_force else Uninterrupted()
 
 
 def _press_again() -> None:

@@ -261,25 +261,26 @@ class MapRun:
         room = plan.batching.buffer - (self.n_pulled - self.n_given)
         remaining = None if plan.length is None else max(0, plan.length - self.n_pulled)
         packing = self._take_items(plan.batching.next_batch(room, remaining))
-        if packing.count:
-            self._send(packing)
-        return bool(packing.count)
+        count = packing.count
+        if count:
+            self._send(packing, count)
+        return bool(count)
 
     def _take_items(self, wanted: int) -> Packing:
         """Pull and pack up to ``wanted`` items; fewer if the input ends, breaks or is slow."""
         assert self._input is not None  # noqa: S101 - the caller looked
         items = self.plan.transport.packing()
-        chunk, deadline = 1, time.perf_counter() + _PULL_SECONDS
-        while items.count < wanted:
-            before = items.count
-            chunk = min(chunk, wanted - before)
+        count, chunk, deadline = 0, 1, time.perf_counter() + _PULL_SECONDS
+        while count < wanted:
+            chunk = min(chunk, wanted - count)
             try:
                 items.extend(islice(self._input, chunk))
             except Exception as error:  # noqa: BLE001 - it is raised when the items before it are done with
                 self._input_error = error
                 self._input = None
                 break
-            if items.count < before + chunk:
+            before, count = count, items.count
+            if count < before + chunk:
                 self._input = None
                 break
             if time.perf_counter() - items.seconds > deadline:
@@ -288,15 +289,15 @@ class MapRun:
         self._is_input_slow = time.perf_counter() - items.seconds > deadline
         return items
 
-    def _send(self, items: Packing) -> None:
+    def _send(self, items: Packing, count: int) -> None:
         if self.feed is None:
             self._start()
         assert self.core is not None and self.feed is not None  # noqa: S101, PT018 - _start made them
         first = self.n_pulled
-        self.n_pulled += items.count
+        self.n_pulled += count
         parcel, faults = items.finish(), items.faults
         call = Call(
-            items.count,
+            count,
             self._group,
             self.plan.limits,
             after_error=AFTER_ERROR[self.plan.on_error],

@@ -17,9 +17,10 @@ import psutil
 import pytest
 
 from joblib_stateful import StatefulExecutor, errors, stateful_map
-from joblib_stateful._messages import Build
+from joblib_stateful._messages import Build, Failure, Finished, Ran, Run
+from joblib_stateful._transport import Parcel
 from joblib_stateful.engines import _line, get
-from joblib_stateful.engines._line import Line
+from joblib_stateful.engines._line import Line, decode, encode
 
 if TYPE_CHECKING:
     from conftest import RunProgram
@@ -293,3 +294,23 @@ def test_an_error_whose_text_is_no_plain_string_costs_no_worker() -> None:
 def test_a_word_may_be_the_member_of_an_enum() -> None:
     how: Any = How.ITEM
     assert list(stateful_map(abs, [-1, -2], n_jobs=1, pass_as=how)) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Run(1, "item", "digest", b"function", Parcel((b"one", b"two"), 2, joint=False, nbytes=6), "drop", True, 0.5),
+        Run(2, "call", None, None, Parcel((b"all",), 3, joint=True, nbytes=3), "go_on"),
+        Ran(3, 2, Parcel((b"one",), 1, joint=False, nbytes=3), {1: Failure(None, "E", "text", "")}, 0.1),
+        Build(4, 0, 1, None),
+        Finished(5, None),
+    ],
+)
+def test_records_arrive_as_they_were(message: Any) -> None:
+    found, kept = decode(encode(message, [7]))
+    assert (found, kept) == (message, [7])
+    assert type(found) is type(message)
+    if isinstance(message, Run):
+        assert type(found.parcel) is Parcel
+    if isinstance(message, Ran):
+        assert type(found.values) is Parcel

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from joblib_stateful import StatefulExecutor, factory, stateful_map
+from joblib_stateful._feed import Feed
+from joblib_stateful._records import Call, Group
 from joblib_stateful.errors import ShutdownError
 from test_map_tools import Scene, crash, new_scene, orders, parallel_engines
 
@@ -176,3 +178,13 @@ def test_a_map_whose_executor_was_shut_down_says_what_is_missing(
     scene.gate().open()
     with pytest.raises(ShutdownError, match="the rest of its results will never come"):
         list(results)
+
+
+@orders
+def test_news_of_a_batch_that_is_settled_already_are_none(*, ordered: bool) -> None:
+    nobody: Any = None
+    feed = Feed(nobody, lambda _: None, lambda _: None, ordered=ordered)
+    call = Call(2, Group())
+    call.news.append(0)
+    feed._part(call)
+    assert not feed.is_ready

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import socket
 import struct
 import weakref
 from array import array
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from .._messages import Ran, Run
+from .._transport import PROTOCOL, Parcel
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
+
+    from .._messages import Message, Reply
 
 # Before each message: a sign that it is one, how many bytes it has, and how many open files.
 _HEADER = struct.Struct("<4sQI")
@@ -22,6 +28,34 @@ _BUFFER_BYTES = 1 << 18
 _AT_ONCE = 1 << 12
 # Copied behind its header, so that one call of the system sends both.
 _SHORT = 1 << 16
+
+
+def encode(message: Message | Reply, kept: Collection[int] = ()) -> bytes:
+    """Return the bytes of a message, or of an answer and the numbers of the segments that are still looked into."""
+    # Those that are sent all the time go as plain tuples: records take 3 µs more to pickle, and 2 to load.
+    coded: tuple[int, Any] = 0, message
+    if isinstance(message, Run):
+        seq, mode, target_id, target, parcel, *rest = message
+        coded = _RUN, (seq, mode, target_id, target, tuple(parcel), *rest)
+    elif isinstance(message, Ran):
+        seq, n_run, parcel, *others = message
+        coded = _RAN, (seq, n_run, tuple(parcel), *others)
+    return pickle.dumps((*coded, kept), PROTOCOL)
+
+
+def decode(data: bytes | bytearray) -> tuple[Any, Collection[int]]:
+    """Return what was encoded."""
+    kind, fields, kept = pickle.loads(data)
+    if kind == _RUN:
+        seq, mode, target_id, target, parcel, *rest = fields
+        return Run(seq, mode, target_id, target, Parcel(*parcel), *rest), kept
+    if kind == _RAN:
+        seq, n_run, parcel, *rest = fields
+        return Ran(seq, n_run, Parcel(*parcel), *rest), kept
+    return fields, kept
+
+
+_RUN, _RAN = 1, 2
 
 
 class Line:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import pickle
 import signal
 import threading
 from multiprocessing import util
@@ -16,9 +15,9 @@ from loky import process_executor
 from .._messages import Finish, Ran
 from .._segments import Arena, is_mapped
 from .._sharing import SharedMemory, copied_out, segments_of
-from .._transport import PROTOCOL
 from .._worker import Progress, Worker, current, set_process_worker
 from ._buffers import segments_in
+from ._line import decode, encode
 from ._loky_process import keep_from_children
 
 if TYPE_CHECKING:
@@ -89,7 +88,7 @@ def serve() -> None:
 def _serve_one(worker: Worker, line: Line) -> bool:
     """Wait for a message and answer it; return True if it was the last one."""
     data, fds = line.receive()
-    message: Message = pickle.loads(data)
+    message: Message = decode(data)[0]
     del data
     maps = _map_segments(message, fds) if fds else ()
     try:
@@ -100,14 +99,14 @@ def _serve_one(worker: Worker, line: Line) -> bool:
     transport = worker.transport
     if isinstance(reply, Ran) and isinstance(transport, SharedMemory) and transport.arena and lies_in_arena(reply):
         try:
-            line.send(pickle.dumps((reply, kept), PROTOCOL), [transport.arena.fd])
+            line.send(encode(reply, kept), [transport.arena.fd])
         except OSError as error:
             if error.errno != errno.ETOOMANYREFS:
                 raise
             # How many files may be under way is a limit of the user's.
-            line.send(pickle.dumps((without_arena(reply, transport.arena), kept), PROTOCOL))
+            line.send(encode(without_arena(reply, transport.arena), kept))
     else:
-        line.send(pickle.dumps((reply, kept), PROTOCOL))
+        line.send(encode(reply, kept))
     return isinstance(message, Finish)
 
 

@@ -7,7 +7,6 @@ import errno
 import logging
 import multiprocessing
 import os
-import pickle
 import queue
 import signal
 import threading
@@ -22,13 +21,12 @@ from loky import process_executor
 from .._messages import Finished, Ran
 from .._records import Death
 from .._segments import Arena, numbers, spares
-from .._transport import PROTOCOL
 from .._worker import Progress
 from . import _loky_child
 from ._base import EngineWorker
 from ._buffers import in_line, segments_in
 from ._burial import bury, expect, wait_for_threads
-from ._line import Line
+from ._line import Line, decode, encode
 from ._loky_process import Context
 from ._loky_room import explain
 from ._process_tree import kill_tree
@@ -315,7 +313,7 @@ def _listen(line: Line, worker: weakref.ref[LokyWorker]) -> None:
         try:
             data, fds = line.receive()
             reply: Reply
-            reply, kept = pickle.loads(data)
+            reply, kept = decode(data)
             if isinstance(reply, Ran) and fds:
                 reply = _copied_out(reply, fds[0])
             found = worker()
@@ -341,7 +339,7 @@ def _copied_out(reply: Ran, fd: int | None) -> Ran:
 
 def _put(line: Line, message: Message, segments: Sequence[Any]) -> None:
     """Send a message; by a thread, if that may take long."""
-    data = pickle.dumps(message, PROTOCOL)
+    data = encode(message)
     if len(data) > line.at_once:
         # A worker that is only being started, or stopped, takes as long as it likes.
         thread = threading.Thread(
