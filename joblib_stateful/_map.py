@@ -284,8 +284,8 @@ def stateful_map(
 
     Notes
     -----
-    The input is fed by hand through the generator mode of `joblib.Parallel`. When items travel in batches and a
-    worker dies, the item that was running pays, and the others of its batch run again one by one;
+    The input is fed by hand, in programs that have imported joblib through its generator mode. When items travel in
+    batches and a worker dies, the item that was running pays, and the others of its batch run again one by one;
     ``batch_size=1`` makes it strictly at most once.
 
     Examples

@@ -600,6 +600,21 @@ def test_maps_in_several_threads_at_once(engine: str, built: BuildLog, tmp_path:
     assert len(built) <= 2
 
 
+def test_a_program_without_joblib_does_not_get_it(run_program: RunProgram) -> None:
+    done = run_program(
+        """
+        import sys
+        from joblib_stateful import stateful_map
+
+        if __name__ == "__main__":
+            print(sum(stateful_map(abs, range(100), n_jobs=2, batch_size=1)), "joblib" in sys.modules)
+            import joblib
+            print(sum(stateful_map(abs, range(100), n_jobs=2, batch_size=1)))
+        """
+    )
+    assert (done.code, done.out, done.err) == (0, "4950 False\n4950\n", "")
+
+
 def test_the_first_worker_is_started_before_joblib_is_imported(run_program: RunProgram) -> None:
     """Which takes longer than the start, where numpy is installed."""
     done = run_program(

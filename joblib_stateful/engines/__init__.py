@@ -91,6 +91,10 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+def __dir__() -> list[str]:
+    return [*globals(), *_CLASSES]
+
+
 def loaded() -> list[Engine]:
     """Return the engines that were asked for by name.
 
