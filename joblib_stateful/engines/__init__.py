@@ -92,7 +92,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *_CLASSES]
+    return sorted({*globals(), *__all__})  # without those that may not be installed
 
 
 def loaded() -> list[Engine]:
