@@ -204,7 +204,7 @@ class MapRun:
                     feed.is_ready
                     or self.is_closed
                     or self._fatal is not None
-                    or (self._failed is not None and self.plan.on_error == "immediate")
+                    or (self._failed is not None and self.plan.on_error != "deferred" and not self._is_curtailed)
                     or (self._n_finished != self._n_shown and self._progress.is_wanted)
                     or self._has_room()
                 ),
