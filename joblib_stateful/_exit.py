@@ -107,8 +107,9 @@ def _end_in_order() -> None:
 
 
 def _settle(deadline: float = 0.0) -> None:
+    deadline = max(deadline, time.monotonic() + _SETTLE_SECONDS)
     for engine in {*engines.loaded(), *(core.engine for core in _cores)}:
-        engine.settle(max(_SETTLE_SECONDS, deadline - time.monotonic()))
+        engine.settle(max(0.0, deadline - time.monotonic()))
 
 
 def _forget() -> None:

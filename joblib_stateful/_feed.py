@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -102,7 +102,7 @@ class Feed:
     ) -> None:
         self._core, self._ordered, self._note_back, self._note_part = core, ordered, note_back, note_part
         self._lock = threading.RLock()
-        self.changed = threading.Condition(self._lock)
+        self._changed = threading.Condition(self._lock)
         self.has_news = False  # a batch was settled since somebody has set this to False
         self.pending: dict[Call, None] = {}  # sent and not settled
         # To be taken: all that were sent, or if order does not matter those of which something is done.
@@ -155,8 +155,7 @@ class Feed:
                 self._parts.setdefault(call, Parts(call))
                 if not self._ordered and call not in self._next:
                     self._next.append(call)
-            self.has_news = True
-            self.changed.notify_all()
+        self.wake()
 
     def _settled(self, call: Call) -> None:
         with self._lock:
@@ -170,8 +169,18 @@ class Feed:
             del self.pending[call]
             if not self._ordered and (call not in self._parts or call not in self._next):
                 self._next.append(call)
-            self.has_news = True
-            self.changed.notify_all()
+        self.wake()
+
+    def wait_for(self, predicate: Callable[[], Any]) -> None:
+        """Wait, in the consumer's thread, until something is so."""
+        self._core.engine.wait_for(self._changed, predicate)
+
+    def wake(self) -> None:
+        """Have a consumer that waits look again."""
+        self.has_news = True
+        with self._lock:
+            self._changed.notify_all()
+        self._core.engine.ring()
 
     def sent(self) -> list[Call]:
         """Return the batches that were sent and are not settled."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # Python looks for a Ctrl-C before a thread lets go of the GIL in order to wait, and not again: one that comes in between
 # is not seen until the wait ends. Other threads that run Python code make that milliseconds. So nobody here waits for
 # longer than this at a stretch.
-_STRETCH_SECONDS = 0.5
+STRETCH_SECONDS = 0.5
 
 
 def wait_for(condition: threading.Condition, predicate: Callable[[], Any], timeout: float | None = None) -> bool:
@@ -35,9 +35,9 @@ def wait_for(condition: threading.Condition, predicate: Callable[[], Any], timeo
     end = math.inf if timeout is None else time.monotonic() + timeout
     while True:
         rest = end - time.monotonic()
-        if condition.wait_for(predicate, min(rest, _STRETCH_SECONDS)):
+        if condition.wait_for(predicate, min(rest, STRETCH_SECONDS)):
             return True
-        if rest <= _STRETCH_SECONDS:
+        if rest <= STRETCH_SECONDS:
             return False
 
 

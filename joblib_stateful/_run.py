@@ -17,7 +17,6 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 from ._feed import Feed
-from ._interrupts import wait_for
 from ._outcome import add_note, packing_error_of, text_of
 from ._progress import Progress, ProgressLike
 from ._records import Call, Group, Limits, TaskResult
@@ -197,18 +196,16 @@ class MapRun:
 
     def _wait(self, feed: Feed) -> None:
         """Wait until something can be done, or shown."""
-        with feed.changed:
-            wait_for(
-                feed.changed,
-                lambda: (
-                    feed.is_ready
-                    or self.is_closed
-                    or self._fatal is not None
-                    or (self._failed is not None and self.plan.on_error != "deferred" and not self._is_curtailed)
-                    or (self._n_finished != self._n_shown and self._progress.is_wanted)
-                    or self._has_room()
-                ),
+        feed.wait_for(
+            lambda: (
+                feed.is_ready
+                or self.is_closed
+                or self._fatal is not None
+                or (self._failed is not None and self.plan.on_error != "deferred" and not self._is_curtailed)
+                or (self._n_finished != self._n_shown and self._progress.is_wanted)
+                or self._has_room()
             )
+        )
 
     def _check(self) -> None:
         """Raise, or stop feeding, if something went wrong."""
@@ -341,9 +338,7 @@ class MapRun:
     def wake(self) -> None:
         """Have a consumer that waits look again."""
         if self.feed is not None:
-            self.feed.has_news = True
-            with self.feed.changed:
-                self.feed.changed.notify_all()
+            self.feed.wake()
 
     # --- the end --------------------------------------------------------------------------------------
 

@@ -7,9 +7,12 @@ retries, limits, order and the rest are the executor's and the same on every eng
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from .._interrupts import wait_for
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable, Hashable, Mapping
 
     from .._messages import Failure, Finish, Message, Reply
@@ -77,6 +80,17 @@ class Engine(ABC):
     def for_slots(self, n_slots: int) -> Engine:  # noqa: ARG002 - for engines whose slots must know of each other
         """Return the engine for one executor with so many slots."""
         return self
+
+    def wait_for(self, condition: threading.Condition, predicate: Callable[[], Any]) -> None:
+        """Wait, in a consumer's thread, until something is so; meanwhile answers may be taken in that thread.
+
+        Whoever makes it so notifies the condition, and then calls `ring`.
+        """
+        with condition:
+            wait_for(condition, predicate)
+
+    def ring(self) -> None:  # noqa: B027 - nothing to do where all consumers wait for the condition
+        """Have a consumer that takes answers look whether what it waits for is so."""
 
     def session(self) -> Hashable:
         """Return what tells one connection from another, for engines that have one: workers belong to theirs."""

@@ -9,7 +9,7 @@ import socket
 import struct
 import weakref
 from array import array
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
 
 from .._messages import Ran, Run
 from .._transport import PROTOCOL, Parcel
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from .._messages import Message, Reply
 
+    # A message, and its open files; None for those that this process has no room for.
+    Received: TypeAlias = tuple[bytes | bytearray, list[int | None]]
+
 # Before each message: a sign that it is one, how many bytes it has, and how many open files.
 _HEADER = struct.Struct("<4sQI")
 _SIGN = b"jlst"
@@ -26,6 +29,8 @@ _SIGN = b"jlst"
 _BUFFER_BYTES = 1 << 18
 # So much of a message is received together with its header.
 _AT_ONCE = 1 << 12
+_INT = array("i").itemsize
+_CLOEXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 # Copied behind its header, so that one call of the system sends both.
 _SHORT = 1 << 16
 
@@ -75,7 +80,13 @@ class Line:
         end.settimeout(None)  # whatever `socket.setdefaulttimeout` says
         self._end = end
         weakref.finalize(self, end.close).atexit = False
-        self._space = socket.CMSG_SPACE(self.most_files * array("i").itemsize) if self.carries_files else 0
+        # What has come of a message that is not complete: its beginning, its open files, and from its header on all of
+        # it, if that was more, up to `_at`.
+        self._start = b""
+        self._rest: bytearray | None = None
+        self._at = 0
+        self._fds: list[int | None] = []
+        self._space = socket.CMSG_SPACE(self.most_files * _INT) if self.carries_files else 0
         #: Bytes that can be sent without waiting if the other end has read all that was sent before.
         self.at_once = min(_SHORT, end.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // 4)
 
@@ -115,44 +126,64 @@ class Line:
             self._end.sendall(header)
         self._end.sendall(data)
 
-    def receive(self) -> tuple[bytes | bytearray, list[int | None]]:
-        """Return the next message and its open files; None for those that this process has no room for.
+    def receive(self) -> Received:
+        """Return the next message.
 
         Raises EOFError if the other end is closed, and ValueError if somebody else has written to it, or if a message
         comes behind another one that was not answered.
         """
-        start, fds = self._receive_start()
-        while len(start) < _HEADER.size:
-            start += self._receive_more(_HEADER.size - len(start))
-        sign, size, n_files = _HEADER.unpack_from(start)
-        if sign != _SIGN or n_files > self.most_files or len(start) > _HEADER.size + size:
-            raise ValueError(f"no message begins with {start[: _HEADER.size]!r}")
-        data: bytes | bytearray = start[_HEADER.size :]
-        if len(data) < size:
-            at, data = len(data), bytearray(data.ljust(size))
-            with memoryview(data) as view:
-                while at < size:
-                    n_read = self._end.recv_into(view[at:])
-                    if not n_read:
-                        raise EOFError
-                    at += n_read
-        return data, [*fds, *[None] * (n_files - len(fds))]
+        self._receive(0)
+        return self._received()
 
-    def _receive_start(self) -> tuple[bytes, array[int]]:
+    def receive_if_there(self) -> Received | None:
+        """Return the next message, or None if not all of it is there; what is there is kept for the next call."""
+        try:
+            self._receive(socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return None
+        return self._received()
+
+    def _receive(self, flags: int) -> None:
+        if not self._start:
+            self._start, self._fds = self._receive_start(flags)
+        while len(self._start) < _HEADER.size:
+            self._start += self._receive_more(_HEADER.size - len(self._start), flags)
+        if self._rest is None:
+            sign, size, n_files = _HEADER.unpack_from(self._start)
+            if sign != _SIGN or n_files > self.most_files or len(self._start) > _HEADER.size + size:
+                raise ValueError(f"no message begins with {self._start[: _HEADER.size]!r}")
+            self._fds += [None] * (n_files - len(self._fds))
+            if len(self._start) == _HEADER.size + size:
+                return
+            self._at = len(self._start) - _HEADER.size
+            self._rest = bytearray(self._start[_HEADER.size :].ljust(size))
+        with memoryview(self._rest) as view:
+            while self._at < len(view):
+                n_read = self._end.recv_into(view[self._at :], 0, flags)
+                if not n_read:
+                    raise EOFError
+                self._at += n_read
+
+    def _received(self) -> Received:
+        data = self._start[_HEADER.size :] if self._rest is None else self._rest
+        fds = self._fds
+        self._start, self._rest, self._fds = b"", None, []
+        return data, fds
+
+    def _receive_start(self, flags: int) -> tuple[bytes, list[int | None]]:
         # Whole short messages at once: each call of the system lets other threads take their turn.
-        fds = array("i")
         if not self.carries_files:
-            return self._receive_more(_AT_ONCE), fds
-        flags = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
-        data, beside, _, _ = self._end.recvmsg(_AT_ONCE, self._space, flags)
+            return self._receive_more(_AT_ONCE, flags), []
+        data, beside, _, _ = self._end.recvmsg(_AT_ONCE, self._space, flags | _CLOEXEC)
+        fds: list[int | None] = []
         for _, _, numbers in beside:
-            fds.frombytes(numbers[: len(numbers) - len(numbers) % fds.itemsize])
+            fds += array("i", numbers[: len(numbers) - len(numbers) % _INT])
         if not data:
             raise EOFError
         return data, fds
 
-    def _receive_more(self, most: int) -> bytes:
-        data = self._end.recv(most)
+    def _receive_more(self, most: int, flags: int) -> bytes:
+        data = self._end.recv(most, flags)
         if not data:
             raise EOFError
         return data

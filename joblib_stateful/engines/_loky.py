@@ -7,10 +7,11 @@ used, because any other user of it in the process would shut ours down.
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
 import multiprocessing.context
 import sys
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import cloudpickle
 
@@ -20,6 +21,7 @@ from .._transport import Pickled, Transport
 from ._base import Engine
 from ._burial import wait_for_burials
 from ._line import Line
+from ._listening import Listening
 from ._loky_room import check_room
 
 # loky, and the copy of it within joblib, register their start methods under the same names when they are imported. The
@@ -30,7 +32,8 @@ from ._loky_worker import LokyWorker  # noqa: E402 - it imports loky
 multiprocessing.context._concrete_contexts.update(_start_methods)  # type: ignore[attr-defined]  # see above
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    import threading
+    from collections.abc import Callable, Mapping
 
 
 class LokyEngine(Engine):
@@ -41,6 +44,7 @@ class LokyEngine(Engine):
     takes_env: ClassVar[bool] = True
 
     def __init__(self) -> None:
+        self._listening = Listening()
         self.transport: Transport = SharedMemory() if Line.carries_files else Pickled()
         # What multiprocessing spawns knows the main script by a name that no worker of ours could import it by.
         main = sys.modules.get("__mp_main__")
@@ -50,7 +54,21 @@ class LokyEngine(Engine):
     def open(self, slot: int, env: Mapping[str, str]) -> LokyWorker:  # noqa: ARG002 - only env tells slots apart
         """Return a worker for a slot."""
         check_room()
-        return LokyWorker(self.transport, env)
+        return LokyWorker(self.transport, env, self._listening)
+
+    def for_slots(self, n_slots: int) -> LokyEngine:  # noqa: ARG002 - however many there are
+        """Return an engine whose workers are listened to together."""
+        engine = copy.copy(self)
+        engine._listening = Listening()
+        return engine
+
+    def wait_for(self, condition: threading.Condition, predicate: Callable[[], Any]) -> None:
+        """Wait; a consumer that waits again and again takes its workers' answers itself."""
+        self._listening.wait_for(condition, predicate)
+
+    def ring(self) -> None:
+        """Have such a consumer look again."""
+        self._listening.ring()
 
     def settle(self, seconds: float) -> None:
         """Wait for the pools of workers that are gone."""

@@ -18,15 +18,16 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import loky
 from loky import process_executor
 
-from .._messages import Finished, Ran
+from .._messages import Finished, Run
 from .._records import Death
-from .._segments import Arena, numbers, spares
+from .._segments import numbers, spares
 from .._worker import Progress
 from . import _loky_child
 from ._base import EngineWorker
 from ._buffers import in_line, segments_in
 from ._burial import bury, expect, wait_for_threads
-from ._line import Line, decode, encode
+from ._line import Line, encode
+from ._listening import Listening, listen
 from ._loky_process import Context
 from ._loky_room import explain
 from ._process_tree import kill_tree
@@ -53,12 +54,12 @@ _REAP_SECONDS = 2.0
 class LokyWorker(EngineWorker):
     """One worker process.
 
-    loky starts it, and notices its end. What it answers comes by a line of its own, to which a thread listens: through
-    loky's queues each message would wake two threads more.
+    loky starts it, and notices its end. What it answers comes by a line of its own, to which a thread listens, or a
+    consumer: through loky's queues each message would wake two threads more.
     """
 
-    def __init__(self, transport: Transport, env: Mapping[str, str]) -> None:
-        self._transport = transport
+    def __init__(self, transport: Transport, env: Mapping[str, str], listening: Listening) -> None:
+        self._transport, self._listening = transport, listening
         self._env = dict(env)
         self._numbers: SharedNumbers | None = SharedNumbers(Progress.SIZE)
         self.progress = Progress(self._numbers.values)
@@ -155,7 +156,10 @@ class LokyWorker(EngineWorker):
         pool._call_queue._reader.close()
         pool._result_queue._writer.close()
         listener = threading.Thread(
-            target=_listen, args=(self._line, weakref.ref(self)), name="joblib_stateful-listen", daemon=True
+            target=listen,
+            args=(self._line, weakref.ref(self), self._listening),
+            name="joblib_stateful-listen",
+            daemon=True,
         )
         listener.start()
         self._listener = listener
@@ -286,6 +290,12 @@ class LokyWorker(EngineWorker):
         except BaseException:  # noqa: BLE001 - a callback's; the other messages must be answered all the same
             _log.exception("What was to be done with a worker's answer has failed:")
 
+    @property
+    def is_mapping(self) -> bool:
+        """True if the message under way has items of a map: nothing of a user's is called when it is answered."""
+        awaited = self._awaited
+        return awaited is not None and isinstance(awaited[0], Run) and awaited[0].mode != "call"
+
     def watch_the_end(self) -> None:
         """See to it that a process that can't be heard any more ends."""
         process = self._process
@@ -304,37 +314,6 @@ def _ended(worker: weakref.ref[LokyWorker], served: Future[None]) -> None:
     found = worker()
     if found is not None:
         found.ended(served.exception())
-
-
-def _listen(line: Line, worker: weakref.ref[LokyWorker]) -> None:
-    """Take answers until the process is gone, or is let go."""
-    while True:
-        found = None  # held only while there is something for it
-        try:
-            data, fds = line.receive()
-            reply: Reply
-            reply, kept = decode(data)
-            if isinstance(reply, Ran) and fds:
-                reply = _copied_out(reply, fds[0])
-            found = worker()
-            if found is None:
-                return
-            found.deliver(reply, kept)
-        except Exception:  # noqa: BLE001 - it has ended, or the user's code in it has spoilt the line
-            line.hang_up()
-            break
-        del data, reply
-    if (found := found or worker()) is not None:
-        found.watch_the_end()
-
-
-def _copied_out(reply: Ran, fd: int | None) -> Ran:
-    """Return a reply with copies of what the worker laid into its arena, which it uses for the next one."""
-    arena = Arena(-1 if fd is None else fd)  # without one, reading says so, for each item that needs it
-    reply = _loky_child.without_arena(reply, arena)
-    with contextlib.suppress(OSError):
-        arena.trim()
-    return reply
 
 
 def _put(line: Line, message: Message, segments: Sequence[Any]) -> None:

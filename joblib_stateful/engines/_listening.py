@@ -1,0 +1,240 @@
+"""Who takes the answers of an executor's workers: a thread for each of them, or a consumer while it waits.
+
+A thread that takes an answer wakes the consumer, and then both want the GIL: with tiny items in messages of their own that
+is more than half of what a message costs (`python -m benchmarks`, W1, one in a message). So a consumer that comes back
+quickly, again and again, takes the answers itself, of those workers whose threads have stepped aside for it. As soon as it
+stays away, or has to wait for long, they listen again: what it does between two results, however long, keeps no worker
+waiting for more than a moment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import socket
+import threading
+import time
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from .._interrupts import STRETCH_SECONDS, uninterrupted, wait_for
+from .._messages import Ran
+from .._segments import Arena
+from ._line import decode
+from ._loky_child import without_arena
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ._line import Line, Received
+    from ._loky_worker import LokyWorker
+
+_log = logging.getLogger("joblib_stateful")
+
+# A consumer takes the answers itself when so many waits in a row were over so soon after the one before. (The worst that
+# can come of it, a consumer that stays away then, costs what those waits would have gained.)
+_QUICK_WAITS = 32
+_QUICK_SECONDS = 0.001
+# After so long without a look of the consumer the threads listen again.
+_AWAY_SECONDS = 0.002
+
+
+class Listening:
+    """The threads that listen to the workers of one executor, and a consumer that does so in their place."""
+
+    can_be_taken_over = hasattr(select, "poll") and hasattr(socket, "MSG_DONTWAIT")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._back = threading.Condition(self._lock)  # threads that have stepped aside wait for their turn here
+        self._aside: dict[int, tuple[Line, weakref.ref[LokyWorker]]] = {}  # what they listened to, by its number
+        self._is_watched = False  # one of them looks whether the consumer is still there
+        self._taker: int | None = None  # the consumer's thread
+        self._taken: int | None = None  # the line from which it takes an answer now
+        self._is_polling = False
+        self._n_polls = 0
+        self._poll: Any = None
+        self._bell: tuple[int, int] | None = None  # a pipe that ends the poll
+        self._n_quick, self._latest = 0, 0.0
+        _all.add(self)
+
+    # --- for consumers --------------------------------------------------------------------------------
+
+    def wait_for(self, condition: threading.Condition, predicate: Callable[[], Any]) -> None:
+        """Wait until something is so; whoever makes it so notifies the condition, and then rings."""
+        thread = threading.get_ident()
+        if self._taker == thread and self._take_until(predicate, thread):
+            return
+        with condition:
+            wait_for(condition, predicate)
+        before, self._latest = self._latest, time.perf_counter()
+        self._n_quick = self._n_quick + 1 if self._latest - before < _QUICK_SECONDS else 0
+        if self._n_quick >= _QUICK_WAITS and self.can_be_taken_over:
+            self._take_over(thread)
+
+    def ring(self) -> None:
+        """Have a consumer that takes answers look whether what it waits for is so; from any thread."""
+        if self._is_polling and self._bell is not None:
+            with contextlib.suppress(BlockingIOError):  # it has been rung often enough
+                os.write(self._bell[1], b"!")
+
+    def _take_over(self, thread: int) -> None:
+        with self._lock:
+            if self._taker is not None:
+                return
+            if self._bell is None:
+                try:
+                    self._bell = os.pipe()
+                except OSError:  # there is no room for two more open files
+                    self._n_quick = 0
+                    return
+                for end in self._bell:
+                    os.set_blocking(end, False)
+                weakref.finalize(self, _close, self._bell).atexit = False
+                self._poll = select.poll()
+                self._poll.register(self._bell[0], select.POLLIN)
+            self._taker = thread
+
+    def _take_until(self, predicate: Callable[[], Any], thread: int) -> bool:
+        """Take answers until something is so; False if the threads take them again."""
+        while self._taker == thread:
+            for number in self._ready(predicate):
+                if number == self._bell[0]:  # type: ignore[index]  # it was made before
+                    _drain(number)
+                else:
+                    self._take(number)
+            if predicate():
+                return True
+        return False
+
+    def _ready(self, predicate: Callable[[], Any]) -> list[int]:
+        self._is_polling = True  # before the look, so that who changes something behind it will ring
+        try:
+            if predicate():
+                return []
+            self._n_polls += 1
+            return [number for number, _ in self._poll.poll(STRETCH_SECONDS * 1000)]
+        finally:
+            self._is_polling = False
+
+    def _take(self, number: int) -> None:
+        with self._lock:
+            line, ref = self._aside.get(number, (None, None))
+            if line is None or ref is None:  # its thread listens again
+                return
+            self._taken = number
+        is_fit = False
+        try:
+            with uninterrupted():
+                worker = ref()
+                # What futures' callbacks do is not to be done in a consumer's thread.
+                if worker is not None and worker.is_mapping:
+                    received = line.receive_if_there()
+                    if received is not None:
+                        take_answer(worker, received)
+                    is_fit = True
+        except Exception:  # noqa: BLE001 - it has ended, or the user's code in it has spoilt the line
+            line.hang_up()  # which its thread will notice
+        finally:
+            with self._lock:
+                self._taken = None
+                if not is_fit and self._aside.pop(number, None) is not None:
+                    self._poll.unregister(number)
+                if number not in self._aside:
+                    self._back.notify_all()
+
+    # --- for the threads ------------------------------------------------------------------------------
+
+    def step_aside(self, line: Line, worker: weakref.ref[LokyWorker]) -> None:
+        """Return when the calling thread shall listen again: at once, unless a consumer takes the answers."""
+        if self._taker is None:
+            return
+        with self._lock:
+            if self._taker is None:
+                return
+            number = line.fileno()
+            self._aside[number] = line, worker
+            self._poll.register(number, select.POLLIN)
+            self.ring()
+            while number in self._aside or self._taken == number:
+                if self._is_watched:
+                    self._back.wait()
+                else:
+                    self._watch()
+            self._back.notify_all()  # one of the others watches now
+
+    def _watch(self) -> None:
+        self._is_watched, before = True, self._n_polls
+        is_news = self._back.wait(_AWAY_SECONDS)
+        self._is_watched = False
+        if not is_news and self._n_polls == before and self._taker is not None:
+            self._taker, self._n_quick = None, 0
+            for number in self._aside:
+                self._poll.unregister(number)
+            self._aside.clear()
+            self._back.notify_all()
+            self.ring()
+
+    def disown(self) -> None:
+        """In a fork: all of it is the parent's."""
+        self.__init__()  # type: ignore[misc]  # the same state as a new one
+
+
+_all: weakref.WeakSet[Listening] = weakref.WeakSet()
+
+
+def _disown_all() -> None:
+    for listening in list(_all):
+        listening.disown()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_disown_all)
+
+
+def listen(line: Line, worker: weakref.ref[LokyWorker], listening: Listening) -> None:
+    """Take answers until the process is gone, or is let go."""
+    while True:
+        try:
+            received = line.receive()
+            found = worker()  # held only while there is something for it
+            if found is None:
+                return
+            take_answer(found, received)
+        except Exception:  # noqa: BLE001 - it has ended, or the user's code in it has spoilt the line
+            line.hang_up()
+            break
+        del received, found
+        listening.step_aside(line, worker)
+    found = worker()
+    if found is not None:
+        found.watch_the_end()
+
+
+def take_answer(worker: LokyWorker, received: Received) -> None:
+    """Have a worker's answer noted."""
+    reply, kept = decode(received[0])
+    if isinstance(reply, Ran) and received[1]:
+        reply = _copied_out(reply, received[1][0])
+    worker.deliver(reply, kept)
+
+
+def _copied_out(reply: Ran, fd: int | None) -> Ran:
+    """Return a reply with copies of what the worker laid into its arena, which it uses for the next one."""
+    arena = Arena(-1 if fd is None else fd)  # without one, reading says so, for each item that needs it
+    reply = without_arena(reply, arena)
+    with contextlib.suppress(OSError):
+        arena.trim()
+    return reply
+
+
+def _drain(number: int) -> None:
+    with contextlib.suppress(BlockingIOError):
+        os.read(number, 1 << 10)
+
+
+def _close(bell: tuple[int, int]) -> None:
+    for end in bell:
+        os.close(end)
