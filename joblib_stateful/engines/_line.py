@@ -30,7 +30,8 @@ _BUFFER_BYTES = 1 << 18
 # So much of a message is received together with its header.
 _AT_ONCE = 1 << 12
 _INT = array("i").itemsize
-_CLOEXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+_NO_WAIT = int(getattr(socket, "MSG_DONTWAIT", 0))
+_CLOEXEC = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))
 # Copied behind its header, so that one call of the system sends both.
 _SHORT = 1 << 16
 
@@ -138,7 +139,7 @@ class Line:
     def receive_if_there(self) -> Received | None:
         """Return the next message, or None if not all of it is there; what is there is kept for the next call."""
         try:
-            self._receive(socket.MSG_DONTWAIT)
+            self._receive(_NO_WAIT)
         except BlockingIOError:
             return None
         return self._received()
