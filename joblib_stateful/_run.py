@@ -39,6 +39,8 @@ AFTER_ERROR: dict[OnError, AfterError] = {
 _INTERRUPT_GRACE = 0.5
 # A slow input must not hold results up: a batch is sent as it is when pulling it has taken so long.
 _PULL_SECONDS = 0.02
+# Pulling from these runs nobody's code, so several items can be pulled before the first of them is packed.
+_AT_REST = tuple({type(iter(source)) for source in ([], (), range(0), range(1 << 64))})
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,7 +273,8 @@ class MapRun:
         while count < wanted:
             chunk = min(chunk, wanted - count)
             try:
-                items.extend(islice(self._input, chunk))
+                pulled = islice(self._input, chunk)
+                items.extend(list(pulled) if isinstance(self._input, _AT_REST) else pulled)
             except Exception as error:  # noqa: BLE001 - it is raised when the items before it are done with
                 self._input_error = error
                 self._input = None

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import cloudpickle
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable
+    from collections.abc import Callable, Collection, Hashable, Iterable
 
 PROTOCOL = 5
 # Exact types only: nothing that users define is run when these are pickled or loaded.
@@ -85,6 +85,10 @@ class Packing(ABC):
     @abstractmethod
     def add(self, value: Any) -> BaseException | None:
         """Pack one more value; return what kept it from being packed."""
+
+    def shortcut(self) -> tuple[Collection[type], Callable[[Any], Any]]:
+        """Return what takes values of some types in the place of `add`, until one of another type has come."""
+        return (), self.add
 
     @abstractmethod
     def extend(self, values: Iterable[Any]) -> None:
@@ -209,9 +213,16 @@ class _PickledPacking(Packing):
             self._packer = self._pack_plain()
         return self._pack(self._packer, value)
 
+    def shortcut(self) -> tuple[Collection[type], Callable[[Any], Any]]:
+        """Return the plain types, whose values are only kept: 35 ns less than `add` (`benchmarks/items.py`)."""
+        return (_PLAIN, self._plain.append) if self._packer is None else ((), self.add)
+
     def extend(self, values: Iterable[Any]) -> None:
         """Pack more values."""
         plain = self._plain
+        if self._packer is None and isinstance(values, list) and _PLAIN.issuperset(map(type, values)):
+            plain += values
+            return
         for value in values:
             if self._packer is None:
                 if type(value) in _PLAIN:

@@ -34,7 +34,7 @@ from ._messages import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from ._transport import Packing, Transport
+    from ._transport import Packing, Parcel, Transport
 
 
 # After so many items a worker looks at the clock, which takes 50 ns.
@@ -92,9 +92,10 @@ class Progress:
         """
         # Two calls per item instead of one generator would cost 400 ns more: `benchmarks/items.py`.
         numbers, since, at, stop, now = self._numbers, self._SINCE, self._PLACE, self._STOP, time.monotonic
+        number = float(seq)  # as they are
         deadline, look_at = (0.0, count) if budget is None else (now() + budget, 1)
         for place in range(count):
-            if place and numbers[stop] == seq:
+            if place and numbers[stop] == number:
                 return
             if place == look_at:
                 if now() > deadline:
@@ -205,35 +206,36 @@ class Worker:
         self, message: Run, call: Callable[[Any], Any], values: Packing, failures: dict[int, Failure]
     ) -> int:
         """Run the items, and pack each value at once: the next one may be the same object with other contents."""
-        n_run, items, pack = 0, self._items(message), values.add
+        place, items, pack = -1, self._items(message.parcel), values.add
+        plain, keep = values.shortcut()
         for place in self.progress.places(
             message.seq, message.parcel.n_values, timed=message.timed, budget=message.budget
         ):
-            n_run, what = place + 1, "item"
+            what = "item"
             try:
                 item = next(items)
                 what = ""
-                fault = pack(call(item))
+                value = call(item)
+                if type(value) in plain:
+                    keep(value)
+                    continue
+                plain = ()
+                fault = pack(value)
                 if fault is not None:
                     failures[place] = self._describe(fault, "result")
             except self._lets_through:
                 raise
             except BaseException as error:  # noqa: BLE001 - one item's error, whatever it is; the worker lives on
                 failures[place] = self._describe(error, what)
-                if what:  # the iterator ended with its error; go on behind the bad frame
-                    items = self._items(message, place + 1)
                 if message.after_error != "go_on":
                     break
-            item = None
-        return n_run
+            item = value = None
+        return place + 1
 
-    def _items(self, message: Run, start: int = 0) -> Iterator[Any]:
-        joint = self.transport.unpack_joint(message.parcel)
-        if joint is not None:
-            yield from joint[start:]
-            return
-        for frame in message.parcel.frames[start:]:
-            yield self.transport.unpack(frame)
+    def _items(self, parcel: Parcel) -> Iterator[Any]:
+        """Return an iterator that goes on behind an item that can't be unpacked."""
+        joint = self.transport.unpack_joint(parcel)
+        return map(self.transport.unpack, parcel.frames) if joint is None else iter(joint)
 
     def _callable(self, message: Run) -> Callable[[Any], Any]:
         """Return what is called with each item of a message."""
