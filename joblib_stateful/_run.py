@@ -40,7 +40,7 @@ _INTERRUPT_GRACE = 0.5
 # A slow input must not hold results up: a batch is sent as it is when pulling it has taken so long.
 _PULL_SECONDS = 0.02
 # Pulling from these runs nobody's code, so several items can be pulled before the first of them is packed.
-_AT_REST = tuple({type(iter(source)) for source in ([], (), range(0), range(1 << 64))})
+_AT_REST: tuple[type, ...] = tuple(map(type, map(iter, ([], (), range(0), range(1 << 64)))))
 
 
 @dataclass(frozen=True, slots=True)

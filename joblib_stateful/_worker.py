@@ -191,23 +191,32 @@ class Worker:
         started = time.perf_counter()
         values = self.transport.packing(catch=BaseException)
         failures: dict[int, Failure] = {}
+        what = "function"
         try:
             call = self._callable(message)
+            what = "item"
+            items = self._items(message.parcel)
+        except self._lets_through:
+            raise
         except BaseException as error:  # noqa: BLE001 - unpacking a function runs users' code
             n_run = message.parcel.n_values
-            failures = dict.fromkeys(range(n_run), self._describe(error, "function"))
+            failures = dict.fromkeys(range(n_run), self._describe(error, what))
         else:
-            n_run = self._run_items(message, call, values, failures)
+            n_run = self._run_items(message, call, items, values, failures)
         seconds = time.perf_counter() - started
         self.progress.reply(n_run)
         return Ran(message.seq, n_run, values.finish(), failures, seconds)
 
     def _run_items(
-        self, message: Run, call: Callable[[Any], Any], values: Packing, failures: dict[int, Failure]
+        self,
+        message: Run,
+        call: Callable[[Any], Any],
+        items: Iterator[Any],
+        values: Packing,
+        failures: dict[int, Failure],
     ) -> int:
         """Run the items, and pack each value at once: the next one may be the same object with other contents."""
-        place, items, pack = -1, self._items(message.parcel), values.add
-        plain, keep = values.shortcut()
+        place, pack, (plain, keep) = -1, values.add, values.shortcut()
         for place in self.progress.places(
             message.seq, message.parcel.n_values, timed=message.timed, budget=message.budget
         ):
@@ -216,6 +225,7 @@ class Worker:
                 item = next(items)
                 what = ""
                 value = call(item)
+                item = None  # it may be large, and the next one is about to come
                 if type(value) in plain:
                     keep(value)
                     continue
