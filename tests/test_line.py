@@ -54,6 +54,37 @@ def test_a_message_behind_one_that_was_not_answered_is_an_error(ends: tuple[Line
         theirs.receive()
 
 
+@pytest.mark.parametrize("size", [0, 10, 5_000, 300_000])
+@pytest.mark.parametrize("n_files", [0, 2])
+@pytest.mark.parametrize("cut", [1, _line._HEADER.size - 1, _line._HEADER.size, _line._HEADER.size + 1, -1])
+def test_a_message_that_is_not_all_there_is_not_waited_for(
+    ends: tuple[Line, Line], size: int, n_files: int, cut: int, tmp_path: Path
+) -> None:
+    ours, theirs = ends
+    data = os.urandom(size)
+    whole = _line._HEADER.pack(_line._SIGN, size, n_files) + data
+    assert theirs.receive_if_there() is None
+    with (tmp_path / "file").open("w+") as file:
+        if n_files:
+            socket.send_fds(ours._end, [whole[:cut]], [file.fileno()] * n_files)
+        else:
+            ours._end.sendall(whole[:cut])
+    if len(whole[:cut]) < len(whole):
+        assert theirs.receive_if_there() is None
+        sender = threading.Thread(target=ours._end.sendall, args=(whole[cut:],))
+        sender.start()
+        received, fds = theirs.receive()  # what has come was kept
+        sender.join()
+    else:
+        found = theirs.receive_if_there()
+        assert found is not None
+        received, fds = found
+    assert bytes(received) == data
+    assert len(fds) == n_files
+    for fd in fds:
+        os.close(fd or -1)
+
+
 def test_what_can_be_sent_at_once_is(ends: tuple[Line, Line]) -> None:
     ours, theirs = ends
     assert ours.at_once >= 1 << 12

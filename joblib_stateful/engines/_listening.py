@@ -80,6 +80,11 @@ class Listening:
             with contextlib.suppress(BlockingIOError):  # it has been rung often enough
                 os.write(self._bell[1], b"!")
 
+    @property
+    def is_taken_over(self) -> bool:
+        """True while a consumer takes answers."""
+        return self._taker is not None
+
     def _take_over(self, thread: int) -> None:
         with self._lock:
             if self._taker is not None:
@@ -120,28 +125,21 @@ class Listening:
             self._is_polling = False
 
     def _take(self, number: int) -> None:
-        with self._lock:
-            line, ref = self._aside.get(number, (None, None))
-            if line is None or ref is None:  # its thread listens again
-                return
-            self._taken = number
-        is_fit = False
-        try:
-            with uninterrupted():
-                worker = ref()
-                # What futures' callbacks do is not to be done in a consumer's thread.
-                if worker is not None and worker.is_mapping:
-                    received = line.receive_if_there()
-                    if received is not None:
-                        take_answer(worker, received)
-                    is_fit = True
-        except Exception:  # noqa: BLE001 - it has ended, or the user's code in it has spoilt the line
-            line.hang_up()  # which its thread will notice
-        finally:
+        with uninterrupted():
+            with self._lock:
+                line, worker = self._aside.get(number, (None, None))
+                if line is None or worker is None:  # its thread listens again
+                    return
+                self._taken = number
+            try:
+                received, found = line.receive_if_there(), worker()
+                if received is not None and found is not None:
+                    take_answer(found, received)
+            except Exception:  # noqa: BLE001 - it has ended, or the user's code in it has spoilt the line
+                line.hang_up()  # which its thread will notice
+                self.take_back(line)
             with self._lock:
                 self._taken = None
-                if not is_fit and self._aside.pop(number, None) is not None:
-                    self._poll.unregister(number)
                 if number not in self._aside:
                     self._back.notify_all()
 
@@ -149,11 +147,13 @@ class Listening:
 
     def step_aside(self, line: Line, worker: weakref.ref[LokyWorker]) -> None:
         """Return when the calling thread shall listen again: at once, unless a consumer takes the answers."""
-        if self._taker is None:
+        if not self.is_taken_over:
             return
         with self._lock:
-            if self._taker is None:
+            found = worker()
+            if self._taker is None or found is None or found.is_called:
                 return
+            del found
             number = line.fileno()
             self._aside[number] = line, worker
             self._poll.register(number, select.POLLIN)
@@ -164,6 +164,13 @@ class Listening:
                 else:
                     self._watch()
             self._back.notify_all()  # one of the others watches now
+
+    def take_back(self, line: Line) -> None:
+        """Have no consumer take the next answer that comes by a line, but its thread."""
+        with self._lock:
+            if self._aside.pop(line.fileno(), None) is not None:
+                self._poll.unregister(line.fileno())
+                self._back.notify_all()
 
     def _watch(self) -> None:
         self._is_watched, before = True, self._n_polls

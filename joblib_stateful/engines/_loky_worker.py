@@ -255,6 +255,9 @@ class LokyWorker(EngineWorker):
     def _expect(self, message: Message, on_reply: _OnReply) -> None:
         self._awaited = message, on_reply
         _at_work.add(self)
+        if self.is_called:
+            assert self._line is not None  # noqa: S101 - the process is started
+            self._listening.take_back(self._line)
 
     def _nothing_expected(self) -> tuple[Message, _OnReply] | None:
         awaited, self._awaited = self._awaited, None
@@ -291,10 +294,10 @@ class LokyWorker(EngineWorker):
             _log.exception("What was to be done with a worker's answer has failed:")
 
     @property
-    def is_mapping(self) -> bool:
-        """True if the message under way has items of a map: nothing of a user's is called when it is answered."""
+    def is_called(self) -> bool:
+        """True if the answer to the message under way is not a consumer's: it may run what users want done with it."""
         awaited = self._awaited
-        return awaited is not None and isinstance(awaited[0], Run) and awaited[0].mode != "call"
+        return awaited is not None and not (isinstance(awaited[0], Run) and awaited[0].mode != "call")
 
     def watch_the_end(self) -> None:
         """See to it that a process that can't be heard any more ends."""
