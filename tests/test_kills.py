@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 from joblib_stateful import StatefulExecutor, call_worker, errors, get_worker_info, stateful_map
-from joblib_stateful.engines import _line, _process_tree
+from joblib_stateful.engines import _burial, _line, _loky_worker, _process_tree
 from joblib_stateful.engines._burial import wait_for_burials
 from test_map_tools import Log, Scene, new_scene
 
@@ -312,6 +312,36 @@ def test_a_pool_is_not_dropped_before_lokys_threads_have_ended(how: str) -> None
     del manager
     wait_for_burials(30)
     assert pool() is None
+
+
+def test_the_end_waits_for_a_worker_that_was_killed_while_it_closed(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tidies_up, go_on = threading.Event(), threading.Event()
+
+    def wait(manager: Any) -> None:
+        tidies_up.set()
+        go_on.wait()
+        _burial.wait_for_threads(manager)
+
+    monkeypatch.setattr(_loky_worker, "wait_for_threads", wait)
+    executor = StatefulExecutor(ClosedOnOrder, 1, shared_kwargs={"scene": scene})
+    executor.warm_up()
+    worker: Any = executor.core._worker(0)
+    manager = worker._manager
+    closing = threading.Thread(target=executor.shutdown)
+    closing.start()
+    kill_the_first_in(scene.log("closed")).join()
+    assert tidies_up.wait(30)
+    manager.join(30)
+    ending = threading.Thread(target=wait_for_burials, args=(30,))
+    ending.start()
+    ending.join(0.1)
+    assert ending.is_alive()
+    go_on.set()
+    ending.join(30)
+    closing.join(30)
+    assert worker._pool is None
 
 
 # --- children of a worker that outlive it ---------------------------------------------------------------

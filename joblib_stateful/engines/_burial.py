@@ -1,8 +1,8 @@
 """Pools whose process is gone, kept until loky's threads for them have ended.
 
 Who drops a pool last tidies its semaphores up. If that were one of loky's two threads, which nobody waits for, the
-program could end in the middle of it, and leave a semaphore or a complaint of the resource tracker behind. So a thread
-of ours does it, for which the end of the program waits.
+program could end in the middle of it, and leave a semaphore or a complaint of the resource tracker behind. So threads
+of ours do it, for which the end of the program waits.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ import contextlib
 import threading
 import time
 import weakref
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _managers: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 _threads: set[threading.Thread] = set()
@@ -37,13 +40,31 @@ def bury(pool: Any, manager: Any) -> None:
     if not any(thread.is_alive() for thread in _threads_of(manager)):
         return
     grave = [pool, manager]
-    thread = threading.Thread(target=_wait_and_drop, args=(grave,), name="joblib_stateful-burial", daemon=True)
+    try:
+        in_thread("joblib_stateful-burial", _wait_and_drop, grave)
+    except RuntimeError:  # the interpreter is ending; it drops them after all threads
+        _unburied.append(grave)
+
+
+def in_thread(name: str, function: Callable[..., None], *args: Any) -> None:
+    """Call a function that may be the last to drop a pool, in a thread for which the end of the program waits.
+
+    Raises RuntimeError if no thread can be started.
+    """
+
+    def call() -> None:
+        try:
+            function(*args)
+        finally:
+            _threads.discard(threading.current_thread())
+
+    thread = threading.Thread(target=call, name=name, daemon=True)
     _threads.add(thread)
     try:
         thread.start()
-    except RuntimeError:  # the interpreter is ending; it drops them after all threads
+    except RuntimeError:
         _threads.discard(thread)
-        _unburied.append(grave)
+        raise
 
 
 def _threads_of(manager: Any) -> list[threading.Thread]:
@@ -65,4 +86,3 @@ def wait_for_burials(seconds: float) -> None:
 def _wait_and_drop(grave: list[Any]) -> None:
     wait_for_threads(grave[1])
     grave.clear()
-    _threads.discard(threading.current_thread())

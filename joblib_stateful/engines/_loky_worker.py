@@ -25,7 +25,7 @@ from .._worker import Progress
 from . import _loky_child
 from ._base import EngineWorker
 from ._buffers import in_line, segments_in
-from ._burial import bury, expect, wait_for_threads
+from ._burial import bury, expect, in_thread, wait_for_threads
 from ._line import Line, encode
 from ._listening import Listening, listen
 from ._loky_process import Context
@@ -93,11 +93,8 @@ class LokyWorker(EngineWorker):
 
     def close(self, message: Finish, on_closed: Callable[[Failure | None], None]) -> None:
         """Have the object closed and the process end; a thread waits for that."""
-        thread = threading.Thread(
-            target=self._close, args=(message, on_closed), name="joblib_stateful-close", daemon=True
-        )
         try:
-            thread.start()
+            in_thread("joblib_stateful-close", self._close, message, on_closed)
         except RuntimeError:  # the interpreter is ending, and loky's own hook will wait for the process
             self._close_at_exit(message, on_closed)
 
