@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import select
 import socket
@@ -56,8 +57,8 @@ class Listening:
         self._is_polling = False
         self._n_polls = 0
         self._poll: Any = None
-        self._bell: tuple[int, int] | None = None  # a pipe that ends the poll
-        self._n_quick, self._latest = 0, 0.0
+        self._bell: tuple[int, int] | None = None  # a pipe that ends the poll; made with the first wait
+        self._n_quick, self._latest = 0, -math.inf
         _all.add(self)
 
     # --- for consumers --------------------------------------------------------------------------------
@@ -70,9 +71,13 @@ class Listening:
         with condition:
             wait_for(condition, predicate)
         before, self._latest = self._latest, time.perf_counter()
+        if self._bell is None:
+            self._prepare()
         self._n_quick = self._n_quick + 1 if self._latest - before < _QUICK_SECONDS else 0
         if self._n_quick >= _QUICK_WAITS and self.can_be_taken_over:
-            self._take_over(thread)
+            with self._lock:
+                if self._taker is None:
+                    self._taker = thread
 
     def ring(self) -> None:
         """Have a consumer that takes answers look whether what it waits for is so; from any thread."""
@@ -85,22 +90,20 @@ class Listening:
         """True while a consumer takes answers."""
         return self._taker is not None
 
-    def _take_over(self, thread: int) -> None:
+    def _prepare(self) -> None:
         with self._lock:
-            if self._taker is not None:
+            if self._bell is not None or not self.can_be_taken_over:
                 return
-            if self._bell is None:
-                try:
-                    self._bell = os.pipe()
-                except OSError:  # there is no room for two more open files
-                    self._n_quick = 0
-                    return
-                for end in self._bell:
-                    os.set_blocking(end, False)
-                weakref.finalize(self, _close, self._bell).atexit = False
-                self._poll = select.poll()
-                self._poll.register(self._bell[0], select.POLLIN)
-            self._taker = thread
+            try:
+                self._bell = os.pipe()
+            except OSError:  # there is no room for two more open files
+                self.can_be_taken_over = False
+                return
+            for end in self._bell:
+                os.set_blocking(end, False)
+            weakref.finalize(self, _close, self._bell).atexit = False
+            self._poll = select.poll()
+            self._poll.register(self._bell[0], select.POLLIN)
 
     def _take_until(self, predicate: Callable[[], Any], thread: int) -> bool:
         """Take answers until something is so; False if the threads take them again."""

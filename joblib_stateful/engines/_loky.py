@@ -21,13 +21,13 @@ from .._transport import Pickled, Transport
 from ._base import Engine
 from ._burial import wait_for_burials
 from ._line import Line
-from ._listening import Listening
 from ._loky_room import check_room
 
 # loky, and the copy of it within joblib, register their start methods under the same names when they are imported. The
 # last one would start the processes of both, which then report to the wrong resource tracker.
 _start_methods = dict(multiprocessing.context._concrete_contexts)  # type: ignore[attr-defined]  # see above
-from ._loky_worker import LokyWorker  # noqa: E402 - it imports loky
+from ._listening import Listening  # noqa: E402 - they import loky
+from ._loky_worker import LokyWorker  # noqa: E402
 
 multiprocessing.context._concrete_contexts.update(_start_methods)  # type: ignore[attr-defined]  # see above
 
