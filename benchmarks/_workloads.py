@@ -138,8 +138,8 @@ class AddOne:
 
 def tiny(peer: type[Peer], chunk: int | None, loops: int, *, ordered: bool, count: int) -> Figures:
     pool = peer(Tiny, {"loops": 2 * loops})
-    if peer.keeps:
-        assert sum(1 for _ in pool.map(range(1000), ordered=ordered, chunk=chunk)) == 1000
+    if peer.keeps:  # warm: what starts its workers with the first items shall have all of them
+        assert sum(1 for _ in pool.map(range(count), ordered=ordered, chunk=chunk)) == count
     started = time.perf_counter()
     total = sum(pool.map(range(count), ordered=ordered, chunk=chunk))
     seconds = time.perf_counter() - started
