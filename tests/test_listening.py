@@ -176,6 +176,44 @@ def test_two_consumers_of_one_executor(quick: None) -> None:
     assert found == {first: list(range(first, first + 5 * _WARM)) for first in (0, 1_000_000)}
 
 
+def test_who_was_sent_away_is_out_before_the_next_one_takes_answers(
+    patient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A consumer looks, and is taken for away meanwhile; another one comes, and waits for something, too.
+    monkeypatch.setattr(_listening, "_AWAY_SECONDS", 0.0)
+    listening, condition = _listening.Listening(), threading.Condition()
+    looks, goes_on, first_ends = threading.Event(), threading.Event(), threading.Event()
+
+    def look() -> bool:
+        looks.set()
+        goes_on.wait(60)
+        return first_ends.is_set()
+
+    def consume() -> None:
+        for _ in range(10):
+            listening.wait_for(condition, lambda: True)
+        listening.wait_for(condition, look)
+
+    first = threading.Thread(target=consume)
+    first.start()
+    assert looks.wait(60)
+    with listening._lock:
+        listening._watch()
+    assert not listening.is_taken_over
+    for _ in range(10):
+        listening.wait_for(condition, lambda: True)
+    assert not listening.is_taken_over
+    goes_on.set()
+    with condition:
+        first_ends.set()
+        condition.notify_all()
+    first.join(60)
+    assert not first.is_alive()
+    for _ in range(10):
+        listening.wait_for(condition, lambda: True)
+    assert listening.is_taken_over
+
+
 @orders
 @pytest.mark.usefixtures("never_away")
 def test_a_crash_costs_only_what_ran(scene: Scene, *, ordered: bool) -> None:

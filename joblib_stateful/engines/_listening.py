@@ -53,6 +53,9 @@ class Listening:
         self._aside: dict[int, tuple[Line, weakref.ref[LokyWorker]]] = {}  # what they listened to, by its number
         self._is_watched = False  # one of them looks whether the consumer is still there
         self._taker: int | None = None  # the consumer's thread
+        self._turn = (
+            threading.Lock()
+        )  # held while answers are taken, by one that was sent away in the middle of it, too
         self._taken: int | None = None  # the line from which it takes an answer now
         self._is_polling = False
         self._n_polls = 0
@@ -76,7 +79,7 @@ class Listening:
         self._n_quick = self._n_quick + 1 if self._latest - before < _QUICK_SECONDS else 0
         if self._n_quick >= _QUICK_WAITS and self.can_be_taken_over:
             with self._lock:
-                if self._taker is None:
+                if self._taker is None and not self._turn.locked():
                     self._taker = thread
 
     def ring(self) -> None:
@@ -107,15 +110,20 @@ class Listening:
 
     def _take_until(self, predicate: Callable[[], Any], thread: int) -> bool:
         """Take answers until something is so; False if the threads take them again."""
-        while self._taker == thread:
-            for number in self._ready(predicate):
-                if number == self._bell[0]:  # type: ignore[index]  # it was made before
-                    _drain(number)
-                else:
-                    self._take(number)
-            if predicate():
-                return True
-        return False
+        if not self._turn.acquire(blocking=False):
+            return False
+        try:
+            while self._taker == thread:
+                for number in self._ready(predicate):
+                    if number == self._bell[0]:  # type: ignore[index]  # it was made before
+                        _drain(number)
+                    else:
+                        self._take(number)
+                if predicate():
+                    return True
+            return False
+        finally:
+            self._turn.release()
 
     def _ready(self, predicate: Callable[[], Any]) -> list[int]:
         self._is_polling = True  # before the look, so that who changes something behind it will ring
