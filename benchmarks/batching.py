@@ -35,12 +35,12 @@ def busy(seconds: float, batch_size: int | str, n: int) -> float:
 def main() -> None:
     for milliseconds, total in ((0.1, 1.0), (1.0, 1.0), (10.0, 1.2), (30.0, 1.2)):
         seconds = milliseconds / 1000
-        n = int(2 * total / seconds)
         row = []
-        for batch_ms in (0, 5, 20, 50, 200):
+        for batch_ms in (0, 5, 20, 50, 80, 200):
             size = max(1, round(batch_ms / milliseconds))
+            n = 2 * size * round(total / seconds / size)  # the same for both workers, for the end is not what is asked
             row.append(f"{batch_ms or milliseconds:g} ms: {busy(seconds, size, n):.3f}")
-        row.append(f"auto: {busy(seconds, 'auto', n):.3f}")
+        row.append(f"auto: {busy(seconds, 'auto', int(2 * total / seconds)):.3f}")
         print(f"items of {milliseconds:g} ms   " + "   ".join(row), flush=True)
 
 

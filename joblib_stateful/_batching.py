@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from ._records import Call
 
-# `benchmarks/batching.py` on two cores: batches of 50 ms leave 91 to 94 % of both to the workers' own code (20 ms: 87 to
-# 91 %, 200 ms: 92 to 97 %) and still move a progress bar twenty times a second. Items longer than 10 ms travel alone
-# though they get 83 % so, and 94 % in company: none shall wait behind another, or run again for another's crash.
-BATCH_SECONDS = 0.05
+# `benchmarks/batching.py` on two cores: batches of 80 ms leave 95 to 98 % of both to the workers' own code (20 ms: 94 to
+# 96 %, 200 ms: 96 to 99 %) and still move a progress bar twelve times a second. Items longer than 10 ms travel alone
+# though they get 92 % so, and 98 % in company: none shall wait behind another, or run again for another's crash.
+BATCH_SECONDS = 0.08
 ALONE_SECONDS = 0.01
 # A batch grows at most so much over the largest that came back, so that one odd measurement costs little.
 GROWTH = 8
@@ -19,8 +19,9 @@ GROWTH = 8
 LEAP_SECONDS = 0.002
 # At the end of the input, batches shrink so that no worker ends alone with a long one, but not below this.
 TAIL_SECONDS = 0.002
-# A batch that takes so much longer than it should is cut short, and all workers share what is left of it.
-OVERTIME = 4
+# A batch that takes so much longer than it should is cut short, and all workers share what is left of it. With 4 in place
+# of 2, items that become a hundred times longer leave 0.04 more of both cores idle (W3 shifting of `python -m benchmarks`).
+OVERTIME = 2
 # A batch's items must not weigh more than this together: a crash sends them again, and they are packed at once.
 BATCH_BYTES = 2**20
 # What all items and results on their way may weigh together under buffer="auto".

@@ -141,7 +141,7 @@ def test_a_batch_never_exceeds_the_room() -> None:
 def test_at_the_end_batches_shrink_so_that_all_slots_share_it() -> None:
     batching = Batching(2, "auto", "auto")
     play(batching, 1e-3, 10)
-    assert batching.batch == pytest.approx(50, abs=1)
+    assert batching.batch == pytest.approx(BATCH_SECONDS / 1e-3, abs=1)
     assert batching.next_batch(10**9, remaining=1000) == batching.batch
     assert batching.next_batch(10**9, remaining=40) == 10
     assert batching.next_batch(10**9, remaining=9) == 3
@@ -211,4 +211,4 @@ def test_only_what_was_run_counts() -> None:
     one, other = Batching(2, "auto", "auto"), Batching(2, "auto", "auto")
     one.note_back(call_of(10, 0.02, n_dropped=6))
     other.note_back(call_of(10, 0.05))
-    assert one.batch == other.batch == 10
+    assert one.batch == other.batch == round(BATCH_SECONDS / 5e-3)

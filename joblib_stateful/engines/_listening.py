@@ -53,9 +53,8 @@ class Listening:
         self._aside: dict[int, tuple[Line, weakref.ref[LokyWorker]]] = {}  # what they listened to, by its number
         self._is_watched = False  # one of them looks whether the consumer is still there
         self._taker: int | None = None  # the consumer's thread
-        self._turn = (
-            threading.Lock()
-        )  # held while answers are taken, by one that was sent away in the middle of it, too
+        # Held while answers are taken, by one that was sent away in the middle of it, too.
+        self._turn = threading.Lock()
         self._taken: int | None = None  # the line from which it takes an answer now
         self._is_polling = False
         self._n_polls = 0
