@@ -267,14 +267,15 @@ def test_an_item_that_cannot_be_pickled(item: Any, cause: str, built: BuildLog) 
 
 
 @pytest.mark.parametrize(
-    ("item", "cause"),
-    [(Bomb(), "ValueError: went off"), (SuddenEnd(), "SystemExit: 5")],
+    ("item", "cause", "where"),
+    [(Bomb(), "ValueError: went off", "bomb"), (SuddenEnd(), "SystemExit: 5", "sudden_end")],
     ids=["raises", "exits"],
 )
-def test_an_item_that_cannot_be_loaded_in_the_worker(item: Any, cause: str, built: BuildLog) -> None:
+def test_an_item_that_cannot_be_loaded_in_the_worker(item: Any, cause: str, where: str, built: BuildLog) -> None:
     error = check_transfer_error(with_neighbours(item, built).exception, "item", cause)
     assert isinstance(error.__cause__, errors.RemoteTraceback)
-    assert "test_transport.py" in str(error.__cause__)
+    # The function, not its file: what cloudpickle sends by value has a file's name only in some of its versions.
+    assert f", in {where}\n" in str(error.__cause__)
     assert "item 2, slot 0, pid " in error.__notes__[0]
 
 
