@@ -13,12 +13,17 @@ if TYPE_CHECKING:
 # though they get 92 % so, and 98 % in company: none shall wait behind another, or run again for another's crash.
 BATCH_SECONDS = 0.08
 ALONE_SECONDS = 0.01
-# A batch grows at most so much over the largest that came back, so that one odd measurement costs little.
-GROWTH = 8
+# A batch grows at most so much over the largest that came back. One odd measurement costs little, for a batch that takes
+# too long is cut short; while each message on the way to full size costs both sides a millisecond of CPU time together,
+# in caches that the items have emptied (W2 of `python -m benchmarks`: 8 in place of 64 takes four messages more).
+GROWTH = 64
 # But if it should take no longer than this it may have any size at once: ten times as long would cost little, too.
 LEAP_SECONDS = 0.002
-# At the end of the input, batches shrink so that no worker ends alone with a long one, but not below this.
-TAIL_SECONDS = 0.002
+# At the end of the input a batch has at most this share of what each worker will still get, so that none ends alone with
+# a long one; but it does not shrink below so many seconds. Half of it, and half as long, would take 6 messages more on
+# two cores, which cost as much as the workers then wait for each other at most (W2, W3).
+TAIL_SHARE = 2 / 3
+TAIL_SECONDS = 0.004
 # A batch that takes so much longer than it should is cut short, and all workers share what is left of it. With 4 in place
 # of 2, items that become a hundred times longer leave 0.04 more of both cores idle (W3 shifting of `python -m benchmarks`).
 OVERTIME = 2
@@ -118,7 +123,7 @@ class Batching:
         """Items to pull now, given the room in the buffer and, if known, what the input still has."""
         size = self.batch
         if remaining is not None and self._fixed_batch == "auto" and self._item_seconds is not None:
-            share = math.ceil(remaining / (2 * self._n_jobs))
+            share = math.ceil(remaining / self._n_jobs * TAIL_SHARE)
             size = min(size, max(share, int(TAIL_SECONDS / max(self._item_seconds, 1e-7)), 1))
         return max(1, min(size, room))
 

@@ -95,15 +95,23 @@ class Feed:
         Called with each batch as it is settled, in any thread, one at a time and before waiters are woken.
     note_part : callable
         Likewise with a batch of which some items are finished.
+    on_news : callable
+        Called behind these, and when a consumer that waits shall look again; in any thread, before that is woken.
     """
 
     def __init__(
-        self, core: Core, note_back: Callable[[Call], None], note_part: Callable[[Call], None], *, ordered: bool
+        self,
+        core: Core,
+        note_back: Callable[[Call], None],
+        note_part: Callable[[Call], None],
+        on_news: Callable[[], None],
+        *,
+        ordered: bool,
     ) -> None:
-        self._core, self._ordered, self._note_back, self._note_part = core, ordered, note_back, note_part
+        self._core, self._ordered = core, ordered
+        self._note_back, self._note_part, self._on_news = note_back, note_part, on_news
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
-        self.has_news = False  # a batch was settled since somebody has set this to False
         self.pending: dict[Call, None] = {}  # sent and not settled
         # To be taken: all that were sent, or if order does not matter those of which something is done.
         self._next: deque[Call] = deque()
@@ -177,7 +185,7 @@ class Feed:
 
     def wake(self) -> None:
         """Have a consumer that waits look again."""
-        self.has_news = True
+        self._on_news()
         with self._lock:
             self._changed.notify_all()
         self._core.engine.ring()

@@ -52,17 +52,14 @@ class StatefulMap(Generic[T]):
         return self
 
     def __next__(self) -> T:
-        run = self._run
-        ready = run.ready
-        # Nearly all items come this way, for which no lock is needed; tiny ones feel each line (`benchmarks/items.py`).
-        if len(ready) > run.look_at and not run.feed.has_news:  # type: ignore[union-attr]  # what is ready came by it
-            try:
-                return ready.pop()  # type: ignore[no-any-return]  # T says what a run yields
-            except IndexError:  # another thread was faster
-                pass
-            except KeyboardInterrupt:
-                _close(run, interrupted=True)
-                raise
+        # Nearly all items come this way, for which no lock is needed; tiny ones feel each step (`benchmarks/items.py`).
+        try:
+            return self._run.quick.pop()  # type: ignore[no-any-return]  # T says what a run yields
+        except IndexError:  # there is something to do first, or another thread was faster
+            pass
+        except KeyboardInterrupt:
+            _close(self._run, interrupted=True)
+            raise
         return self._advance()
 
     def _advance(self) -> T:
@@ -135,7 +132,7 @@ class StatefulMap(Generic[T]):
 
 def _close(run: MapRun, *, interrupted: bool = False) -> None:
     run.is_closed = True
-    run.look_at = sys.maxsize  # nobody takes anything more
+    run.look_first()  # nobody takes anything more
     if run.turn.acquire(blocking=False):
         run.holder = threading.get_ident()
         try:

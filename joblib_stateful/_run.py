@@ -7,7 +7,6 @@ result, waiting for it if need be (`_next_batch`). Everything else is policy: wh
 from __future__ import annotations
 
 import operator
-import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -39,6 +38,8 @@ AFTER_ERROR: dict[OnError, AfterError] = {
 _INTERRUPT_GRACE = 0.5
 # A slow input must not hold results up: a batch is sent as it is when pulling it has taken so long.
 _PULL_SECONDS = 0.02
+# Where nothing is to be taken.
+_NOTHING: list[Any] = []
 # Pulling from these runs nobody's code, so several items can be pulled before the first of them is packed.
 _AT_REST: tuple[type, ...] = tuple(map(type, map(iter, ([], (), range(0), range(1 << 64)))))
 
@@ -79,10 +80,13 @@ class MapRun:
         self.is_shut = False  # everything is let go
         self.n_pulled = 0
         self.n_taken = 0  # of the batches whose turn came
-        # The rest of the present batch, last one first. Any thread takes from it while there are more than ``look_at``
-        # and the feed has no news: nothing has to be done before.
+        # The rest of the present batch, last one first: what can be given before anything else has to be done, and what
+        # comes after that.
         self.ready: list[Any] = []
-        self.look_at = sys.maxsize
+        self._later: list[Any] = []
+        #: From this any thread takes what comes next: `ready`, or nothing while there is something to look at first.
+        self.quick = _NOTHING
+        self._has_news = False  # since the latest look
         self.core: Core | None = None
         self._group = Group(on_error=self._on_group_error)
         self._progress = Progress(plan.progress, plan.length)
@@ -116,11 +120,11 @@ class MapRun:
             values = call.values if places is None else call.take(places)
             values.reverse()
             self.n_taken += len(values)
-            self.ready = values
-            while self.ready:
+            self._later = values
+            while self.ready or self._later:
                 self._look(feed)
                 with suppress(IndexError):  # another thread was faster
-                    yield self.ready.pop()
+                    yield (self.ready or self._later).pop()
         self._show_progress()
         if self.is_closed:
             return
@@ -178,23 +182,36 @@ class MapRun:
     @property
     def n_given(self) -> int:
         """Items that the consumer has had, or whose turn came and that failed or were dropped."""
-        return self.n_taken - len(self.ready)
+        return self.n_taken - len(self.ready) - len(self._later)
 
     def _look(self, feed: Feed) -> None:
-        """Do what is to be done between two results, and note when that is worth looking at again."""
-        self.look_at = sys.maxsize  # so that nobody takes anything meanwhile
-        feed.has_news = False  # first: what comes meanwhile is news again
+        """Do what is to be done between two results, and lay out those that can be given before it is done again."""
+        self.quick = _NOTHING  # so that nobody takes anything meanwhile
+        self._has_news = False  # first: what comes meanwhile is news again
         self._check()
         self._show_progress()
         self._pull_if_starving()
         plan, n_running = self.plan, feed.n_running
         n_jobs = 0 if self.core is None else self.core.n_jobs
-        if self._input is None or self._is_input_slow or plan.synchronous or n_running >= 2 * n_jobs:
-            self.look_at = 0
-        else:  # when so many more have been given that a batch has room
+        keep = 0  # of them are not to be given before the next look
+        if not (self._input is None or self._is_input_slow or plan.synchronous or n_running >= 2 * n_jobs):
+            # That is due when so many have been given that a batch has room.
             room = 1 if n_running < n_jobs else plan.batching.batch
             given = self.n_pulled - plan.batching.buffer + room
-            self.look_at = max(0, self.n_taken - given)
+            keep = max(0, self.n_taken - given)
+        later = self._later
+        # Nothing is taken back from `ready`, for another thread may be about to take it.
+        self.ready[:0] = later[keep:]
+        del later[keep:]
+        if len(later) == keep:
+            self.quick = self.ready
+        if self._has_news or self.is_closed:  # only by now
+            self.quick = _NOTHING
+
+    def look_first(self) -> None:
+        """Have whoever wants the next result look at what has come before; from any thread."""
+        self._has_news = True  # in this order: `_look` takes care of what comes in between
+        self.quick = _NOTHING
 
     def _wait(self, feed: Feed) -> None:
         """Wait until something can be done, or shown."""
@@ -269,12 +286,13 @@ class MapRun:
         """Pull and pack up to ``wanted`` items; fewer if the input ends, breaks or is slow."""
         assert self._input is not None  # noqa: S101 - the caller looked
         items = self.plan.transport.packing()
-        count, chunk, deadline = 0, 1, time.perf_counter() + _PULL_SECONDS
+        is_at_rest = isinstance(self._input, _AT_REST)  # then the clock can't tell anything
+        count, chunk, deadline = 0, wanted if is_at_rest else 1, time.perf_counter() + _PULL_SECONDS
         while count < wanted:
             chunk = min(chunk, wanted - count)
             try:
                 pulled = islice(self._input, chunk)
-                items.extend(list(pulled) if isinstance(self._input, _AT_REST) else pulled)
+                items.extend(list(pulled) if is_at_rest else pulled)
             except Exception as error:  # noqa: BLE001 - it is raised when the items before it are done with
                 self._input_error = error
                 self._input = None
@@ -316,7 +334,7 @@ class MapRun:
 
     def _start(self) -> None:
         self.core, self._give_back = self.plan.open()
-        self.feed = Feed(self.core, self._note_back, self._note_part, ordered=self.plan.ordered)
+        self.feed = Feed(self.core, self._note_back, self._note_part, self.look_first, ordered=self.plan.ordered)
         self._progress.open()
 
     # --- news, in any thread --------------------------------------------------------------------------
@@ -361,7 +379,7 @@ class MapRun:
         if self.is_shut:
             return
         self.is_shut = self.is_closed = True
-        self.ready = []
+        self.ready, self._later = [], []
         self.raised = None  # its traceback leads back here
         core, feed = self.core, self.feed
         with ExitStack() as rest:  # all of it, also if Ctrl-C is pressed again or the input's end raises

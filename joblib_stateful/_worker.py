@@ -32,110 +32,115 @@ from ._messages import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from ._transport import Packing, Parcel, Transport
 
 
-# After so many items a worker looks at the clock, which takes 50 ns.
-_LOOK_EVERY = 4
+# A worker looks whether it shall stop, and at the clock, before each item; or, as long as items take less than so many
+# nanoseconds, before every so many, for a look takes a quarter of a microsecond (`benchmarks/items.py`).
+_SHORT = 20_000
+_LOOK_EVERY = 16
 
 
 class Progress:
     """What a worker is doing: a few numbers that it writes and the parent reads, without a lock.
 
-    Between processes they lie in shared memory. Each number is one aligned double, so none is ever seen torn;
-    those that belong together are written in an order that makes a reader in between err on the safe side.
+    Between processes they lie in shared memory. Each number is one aligned integer, so none is ever seen torn (and is
+    written twice as fast as a double); those that belong together are written in an order that makes a reader in
+    between err on the safe side. Times are in nanoseconds.
     """
 
     SIZE = 6
-    _SEQ, _PHASE, _PLACE, _SINCE, _FINISHED, _STOP = range(SIZE)
+    PLACE = 0
+    _SEQ, _PHASE, _SINCE, _FINISHED, _STOP = range(1, SIZE)
 
     def __init__(self, numbers: Any = None) -> None:
-        self._numbers: Any = array("d", bytes(8 * self.SIZE)) if numbers is None else numbers
+        #: To be written by a worker only at `PLACE`, as each item of a stretch starts.
+        self.numbers: Any = array("q", bytes(8 * self.SIZE)) if numbers is None else numbers
 
     def copy(self) -> Progress:
         """Return what it says now, in memory of its own."""
-        return Progress(array("d", self._numbers))
+        return Progress(array("q", self.numbers))
 
     def enter(self, seq: int, phase: Phase) -> None:
         """Note the start of a message, or of another part of it."""
-        numbers = self._numbers
+        numbers = self.numbers
         numbers[self._PHASE] = Phase.IDLE
-        numbers[self._PLACE] = -1
+        numbers[self.PLACE] = -1
         numbers[self._FINISHED] = 0
-        numbers[self._SINCE] = time.monotonic()
+        numbers[self._SINCE] = time.monotonic_ns()
         numbers[self._SEQ] = seq
         numbers[self._PHASE] = phase
 
     def reply(self, n_run: int) -> None:
         """Note that the items are run and their results being packed."""
-        self._numbers[self._FINISHED] = n_run
-        self._numbers[self._PLACE] = -1
-        self._numbers[self._PHASE] = Phase.REPLYING
+        self.numbers[self._FINISHED] = n_run
+        self.numbers[self.PLACE] = -1
+        self.numbers[self._PHASE] = Phase.REPLYING
 
     def leave(self) -> None:
         """Note that the message is answered; its number stays, so that a reply that is lost is not run again."""
-        self._numbers[self._PHASE] = Phase.IDLE
-        self._numbers[self._PLACE] = -1
+        self.numbers[self._PHASE] = Phase.IDLE
+        self.numbers[self.PLACE] = -1
 
     def start_item(self, place: int) -> None:
         """Note which item starts now."""
-        numbers = self._numbers
-        numbers[self._SINCE] = time.monotonic()
-        numbers[self._PLACE] = place
+        self.numbers[self._SINCE] = time.monotonic_ns()
+        self.numbers[self.PLACE] = place
 
-    def places(self, seq: int, count: int, *, timed: bool = True, budget: float | None = None) -> Iterator[int]:
-        """Note each item of a message as it starts, until the parent asks to stop or too much time has passed.
+    def stretches(
+        self, seq: int, count: int, *, timed: bool = True, budget: float | None = None
+    ) -> Iterator[Iterable[int]]:
+        """Yield the places of a message's items, until the parent asks to stop or too much time has passed.
 
-        The first one is never stopped.
+        Whoever runs the items writes each place at `PLACE` as it starts. The first item is never stopped.
         """
-        # Two calls per item instead of one generator would cost 400 ns more: `benchmarks/items.py`.
-        numbers, since, at, stop, now = self._numbers, self._SINCE, self._PLACE, self._STOP, time.monotonic
-        number = float(seq)  # as they are
-        deadline, look_at = (0.0, count) if budget is None else (now() + budget, 1)
-        for place in range(count):
-            if place and numbers[stop] == number:
-                return
-            if place == look_at:
-                if now() > deadline:
+        numbers, now, size, latest = self.numbers, time.monotonic_ns, 1, 0
+        deadline = None if budget is None else now() + budget * 1e9
+        place = 0
+        while place < count:
+            at = now()
+            if place:
+                if numbers[self._STOP] == seq or (deadline is not None and at > deadline):
                     return
-                look_at += _LOOK_EVERY
+                size = 1 if timed or at - latest > _SHORT * size else _LOOK_EVERY
             if timed:
-                numbers[since] = now()
-            numbers[at] = place
-            yield place
+                numbers[self._SINCE] = at
+            latest, end = at, min(place + size, count)
+            yield range(place, end)
+            place = end
 
     def ask_to_stop(self, seq: int) -> None:
         """Ask the worker, from the parent, to stop this message after the current item."""
-        self._numbers[self._STOP] = seq
+        self.numbers[self._STOP] = seq
 
     @property
     def seq(self) -> int:
         """The latest message that was begun."""
-        return int(self._numbers[self._SEQ])
+        return int(self.numbers[self._SEQ])
 
     @property
     def phase(self) -> Phase:
         """What is being done."""
-        return Phase(int(self._numbers[self._PHASE]))
+        return Phase(int(self.numbers[self._PHASE]))
 
     @property
     def place(self) -> int | None:
         """The item that runs, by its place in the message."""
-        place = int(self._numbers[self._PLACE])
+        place = int(self.numbers[self.PLACE])
         return None if place < 0 else place
 
     @property
     def since(self) -> float:
         """When the current item, if that is timed, or else the current phase, began (`time.monotonic`)."""
-        return float(self._numbers[self._SINCE])
+        return float(self.numbers[self._SINCE] / 1e9)
 
     @property
     def n_finished(self) -> int:
         """How many items of the message are behind it."""
         place = self.place
-        return int(self._numbers[self._FINISHED]) if place is None else place
+        return int(self.numbers[self._FINISHED]) if place is None else place
 
 
 class Worker:
@@ -216,30 +221,36 @@ class Worker:
         failures: dict[int, Failure],
     ) -> int:
         """Run the items, and pack each value at once: the next one may be the same object with other contents."""
-        place, pack, (plain, keep) = -1, values.add, values.shortcut()
-        for place in self.progress.places(
+        place, pack, (plain, keep), usual = -1, values.add, values.shortcut(), None
+        # Each line of this loop can be felt where items are tiny: `benchmarks/items.py`.
+        numbers, at = self.progress.numbers, self.progress.PLACE
+        for stretch in self.progress.stretches(
             message.seq, message.parcel.n_values, timed=message.timed, budget=message.budget
         ):
-            what = "item"
-            try:
-                item = next(items)
-                what = ""
-                value = call(item)
-                item = None  # it may be large, and the next one is about to come
-                if type(value) in plain:
-                    keep(value)
-                    continue
-                plain = ()
-                fault = pack(value)
-                if fault is not None:
-                    failures[place] = self._describe(fault, "result")
-            except self._lets_through:
-                raise
-            except BaseException as error:  # noqa: BLE001 - one item's error, whatever it is; the worker lives on
-                failures[place] = self._describe(error, what)
-                if message.after_error != "go_on":
-                    break
-            item = value = None
+            for place in stretch:
+                numbers[at] = place
+                what = "item"
+                try:
+                    item = next(items)
+                    what = ""
+                    value = call(item)
+                    item = None  # it may be large, and the next one is about to come
+                    kind = type(value)
+                    if kind is usual or kind in plain:
+                        usual = kind
+                        keep(value)
+                        continue
+                    plain, usual = (), None
+                    fault = pack(value)
+                    if fault is not None:
+                        failures[place] = self._describe(fault, "result")
+                except self._lets_through:
+                    raise
+                except BaseException as error:  # noqa: BLE001 - one item's error, whatever it is; the worker lives on
+                    failures[place] = self._describe(error, what)
+                    if message.after_error != "go_on":
+                        return place + 1
+                item = value = None
         return place + 1
 
     def _items(self, parcel: Parcel) -> Iterator[Any]:

@@ -84,7 +84,7 @@ def test_one_odd_measurement_makes_no_long_batch() -> None:
 def test_while_batches_grow_it_says_so() -> None:
     batching = Batching(2, "auto", "auto")
     assert not batching.is_growing, "nothing is known"
-    play(batching, 1e-6, 2)
+    play(batching, 1e-6, 1)
     assert batching.is_growing
     play(batching, 1e-6, 8)
     assert not batching.is_growing
@@ -143,10 +143,11 @@ def test_at_the_end_batches_shrink_so_that_all_slots_share_it() -> None:
     play(batching, 1e-3, 10)
     assert batching.batch == pytest.approx(BATCH_SECONDS / 1e-3, abs=1)
     assert batching.next_batch(10**9, remaining=1000) == batching.batch
-    assert batching.next_batch(10**9, remaining=40) == 10
-    assert batching.next_batch(10**9, remaining=9) == 3
-    assert batching.next_batch(10**9, remaining=1) == 2  # no smaller than what takes 2 ms: the input may have lied
-    assert batching.next_batch(10**9, remaining=0) == 2
+    assert batching.next_batch(10**9, remaining=40) == 14
+    assert batching.next_batch(10**9, remaining=14) == 5
+    assert batching.next_batch(10**9, remaining=9) == 4  # no smaller than what takes 4 ms
+    assert batching.next_batch(10**9, remaining=1) == 4  # nor here: the input may have lied
+    assert batching.next_batch(10**9, remaining=0) == 4
     assert batching.next_batch(10**9, remaining=None) == batching.batch
 
 

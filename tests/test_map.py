@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import operator
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -598,6 +599,25 @@ def test_maps_in_several_threads_at_once(engine: str, built: BuildLog, tmp_path:
         thread.join()
     assert found == {start: list(range(start, start + 200)) for start in (0, 1000, 2000, 3000)}
     assert len(built) <= 2
+
+
+@parallel_engines
+@pytest.mark.parametrize("batch_size", [7, "auto"])
+def test_several_threads_share_the_results_of_one_map(engine: str, batch_size: Any) -> None:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # they get in each other's way wherever they can
+    try:
+        results = stateful_map(abs, range(5000), n_jobs=2, engine=engine, batch_size=batch_size, buffer=500)
+        found: list[list[int]] = [[] for _ in range(4)]
+        threads = [threading.Thread(target=taken.extend, args=(results,)) for taken in found]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert sorted(itertools.chain(*found)) == list(range(5000))
+    assert all(taken == sorted(taken) for taken in found), "each thread gets its results in order"
 
 
 def test_a_program_without_joblib_does_not_get_it(run_program: RunProgram) -> None:

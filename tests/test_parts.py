@@ -183,7 +183,7 @@ def test_a_map_whose_executor_was_shut_down_says_what_is_missing(
 @orders
 def test_news_of_a_batch_that_is_settled_already_are_none(*, ordered: bool) -> None:
     with StatefulExecutor(n_jobs=1, engine="inline") as executor:
-        feed = Feed(executor.core, lambda _: None, lambda _: None, ordered=ordered)
+        feed = Feed(executor.core, lambda _: None, lambda _: None, lambda: None, ordered=ordered)
         call = Call(2, Group())
         call.news.append(0)
         feed._part(call)

@@ -188,6 +188,20 @@ def test_immediate_drops_the_results_that_are_there(engine: str, tmp_path: Path)
     assert list(results) == []
 
 
+@parallel_engines
+def test_immediate_drops_the_rest_of_a_batch_that_is_being_taken(engine: str, tmp_path: Path) -> None:
+    scene = new_scene(tmp_path)
+    options: dict[str, Any] = {"n_jobs": 1, "shared_kwargs": {"scene": scene}, "engine": engine, "batch_size": 3}
+    results = stateful_map(Player, ["a", "b", "c", ("raise after", "go", 7), "d", "e"], buffer=6, **options)
+    assert next(results) == "a"
+    scene.gate("go").open()
+    # Run behind the others, as above.
+    assert list(stateful_map(Player, ["x"], **options)) == ["x"]
+    with pytest.raises(Mine):
+        next(results)
+    assert list(results) == []
+
+
 @engines
 @raising
 def test_the_rest_of_a_batch_behind_an_error_is_not_run(engine: str, policy: Any, tmp_path: Path) -> None:

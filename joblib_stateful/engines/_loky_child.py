@@ -33,7 +33,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]  # tested before use
 
 
-def set_up(lifeline: Connection, line: Line, numbers: memoryview[float], transport: Transport) -> None:
+def set_up(lifeline: Connection, line: Line, numbers: memoryview[int], transport: Transport) -> None:
     """Make this process a worker; runs before `serve`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     if hasattr(signal, "pthread_sigmask"):

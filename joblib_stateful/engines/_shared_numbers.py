@@ -14,7 +14,7 @@ _names = itertools.count()
 
 
 class SharedNumbers:
-    """Doubles in memory that is handed down to a loky process as an open file, without a name.
+    """Integers in memory that is handed down to a loky process as an open file, without a name.
 
     Nothing can be left behind: the memory goes with the processes that map it. On Windows, where files are
     not handed down so, it has a name, and goes with the last process that has it open.
@@ -28,7 +28,7 @@ class SharedNumbers:
         else:
             self._page, self._start = _place_for(self._size)
             whole = memoryview(self._page.map)[self._start : self._start + self._size]
-        self.values = whole.cast("d")
+        self.values = whole.cast("q")
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Hand the numbers to the process that is being started; nothing else can pickle them."""
@@ -67,13 +67,13 @@ def _place_for(size: int) -> tuple[_Page, int]:
     return page, start
 
 
-def _attach(fd: Any, start: int, size: int) -> memoryview[float]:
+def _attach(fd: Any, start: int, size: int) -> memoryview[int]:
     number = fd.detach()
     try:
-        return memoryview(mmap.mmap(number, mmap.PAGESIZE))[start : start + size].cast("d")
+        return memoryview(mmap.mmap(number, mmap.PAGESIZE))[start : start + size].cast("q")
     finally:
         os.close(number)
 
 
-def _attach_named(name: str, size: int) -> memoryview[float]:
-    return memoryview(mmap.mmap(-1, size, tagname=name)).cast("d")  # type: ignore[call-arg,unused-ignore]  # Windows only
+def _attach_named(name: str, size: int) -> memoryview[int]:
+    return memoryview(mmap.mmap(-1, size, tagname=name)).cast("q")  # type: ignore[call-arg,unused-ignore]  # Windows only
