@@ -59,6 +59,15 @@ def run(workload: Workload, peer: str, setting: int | None, loops: int) -> dict[
     return figures
 
 
+def seconds_taken_away() -> float:
+    """Return how long a machine beneath this one has kept its cores from running, in all since it was started."""
+    try:
+        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()
+        return int(fields[8]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, IndexError, ValueError):  # not Linux
+        return 0.0
+
+
 def chosen(patterns: list[str], names: list[str]) -> list[str]:
     return [name for name in names if not patterns or any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
 
@@ -93,6 +102,7 @@ def main() -> None:
     loops = loops_of_a_microsecond()
     found: _report.Runs = {}
     speeds = []
+    began, taken_away = time.perf_counter(), seconds_taken_away()
     for number in range(options.rounds):
         for count, (workload, peer, setting) in enumerate(steps):
             started = time.perf_counter()
@@ -102,7 +112,8 @@ def main() -> None:
             figures = run(workload, peer, setting, loops)
             found.setdefault((workload.name, peer, setting), []).append(figures and figures["figure"])
     print(file=sys.stderr)
-    report = _report.table(found, speeds)
+    cores = (os.cpu_count() or 1) * (time.perf_counter() - began)
+    report = _report.table(found, speeds, (seconds_taken_away() - taken_away) / cores)
     print(report)
     if options.docs:
         (options.docs / "performance_figures.md").write_text(report + "\n")

@@ -49,6 +49,7 @@ class Peer(ABC):
     needs: ClassVar[str] = ""  # a package
     keeps: ClassVar[bool] = True  # workers live on from call to call
     orders: ClassVar[tuple[bool, ...]] = (True, False)
+    is_limit: ClassVar[bool] = False  # not a peer, but what two processes can do at all
     # Of one that has no batches: its own default, and perhaps how many items may be under way.
     own_settings: ClassVar[tuple[int | None, ...]] = ()
 
@@ -266,6 +267,39 @@ class Pebble(Peer):
         self.pool.join()
 
 
+class TwoProcesses(Peer):
+    """Two processes with half of the items each, and nothing in between: what the machine gives at that time.
+
+    Items that are to take so many microseconds are shared out by that, which nobody else knows beforehand.
+    """
+
+    name = "two processes"
+    is_limit = True
+    own_settings = (None,)
+
+    def __init__(self, build: Callable[..., Any], kwargs: dict[str, Any]) -> None:
+        super().__init__(build, kwargs)
+        context = multiprocessing.get_context("fork")
+        self.ends = []
+        for _ in range(N_JOBS):
+            ours, theirs = context.Pipe()
+            context.Process(target=_serve, args=(theirs, build, kwargs), daemon=True).start()
+            self.ends.append(ours)
+
+    def map(self, items: Iterable[Any], *, ordered: bool, chunk: int | None) -> Iterator[Any]:  # noqa: ARG002 - neither
+        longest_first = sorted(items, reverse=True)
+        for number, end in enumerate(self.ends):
+            end.send(longest_first[number::N_JOBS])
+        for end in self.ends:
+            yield from end.recv()
+
+
+def _serve(end: Any, build: Callable[..., Any], kwargs: dict[str, Any]) -> None:
+    held = build(**kwargs)
+    while True:
+        end.send([held(item) for item in end.recv()])
+
+
 class Holder:
     """An actor, for clusters: holds the object, and is called with batches."""
 
@@ -346,5 +380,6 @@ ALL: tuple[type[Peer], ...] = (
     Pebble,
     RayActors,
     DaskActors,
+    TwoProcesses,
 )
 BY_NAME = {peer.name: peer for peer in ALL}

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from ._peers import ALL, OURS
+from ._peers import ALL, OURS, TwoProcesses
 from ._workloads import WORKLOADS, Workload
 
 # By workload, peer and setting: a figure per round, None where the run failed.
@@ -47,18 +47,19 @@ def ratios(workload: Workload, ours: list[float | None], theirs: list[float | No
     return [mine / other if workload.better == "more" else other / mine for mine, other in pairs]
 
 
-def table(runs: Runs, speeds: list[float]) -> str:
-    """Return the tables as Markdown."""
+def table(runs: Runs, speeds: list[float], taken_away: float) -> str:
+    """Return the tables as Markdown; ``taken_away`` is the share of the cores' time that others have had (steal)."""
     machine = f"{os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
     speed = f"{min(speeds):.2f} to {max(speeds):.2f} ms, median {statistics.median(speeds):.2f}"
+    speed += f"; a machine beneath this one had {taken_away:.1%} of the cores' time"
     lines = [
         f"{machine}; {', '.join(_versions(runs))}. A loop of one millisecond took {speed}.",
         "",
-        "| workload | ours | best peer | ours to it | ours to joblib | ours to loky | aim |",
-        "|---|---|---|---|---|---|---|",
+        "| workload | ours | best peer | ours to it | ours to joblib | ours to loky | ours to two bare processes | aim |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     details = [
-        "| workload | every peer, at its best setting, as a multiple of ours (over 1: better than ours) |",
+        "| workload | every peer at every setting, as a multiple of ours (over 1: better than ours) |",
         "|---|---|",
     ]
     for workload in WORKLOADS:
@@ -66,6 +67,7 @@ def table(runs: Runs, speeds: list[float]) -> str:
         ours = best.pop(OURS, (None, []))[1]
         if not ours:
             continue
+        limit = best.pop(TwoProcesses.name, (None, []))[1]
         row = [workload.name, _figure(ours, workload.unit)]
         if best:
             peer, (setting, figures) = next(iter(best.items()))
@@ -75,11 +77,13 @@ def table(runs: Runs, speeds: list[float]) -> str:
             row += ["", ""]
         for peer in ("joblib", "loky"):
             row.append(_ratio(ratios(workload, ours, best[peer][1])) if peer in best else "")
+        row.append(_ratio(ratios(workload, ours, limit)))
         lines.append(f"| {' | '.join([*row, workload.goal])} |")
         others = [
             f"{peer}{_setting(setting)} {1 / statistics.median(of):.2f}"
-            for peer, (setting, figures) in best.items()
-            if (of := ratios(workload, ours, figures))
+            for peer in best
+            for (name, other, setting), figures in runs.items()
+            if (name, other) == (workload.name, peer) and (of := ratios(workload, ours, figures))
         ]
         details.append(f"| {workload.name}: {workload.what} | {', '.join(others)} |")
     return "\n".join([*lines, "", *details])
@@ -111,9 +115,9 @@ def draw(runs: Runs, path: Path) -> None:
     mpl.rcParams["svg.hashsalt"] = "joblib_stateful"  # the same figures make the same file
     from matplotlib import pyplot as plt
 
-    shown = [workload for workload in WORKLOADS if len(best_of_each(runs, workload)) > 1]
+    shown = [workload for workload in WORKLOADS if len(best_of_each(runs, workload).keys() - {TwoProcesses.name}) > 1]
     figure, axes = plt.subplots(figsize=(9, 1 + 0.4 * len(shown)), layout="constrained")
-    markers = dict(zip([peer.name for peer in ALL], "*osDv^<>Pphd8", strict=True))
+    markers = dict(zip([peer.name for peer in ALL], "*osDv^<>Pphd8|", strict=True))
     for peer in ALL:
         places, values = [], []
         for number, workload in enumerate(shown):

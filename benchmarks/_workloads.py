@@ -34,6 +34,8 @@ class Workload:
         What peers must be able to do.
     peers : tuple of str, optional
         Only these, beside ours.
+    has_limit : bool
+        Tell what two processes with nothing in between can do, too.
     goal : str
         What ours shall be.
     """
@@ -46,10 +48,13 @@ class Workload:
     sizes: tuple[int, ...] = (1,)
     ordered: bool = True
     peers: tuple[str, ...] = ()
+    has_limit: bool = False
     goal: str = ""
 
     def takes(self, peer: type[Peer]) -> bool:
         """Tell whether the peer can do this."""
+        if peer.is_limit:
+            return self.has_limit
         return self.ordered in peer.orders and (not self.peers or peer.name in (OURS, *self.peers))
 
 
@@ -275,18 +280,21 @@ _ARRAYS = "200 arrays of 1 MB to workers that hold one of 200 MB, warm"
 
 def _busy_share(name: str, what: str, items: list[float], goal: str, *, ordered: bool = True) -> Workload:
     run = partial(busy, ordered=ordered, items=items)
-    return Workload(name, what, "of two cores busy", "more", run, (1, 20), ordered=ordered, goal=goal)
+    return Workload(
+        name, what, "of two cores busy", "more", run, (1, 20, 100), ordered=ordered, has_limit=True, goal=goal
+    )
 
 
 def _tiny(name: str, *, ordered: bool, alone: bool, goal: str) -> Workload:
     run = partial(tiny, ordered=ordered, count=5_000 if alone else 100_000)
     what = "5,000 items of 2 µs, one in a message" if alone else "100,000 items of 2 µs"
-    return Workload(name, what, "items/s", "more", run, (1,) if alone else (500,), ordered=ordered, goal=goal)
+    sizes = (1,) if alone else (500, 5000)
+    return Workload(name, what, "items/s", "more", run, sizes, ordered=ordered, has_limit=not alone, goal=goal)
 
 
 WORKLOADS = (
-    _tiny("W1 tiny, ordered", ordered=True, alone=False, goal="1.0 of the best, 1.7 of joblib"),
-    _tiny("W1 tiny, unordered", ordered=False, alone=False, goal="1.0 of the best, 1.7 of joblib"),
+    _tiny("W1 tiny, ordered", ordered=True, alone=False, goal="1.0 of the best at 500, 1.7 of joblib"),
+    _tiny("W1 tiny, unordered", ordered=False, alone=False, goal="1.0 of the best at 500, 1.7 of joblib"),
     _tiny("W1 one in a message", ordered=True, alone=True, goal="1.0 of loky, 1.5 of joblib"),
     _busy_share("W2 medium", "2,000 items of 1 ms", MILLISECOND, "0.97 of the cores"),
     _busy_share("W3 skewed, ordered", "2,400 items, every 40th a hundred times as long", SKEWED, "0.96 of the cores"),

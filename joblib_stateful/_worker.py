@@ -37,10 +37,11 @@ if TYPE_CHECKING:
     from ._transport import Packing, Parcel, Transport
 
 
-# A worker looks whether it shall stop, and at the clock, before each item; or, as long as items take less than so many
-# nanoseconds, before every so many, for a look takes a quarter of a microsecond (`benchmarks/items.py`).
-_SHORT = 20_000
-_LOOK_EVERY = 16
+# Before each item a worker looks whether it shall stop, and at the clock. If items take less than so many nanoseconds, it
+# looks at the clock before every fourth only; and if they take less than so many, it does both before every sixteenth
+# (`benchmarks/items.py`; between items of a millisecond all this takes several times as long).
+_MEDIUM, _CLOCK_EVERY = 2_500_000, 4
+_SHORT, _LOOK_EVERY = 20_000, 16
 
 
 class Progress:
@@ -96,20 +97,28 @@ class Progress:
 
         Whoever runs the items writes each place at `PLACE` as it starts. The first item is never stopped.
         """
-        numbers, now, size, latest = self.numbers, time.monotonic_ns, 1, 0
-        deadline = None if budget is None else now() + budget * 1e9
-        place = 0
-        while place < count:
-            at = now()
-            if place:
-                if numbers[self._STOP] == seq or (deadline is not None and at > deadline):
+        numbers, now, stop, latest = self.numbers, time.monotonic_ns, self._STOP, time.monotonic_ns()
+        deadline = None if budget is None else latest + budget * 1e9
+        place, size, each = 0, 1, _MEDIUM
+        while True:
+            end = min(place + size, count)
+            if each < _SHORT and not timed:
+                if numbers[stop] == seq:
                     return
-                size = 1 if timed or at - latest > _SHORT * size else _LOOK_EVERY
-            if timed:
-                numbers[self._SINCE] = at
-            latest, end = at, min(place + size, count)
-            yield range(place, end)
-            place = end
+                yield range(place, end)
+            else:
+                for one in range(place, end):
+                    if one and numbers[stop] == seq:
+                        return
+                    if timed:
+                        numbers[self._SINCE] = now()
+                    yield (one,)
+            at = now()
+            if end == count or (deadline is not None and at > deadline):
+                return
+            each = (at - latest) // (end - place)
+            size = _LOOK_EVERY if each < _SHORT else _CLOCK_EVERY if each < _MEDIUM else 1
+            place, latest = end, at
 
     def ask_to_stop(self, seq: int) -> None:
         """Ask the worker, from the parent, to stop this message after the current item."""
