@@ -19,9 +19,9 @@ ALONE_SECONDS = 0.01
 GROWTH = 64
 # But if it should take no longer than this it may have any size at once: ten times as long would cost little, too.
 LEAP_SECONDS = 0.002
-# At the end of the input a batch has at most this share of what each worker will still get, so that none ends alone with
-# a long one; but it does not shrink below so many seconds. Half of it, and half as long, would take 6 messages more on
-# two cores, which cost as much as the workers then wait for each other at most (W2, W3).
+# At the end of the input a batch has at most this share of what is left for each worker, so that none ends alone with a
+# long one; but it does not shrink below so many seconds. A half, and 2 ms, would make six messages more for two workers:
+# as much CPU time as is lost when one of them ends 6 ms before the other (W2 of `python -m benchmarks`).
 TAIL_SHARE = 2 / 3
 TAIL_SECONDS = 0.004
 # A batch that takes so much longer than it should is cut short, and all workers share what is left of it. With 4 in place
