@@ -280,9 +280,7 @@ _ARRAYS = "200 arrays of 1 MB to workers that hold one of 200 MB, warm"
 
 def _busy_share(name: str, what: str, items: list[float], goal: str, *, ordered: bool = True) -> Workload:
     run = partial(busy, ordered=ordered, items=items)
-    return Workload(
-        name, what, "of two cores busy", "more", run, (1, 20, 100), ordered=ordered, has_limit=True, goal=goal
-    )
+    return Workload(name, what, "of two cores busy", "more", run, (20, 100), ordered=ordered, has_limit=True, goal=goal)
 
 
 def _tiny(name: str, *, ordered: bool, alone: bool, goal: str) -> Workload:

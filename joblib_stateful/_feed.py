@@ -96,7 +96,7 @@ class Feed:
     note_part : callable
         Likewise with a batch of which some items are finished.
     on_news : callable
-        Called behind these, and when a consumer that waits shall look again; in any thread, before that is woken.
+        Called after either of them, and when a consumer that waits shall look again; in any thread, before that is woken.
     """
 
     def __init__(

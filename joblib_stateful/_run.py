@@ -38,7 +38,7 @@ AFTER_ERROR: dict[OnError, AfterError] = {
 _INTERRUPT_GRACE = 0.5
 # A slow input must not hold results up: a batch is sent as it is when pulling it has taken so long.
 _PULL_SECONDS = 0.02
-# Where nothing is to be taken.
+# Always empty: what is to be taken while something must be looked at first.
 _NOTHING: list[Any] = []
 # Pulling from these runs nobody's code, so several items can be pulled before the first of them is packed.
 _AT_REST: tuple[type, ...] = tuple(map(type, map(iter, ([], (), range(0), range(1 << 64)))))
@@ -286,7 +286,7 @@ class MapRun:
         """Pull and pack up to ``wanted`` items; fewer if the input ends, breaks or is slow."""
         assert self._input is not None  # noqa: S101 - the caller looked
         items = self.plan.transport.packing()
-        is_at_rest = isinstance(self._input, _AT_REST)  # then the clock can't tell anything
+        is_at_rest = isinstance(self._input, _AT_REST)  # then it is never slow, and the clock not needed
         count, chunk, deadline = 0, wanted if is_at_rest else 1, time.perf_counter() + _PULL_SECONDS
         while count < wanted:
             chunk = min(chunk, wanted - count)
@@ -304,7 +304,7 @@ class MapRun:
             if time.perf_counter() - items.seconds > deadline:
                 break
             chunk *= 2  # to look at the clock seldom, but early enough
-        self._is_input_slow = time.perf_counter() - items.seconds > deadline
+        self._is_input_slow = not is_at_rest and time.perf_counter() - items.seconds > deadline
         return items
 
     def _send(self, items: Packing, count: int) -> None:
@@ -379,6 +379,7 @@ class MapRun:
         if self.is_shut:
             return
         self.is_shut = self.is_closed = True
+        self.look_first()  # or `quick` would still give what was ready
         self.ready, self._later = [], []
         self.raised = None  # its traceback leads back here
         core, feed = self.core, self.feed

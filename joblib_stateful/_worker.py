@@ -7,6 +7,7 @@ reads: for exact blame when the process dies, and for time limits. This module i
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -32,16 +33,15 @@ from ._messages import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
     from ._transport import Packing, Parcel, Transport
 
 
-# Before each item a worker looks whether it shall stop, and at the clock. If items take less than so many nanoseconds, it
-# looks at the clock before every fourth only; and if they take less than so many, it does both before every sixteenth
-# (`benchmarks/items.py`; between items of a millisecond all this takes several times as long).
+# So many items are run between two looks at the clock: one if the latest have taken longer than so many nanoseconds, else
+# four, and sixteen if they are tiny (`benchmarks/items.py`).
 _MEDIUM, _CLOCK_EVERY = 2_500_000, 4
-_SHORT, _LOOK_EVERY = 20_000, 16
+_SHORT, _CLOCK_SELDOM = 20_000, 16
 
 
 class Progress:
@@ -53,11 +53,10 @@ class Progress:
     """
 
     SIZE = 6
-    PLACE = 0
-    _SEQ, _PHASE, _SINCE, _FINISHED, _STOP = range(1, SIZE)
+    PLACE, SINCE, STOP, _SEQ, _PHASE, _FINISHED = range(SIZE)
 
     def __init__(self, numbers: Any = None) -> None:
-        #: To be written by a worker only at `PLACE`, as each item of a stretch starts.
+        #: While items run, the worker itself writes at `PLACE` and `SINCE`, and looks at `STOP`.
         self.numbers: Any = array("q", bytes(8 * self.SIZE)) if numbers is None else numbers
 
     def copy(self) -> Progress:
@@ -70,7 +69,7 @@ class Progress:
         numbers[self._PHASE] = Phase.IDLE
         numbers[self.PLACE] = -1
         numbers[self._FINISHED] = 0
-        numbers[self._SINCE] = time.monotonic_ns()
+        numbers[self.SINCE] = time.monotonic_ns()
         numbers[self._SEQ] = seq
         numbers[self._PHASE] = phase
 
@@ -87,42 +86,32 @@ class Progress:
 
     def start_item(self, place: int) -> None:
         """Note which item starts now."""
-        self.numbers[self._SINCE] = time.monotonic_ns()
+        self.numbers[self.SINCE] = time.monotonic_ns()
         self.numbers[self.PLACE] = place
 
-    def stretches(
-        self, seq: int, count: int, *, timed: bool = True, budget: float | None = None
-    ) -> Iterator[Iterable[int]]:
-        """Yield the places of a message's items, until the parent asks to stop or too much time has passed.
+    @staticmethod
+    def stretches(count: int, budget: float | None = None) -> Iterator[range]:
+        """Yield the places of a message's items, as many at a time as are run between two looks at the clock.
 
-        Whoever runs the items writes each place at `PLACE` as it starts. The first item is never stopped.
+        They end early if more than ``budget`` seconds have passed.
         """
-        numbers, now, stop, latest = self.numbers, time.monotonic_ns, self._STOP, time.monotonic_ns()
-        deadline = None if budget is None else latest + budget * 1e9
-        place, size, each = 0, 1, _MEDIUM
+        now = time.monotonic_ns
+        latest = now()
+        deadline = math.inf if budget is None else latest + budget * 1e9
+        place, size = 0, 1
         while True:
             end = min(place + size, count)
-            if each < _SHORT and not timed:
-                if numbers[stop] == seq:
-                    return
-                yield range(place, end)
-            else:
-                for one in range(place, end):
-                    if one and numbers[stop] == seq:
-                        return
-                    if timed:
-                        numbers[self._SINCE] = now()
-                    yield (one,)
+            yield range(place, end)
             at = now()
-            if end == count or (deadline is not None and at > deadline):
+            if end == count or at > deadline:
                 return
             each = (at - latest) // (end - place)
-            size = _LOOK_EVERY if each < _SHORT else _CLOCK_EVERY if each < _MEDIUM else 1
-            place, latest = end, at
+            most = 1 if each > _MEDIUM else _CLOCK_EVERY if each > _SHORT else _CLOCK_SELDOM
+            place, size, latest = end, min(most, size * _CLOCK_EVERY), at
 
     def ask_to_stop(self, seq: int) -> None:
         """Ask the worker, from the parent, to stop this message after the current item."""
-        self.numbers[self._STOP] = seq
+        self.numbers[self.STOP] = seq
 
     @property
     def seq(self) -> int:
@@ -143,7 +132,7 @@ class Progress:
     @property
     def since(self) -> float:
         """When the current item, if that is timed, or else the current phase, began (`time.monotonic`)."""
-        return float(self.numbers[self._SINCE] / 1e9)
+        return float(self.numbers[self.SINCE] / 1e9)
 
     @property
     def n_finished(self) -> int:
@@ -232,11 +221,13 @@ class Worker:
         """Run the items, and pack each value at once: the next one may be the same object with other contents."""
         place, pack, (plain, keep), usual = -1, values.add, values.shortcut(), None
         # Each line of this loop can be felt where items are tiny: `benchmarks/items.py`.
-        numbers, at = self.progress.numbers, self.progress.PLACE
-        for stretch in self.progress.stretches(
-            message.seq, message.parcel.n_values, timed=message.timed, budget=message.budget
-        ):
+        numbers, at, stop, seq, timed = self.progress.numbers, Progress.PLACE, Progress.STOP, message.seq, message.timed
+        for stretch in self.progress.stretches(message.parcel.n_values, message.budget):
             for place in stretch:
+                if numbers[stop] == seq and place:  # never before the first one
+                    return place
+                if timed:
+                    numbers[Progress.SINCE] = time.monotonic_ns()
                 numbers[at] = place
                 what = "item"
                 try:

@@ -1,14 +1,15 @@
-"""Where a worker looks whether it shall stop, and that the item that runs is always noted."""
+"""When a worker looks at the clock and whether it shall stop, and that the item that runs is always noted."""
 
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import pytest
 
-from joblib_stateful._messages import Phase, Run
+from joblib_stateful._messages import Phase, Ran, Run
 from joblib_stateful._transport import Pickled
-from joblib_stateful._worker import _LOOK_EVERY, Progress, Worker
+from joblib_stateful._worker import _CLOCK_EVERY, _CLOCK_SELDOM, Progress, Worker
 
 
 class Clock:
@@ -18,106 +19,107 @@ class Clock:
         self.nanoseconds = 0
         monkeypatch.setattr(time, "monotonic_ns", lambda: self.nanoseconds)
 
+    def sleep(self, seconds: float) -> None:
+        self.nanoseconds += round(seconds * 1e9)
+
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock(monkeypatch)
 
 
-def stretches(
-    clock: Clock,
-    progress: Progress,
-    item_seconds: list[float],
-    *,
-    stop_in: int | None = None,
-    timed: bool = False,
-    budget: float | None = None,
-) -> list[list[int]]:
-    """Run items that take so long; have the parent ask for the end while one of them runs."""
-    found = []
-    for stretch in progress.stretches(7, len(item_seconds), timed=timed, budget=budget):
-        found.append(list(stretch))
-        for place in found[-1]:
-            if place == stop_in:
-                progress.ask_to_stop(7)
-            clock.nanoseconds += round(item_seconds[place] * 1e9)
+def stretches(clock: Clock, item_seconds: list[float], budget: float | None = None) -> list[int]:
+    """Run items that take so long; return how many were run at a time."""
+    found: list[int] = []
+    for stretch in Progress.stretches(len(item_seconds), budget):
+        assert stretch.start == sum(found)
+        found.append(len(stretch))
+        for place in stretch:
+            clock.sleep(item_seconds[place])
     return found
 
 
-def test_short_items_share_a_look_and_all_have_their_turn(clock: Clock) -> None:
-    found = stretches(clock, Progress(), [1e-6] * 100)
-    assert [place for stretch in found for place in stretch] == list(range(100))
-    assert [len(stretch) for stretch in found] == [1, *[_LOOK_EVERY] * 6, 3]
-
-
-@pytest.mark.parametrize("seconds", [1e-4, 1.0])
-def test_longer_items_are_stopped_after_the_one_that_runs(clock: Clock, seconds: float) -> None:
-    assert stretches(clock, Progress(), [seconds] * 10, stop_in=4) == [[0], [1], [2], [3], [4]]
-
-
-def test_the_first_item_is_never_stopped(clock: Clock) -> None:
-    progress = Progress()
-    progress.ask_to_stop(7)
-    assert stretches(clock, progress, [1e-6] * 10) == [[0]]
-
-
-def test_short_items_are_stopped_at_the_next_look(clock: Clock) -> None:
-    found = stretches(clock, Progress(), [1e-6] * 100, stop_in=3)
-    assert found == [[0], list(range(1, 1 + _LOOK_EVERY))]
-
-
-def test_what_an_earlier_message_was_told_does_not_matter(clock: Clock) -> None:
-    progress = Progress()
-    progress.ask_to_stop(6)
-    assert len(stretches(clock, progress, [1.0] * 10)) == 10
+def test_the_clock_is_looked_at_seldom_between_short_items(clock: Clock) -> None:
+    assert stretches(clock, [1e-6] * 100) == [1, _CLOCK_EVERY, *[_CLOCK_SELDOM] * 5, 15]
+    assert stretches(clock, [1e-3] * 10) == [1, _CLOCK_EVERY, _CLOCK_EVERY, 1]
+    assert stretches(clock, [1.0] * 5) == [1] * 5
+    assert stretches(clock, [0.0] * 6) == [1, _CLOCK_EVERY, 1]
+    assert stretches(clock, [1.0]) == [1]
 
 
 def test_items_that_become_long_are_looked_at_one_by_one_again(clock: Clock) -> None:
-    found = stretches(clock, Progress(), [1e-6] * 30 + [1.0] * 30, stop_in=40)
-    assert found[-1] == [40]
+    assert stretches(clock, [1e-6] * 21 + [1.0] * 20) == [1, 4, 16, 16, 1, 1, 1, 1]
 
 
 def test_too_much_time_ends_it(clock: Clock) -> None:
-    assert stretches(clock, Progress(), [0.25] * 10, budget=0.6) == [[0], [1], [2]]
-    assert stretches(clock, Progress(), [1.0], budget=0.6) == [[0]]
+    assert stretches(clock, [0.25] * 10, 0.6) == [1] * 3
+    assert stretches(clock, [1.0] * 2, 0.6) == [1]
+    assert stretches(clock, [1e-3] * 100, 0.01) == [1, 4, 4, 4]
 
 
-def test_items_with_a_time_limit_are_timed_one_by_one(clock: Clock) -> None:
-    progress, found = Progress(), []
-    clock.nanoseconds = 5 * 10**9
-    for stretch in progress.stretches(7, 3, timed=True):
-        found.append((list(stretch), progress.since))
-        clock.nanoseconds += 1000
-    assert found == [([0], 5.0), ([1], pytest.approx(5.000001)), ([2], pytest.approx(5.000002))]
+class Message:
+    """A worker that runs a message of so many items, in which something is done at some place."""
+
+    def __init__(self, do: dict[int, Any], *, timed: bool = False, after_error: Any = "drop", count: int = 10) -> None:
+        self.transport = Pickled()
+        self.worker = Worker(self.transport, Progress())
+        self.worker.object, self._do = self._call, do
+        self.noted: list[tuple[int | None, int, Phase, float]] = []
+        parcel, _ = self.transport.pack_all(range(count))
+        self._message = Run(7, "item", None, None, parcel, after_error, timed=timed, budget=None)
+
+    def _call(self, item: int) -> Any:
+        progress = self.worker.progress
+        self.noted.append((progress.place, progress.n_finished, progress.phase, progress.since))
+        what = self._do.get(item)
+        return what() if callable(what) else item if what is None else what
+
+    def __call__(self) -> Ran:
+        reply = self.worker.handle(self._message)
+        assert isinstance(reply, Ran)
+        return reply
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1e-6, 1e-3, 1.0])
+@pytest.mark.parametrize("place", [0, 1, 5, 17, 39])
+def test_a_message_is_stopped_after_the_item_that_runs(clock: Clock, seconds: float, place: int) -> None:
+    def do() -> None:
+        clock.sleep(seconds)
+
+    run = Message(dict.fromkeys(range(40), do), count=40)
+    run._do[place] = lambda: run.worker.progress.ask_to_stop(7)
+    assert run().n_run == len(run.noted) == place + 1
+
+
+def test_the_first_item_is_never_stopped_and_other_messages_are_none_of_its_business() -> None:
+    run = Message({})
+    run.worker.progress.ask_to_stop(7)
+    assert run().n_run == 1
+    run.worker.progress.ask_to_stop(6)
+    assert run().n_run == 10
 
 
 @pytest.mark.parametrize("timed", [False, True])
-def test_each_item_is_noted_before_it_runs(*, timed: bool) -> None:
-    transport, noted = Pickled(), []
-    worker = Worker(transport, Progress())
-
-    def note(item: int) -> int:
-        noted.append((worker.progress.place, worker.progress.n_finished, worker.progress.phase))
-        return item
-
-    worker.object = note
-    parcel, _ = transport.pack_all(range(50))
-    reply = worker.handle(Run(1, "item", None, None, parcel, "drop", timed=timed, budget=60.0))
-    assert noted == [(place, place, Phase.RUNNING) for place in range(50)]
-    assert transport.unpack_joint(reply.values) == list(range(50))  # type: ignore[union-attr]  # what a Run is answered by
-    assert worker.progress.place is None
+def test_each_item_is_noted_before_it_runs(clock: Clock, *, timed: bool) -> None:
+    clock.sleep(5)
+    run = Message({3: lambda: clock.sleep(1)}, timed=timed)
+    run()
+    since = [5.0] * 4 + [6.0 if timed else 5.0] * 6
+    assert run.noted == [(place, place, Phase.RUNNING, since[place]) for place in range(10)]
+    assert run.worker.progress.place is None
 
 
 @pytest.mark.parametrize("after_error", ["go_on", "drop"])
 def test_results_of_several_types_keep_their_places(after_error: str) -> None:
     # Values of plain types are only kept until one of another type has come, those of the same type with least effort.
-    values = [1, 2, "a", 3.0, None, [4], 5, [6], "b", 7]
-    transport = Pickled()
-    worker = Worker(transport, Progress())
-    worker.object = values.__getitem__
-    parcel, _ = transport.pack_all([*range(10), 10, 0])
-    reply = worker.handle(Run(1, "item", None, None, parcel, after_error, timed=False, budget=None))  # type: ignore[arg-type]  # one of its choices
-    found = [transport.unpack(frame) for frame in reply.values.frames]  # type: ignore[union-attr]  # as above
-    assert found == (values if after_error == "drop" else [*values, 1])
-    assert reply.n_run == (11 if after_error == "drop" else 12)  # type: ignore[union-attr]  # as above
-    assert list(reply.failures) == [10]  # type: ignore[union-attr]  # as above
+    values = [1, 2, "a", 3.0, True, [4], 5, [6], "b", 7]
+
+    def fail() -> None:
+        raise ValueError
+
+    run = Message({**dict(enumerate(values)), 10: fail}, after_error=after_error, count=12)
+    reply = run()
+    found = [run.transport.unpack(frame) for frame in reply.values.frames]
+    assert found == (values if after_error == "drop" else [*values, 11])
+    assert reply.n_run == (11 if after_error == "drop" else 12)
+    assert list(reply.failures) == [10]
