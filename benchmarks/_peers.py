@@ -49,6 +49,7 @@ class Peer(ABC):
     needs: ClassVar[str] = ""  # a package
     keeps: ClassVar[bool] = True  # workers live on from call to call
     orders: ClassVar[tuple[bool, ...]] = (True, False)
+    has_unordered_batches: ClassVar[bool] = True  # their size matters also where order does not
     is_limit: ClassVar[bool] = False  # not a peer, but what two processes can do at all
     # Of one that has no batches: its own default, and perhaps how many items may be under way.
     own_settings: ClassVar[tuple[int | None, ...]] = ()
@@ -123,6 +124,7 @@ class SpawnedPool(Pool):
 
 class ProcessPool(Peer):
     name = "ProcessPoolExecutor"
+    has_unordered_batches = False
 
     def __init__(self, build: Callable[..., Any], kwargs: dict[str, Any]) -> None:
         super().__init__(build, kwargs)
