@@ -77,7 +77,7 @@ def table(runs: Runs, speeds: list[float], taken_away: float) -> str:
             row += ["", ""]
         for peer in ("joblib", "loky"):
             row.append(_ratio(ratios(workload, ours, best[peer][1])) if peer in best else "")
-        row.append(_ratio(ratios(workload, ours, limit)))
+        row.append(_ratio(ratios(workload, ours, limit)) if limit else "")
         lines.append(f"| {' | '.join([*row, workload.goal])} |")
         others = [
             f"{peer}{_setting(setting)} {1 / statistics.median(of):.2f}"
