@@ -9,12 +9,11 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from . import _exit, errors
-from ._interrupts import NOTHING, uninterrupted, wait_for
+from ._interrupts import uninterrupted, wait_for
 from ._limits import IdleWatch, LimitWatch
 from ._messages import Build, BuildFailed, Built, Failure, Finish, Ran, Reply, Run, WorkerInfo
 from ._outcome import init_error_of, report_of
@@ -209,12 +208,8 @@ class Core:
 
     # --- events and decisions -------------------------------------------------------------------------
 
-    def protected(self) -> AbstractContextManager[Any]:
-        """Return a context in which Ctrl-C waits; not where users' code runs in it, under a synchronous engine."""
-        return NOTHING if self.engine.is_synchronous else uninterrupted()
-
     def _note(self, event: Callable[[], Decisions]) -> None:
-        with self.protected():
+        with uninterrupted():
             with self._lock:
                 decisions = event()
                 self._changed.notify_all()
@@ -225,7 +220,7 @@ class Core:
         while todo:
             try:
                 todo.extend(self._carry_out(todo.popleft()))
-            except BaseException:  # a Ctrl-C in the caller's own thread; slots that were marked must not stay so
+            except BaseException:  # a Ctrl-C in users' code, in the caller's own thread; slots must not stay marked
                 self._perform(list(todo))
                 raise
 

@@ -16,6 +16,8 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from ._interrupts import uninterrupted
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -123,7 +125,7 @@ class Feed:
 
     def send(self, call: Call) -> None:
         """Have a batch run, and joblib know of it."""
-        with self._core.protected():
+        with uninterrupted():
             with self._lock:
                 self.pending[call] = None
                 if self._ordered:

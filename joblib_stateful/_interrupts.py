@@ -17,7 +17,7 @@ import time
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
     from types import FrameType, TracebackType
 
@@ -59,12 +59,13 @@ class Uninterrupted:
     """
 
     def __init__(self, *, in_finaliser: bool = False) -> None:
-        self._in_finaliser = in_finaliser
+        self.in_finaliser = in_finaliser
         self._previous: dict[int, Any] = {}
         self._caught: dict[int, FrameType | None] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
+            self._previous = {}
             try:
                 for number in _HELD:
                     handler = _signal.getsignal(number)
@@ -83,7 +84,7 @@ class Uninterrupted:
         if self in _in_force:
             _in_force.remove(self)
         self._let_go(list(self._previous))
-        if self._caught and self._in_finaliser:
+        if self._caught and self.in_finaliser:
             # Not by `threading`, which would wait here until the thread runs.
             with contextlib.suppress(RuntimeError):  # the interpreter is ending, as was wanted
                 _thread.start_new_thread(_send_again, (list(self._caught),))
@@ -119,6 +120,20 @@ _in_force: list[Uninterrupted] = []
 def uninterrupted() -> AbstractContextManager[Any]:
     """Return an `Uninterrupted`, or what does nothing where one is in force: then it holds for this one, too."""
     return NOTHING if _in_force else Uninterrupted()
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C strike users' code within a context in which it waits; also one that has waited since before."""
+    held = _in_force[-1] if _in_force and threading.current_thread() is threading.main_thread() else None
+    if held is None or held.in_finaliser:  # where it would be lost
+        yield
+        return
+    try:
+        held.__exit__(None, None, None)
+        yield
+    finally:
+        held.__enter__()
 
 
 def _send_again(numbers: list[int]) -> None:

@@ -293,6 +293,8 @@ class Worker:
                 close()
             elif hasattr(type(worker), "__exit__"):
                 worker.__exit__(None, None, None)
+        except self._lets_through:
+            raise
         except BaseException as error:  # noqa: BLE001 - reported, and must not keep the worker from ending
             return Finished(message.seq, self._describe(error))
         return Finished(message.seq, None)

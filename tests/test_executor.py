@@ -354,6 +354,58 @@ def test_ctrl_c_in_an_inline_call_reaches_the_caller(scene: Scene) -> None:
     assert count(scene.log(), "built") == 1
 
 
+def test_ctrl_c_while_inline_work_is_handed_out_loses_no_slot(run_program: RunProgram) -> None:
+    done = run_program(
+        """
+        import signal
+        from joblib_stateful import shutdown, stateful_map
+        from joblib_stateful._schedule import Schedule
+
+        class Upper:
+            def __call__(self, item):
+                return item.upper()
+
+        def interrupting(method):
+            def call(*args):
+                found = method(*args)
+                signal.raise_signal(signal.SIGINT)
+                return found
+            return call
+
+        options = {"engine": "inline", "n_jobs": 1, "batch_size": 1}
+        for name in ("submit", "built", "finished", "drop"):
+            shutdown()
+            method = getattr(Schedule, name)
+            setattr(Schedule, name, interrupting(method))
+            try:
+                print(name, list(stateful_map(Upper, "abc", **options)))
+            except KeyboardInterrupt:
+                print(name, "interrupted")
+            setattr(Schedule, name, method)
+            print(*stateful_map(Upper, "abc", **options))
+        """,
+        limit=30,
+    )
+    names = ("submit", "built", "finished", "drop")
+    assert (done.code, done.err) == (0, "")
+    assert done.out == "".join(f"{name} interrupted\nA B C\n" for name in names)
+
+
+def test_ctrl_c_in_an_inline_close_reaches_the_caller() -> None:
+    executor = StatefulExecutor(Closing, 1, engine="inline")
+    executor.warm_up()
+    with pytest.raises(KeyboardInterrupt):
+        executor.shutdown()
+    assert [info.state for info in executor.workers()] == ["empty"]
+
+
+class Closing:
+    """Is interrupted by the user when it is closed."""
+
+    def close(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
 # --- shutdown -----------------------------------------------------------------------------------------
 
 

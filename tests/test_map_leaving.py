@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from joblib_stateful import StatefulMap, stateful_map
+from joblib_stateful._run import MapRun
 from test_map_tools import Scene, engines, new_scene, orders, parallel_engines
 
 if TYPE_CHECKING:
     from conftest import BuildLog, RunProgram
+    from joblib_stateful._feed import Feed
 
 
 class Notes:
@@ -375,3 +377,20 @@ def test_a_map_that_is_left_at_the_end_of_a_script_is_silent(run_program: RunPro
         limit=30,
     )
     assert (done.code, done.out, done.err) == (0, "0\n", "")
+
+
+def test_an_interrupted_map_gives_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    look = MapRun._look
+
+    def interrupted(run: MapRun, feed: Feed) -> None:
+        look(run, feed)
+        raise KeyboardInterrupt
+
+    results = stateful_map(abs, range(10), n_jobs=1, engine="inline", batch_size=10)
+    assert next(results) == 0
+    results._run.look_first()
+    with monkeypatch.context() as patch:
+        patch.setattr(MapRun, "_look", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            next(results)
+    assert list(results) == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, ClassVar
 
+from .._interrupts import interruptible
 from .._transport import ByReference
 from .._worker import Progress, Worker
 from ._base import Engine, EngineWorker
@@ -26,12 +27,17 @@ class InlineWorker(EngineWorker):
 
     def send(self, message: Message, on_reply: Callable[[Reply | Death], None]) -> Reply | Death | None:  # noqa: ARG002 - answers itself
         """Answer at once."""
-        return self.local.handle(message)
+        with interruptible():
+            return self.local.handle(message)
 
     def close(self, message: Finish, on_closed: Callable[[Failure | None], None]) -> None:
         """Close the object."""
-        reply = self.local.handle(message)
-        on_closed(getattr(reply, "failure", None))
+        failure = None
+        try:
+            with interruptible():
+                failure = getattr(self.local.handle(message), "failure", None)
+        finally:  # also after a Ctrl-C in it
+            on_closed(failure)
 
     def kill(self) -> None:
         """Do nothing: a thread can't be killed."""
