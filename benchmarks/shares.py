@@ -2,7 +2,7 @@
 
 Linux only: times are those that the kernel has counted for each process, and for the machine.
 
-    pip install ".[bench]" && python benchmarks/shares.py [--maps 12]
+    pip install ".[bench]" && python -m benchmarks.shares [--maps 12]
 """
 
 import argparse
@@ -14,18 +14,7 @@ import psutil
 
 from joblib_stateful import shutdown, stateful_map
 
-N_ITEMS, MICROSECONDS = 2_000, 1_000.0
-
-
-class Spin:
-    """Burns as many microseconds of CPU as the item says, and returns the seconds that it burned."""
-
-    def __call__(self, microseconds: float) -> float:
-        started = time.thread_time()
-        end = started + microseconds / 1e6
-        while time.thread_time() < end:
-            pass
-        return time.thread_time() - started
+from ._workloads import MILLISECOND, Spin
 
 
 def cpu_of(pid: int) -> float:
@@ -42,7 +31,7 @@ def of_machine() -> tuple[float, float]:
 def own_overhead() -> float:
     """Return the seconds that calling the items takes beyond what they measure, without any library."""
     spin, started = Spin(), time.thread_time()
-    burned = sum(spin(MICROSECONDS) for _ in range(N_ITEMS // 4))
+    burned = sum(map(spin, MILLISECOND[::4]))
     return 4 * (time.thread_time() - started - burned)
 
 
@@ -50,14 +39,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--maps", type=int, default=12)
     n_maps = parser.parse_args().maps
-    items = [MICROSECONDS] * N_ITEMS
-    for _ in stateful_map(Spin, items[:40], n_jobs=2, batch_size=1):
+    for _ in stateful_map(Spin, MILLISECOND[:40], n_jobs=2, batch_size=1):
         pass  # starts both workers
     pids = [child.pid for child in psutil.Process().children(recursive=True)]
     calls = own_overhead()
     workers, (idle, stolen) = sum(map(cpu_of, pids)), of_machine()
     parent, started = time.process_time(), time.perf_counter()
-    burned = sum(sum(stateful_map(Spin, items, n_jobs=2)) for _ in range(n_maps))
+    burned = sum(sum(stateful_map(Spin, MILLISECOND, n_jobs=2)) for _ in range(n_maps))
     wall, parent = time.perf_counter() - started, time.process_time() - parent
     idle, stolen = (after - before for after, before in zip(of_machine(), (idle, stolen), strict=True))
     workers = sum(map(cpu_of, pids)) - workers

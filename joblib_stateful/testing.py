@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
+from ._interrupts import interruptible
 from ._messages import Finish, Finished, Phase, Run
 from ._records import Death
 from ._transport import Pickled
@@ -82,7 +83,8 @@ class MemoryWorker(EngineWorker):
             if self.local is None:
                 self.pending, self._on_reply = message, on_reply
                 return None
-        return self.local.handle(message)
+        with interruptible():
+            return self.local.handle(message)
 
     def begin(self, place: int = 0) -> None:
         """Show the pending message as under way: time limits run from here, and a kill finds it at work.

@@ -57,7 +57,7 @@ def test_too_much_time_ends_it(clock: Clock) -> None:
     assert stretches(clock, [1e-3] * 100, 0.01) == [1, 4, 4, 4]
 
 
-class Message:
+class OneMessage:
     """A worker that runs a message of so many items, in which something is done at some place."""
 
     def __init__(self, do: dict[int, Any], *, timed: bool = False, after_error: Any = "drop", count: int = 10) -> None:
@@ -86,13 +86,13 @@ def test_a_message_is_stopped_after_the_item_that_runs(clock: Clock, seconds: fl
     def do() -> None:
         clock.sleep(seconds)
 
-    run = Message(dict.fromkeys(range(40), do), count=40)
+    run = OneMessage(dict.fromkeys(range(40), do), count=40)
     run._do[place] = lambda: run.worker.progress.ask_to_stop(7)
     assert run().n_run == len(run.noted) == place + 1
 
 
 def test_the_first_item_is_never_stopped_and_other_messages_are_none_of_its_business() -> None:
-    run = Message({})
+    run = OneMessage({})
     run.worker.progress.ask_to_stop(7)
     assert run().n_run == 1
     run.worker.progress.ask_to_stop(6)
@@ -102,7 +102,7 @@ def test_the_first_item_is_never_stopped_and_other_messages_are_none_of_its_busi
 @pytest.mark.parametrize("timed", [False, True])
 def test_each_item_is_noted_before_it_runs(clock: Clock, *, timed: bool) -> None:
     clock.sleep(5)
-    run = Message({3: lambda: clock.sleep(1)}, timed=timed)
+    run = OneMessage({3: lambda: clock.sleep(1)}, timed=timed)
     run()
     since = [5.0] * 4 + [6.0 if timed else 5.0] * 6
     assert run.noted == [(place, place, Phase.RUNNING, since[place]) for place in range(10)]
@@ -117,7 +117,7 @@ def test_results_of_several_types_keep_their_places(after_error: str) -> None:
     def fail() -> None:
         raise ValueError
 
-    run = Message({**dict(enumerate(values)), 10: fail}, after_error=after_error, count=12)
+    run = OneMessage({**dict(enumerate(values)), 10: fail}, after_error=after_error, count=12)
     reply = run()
     found = [run.transport.unpack(frame) for frame in reply.values.frames]
     assert found == (values if after_error == "drop" else [*values, 11])
