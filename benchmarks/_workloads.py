@@ -156,8 +156,8 @@ def tiny(peer: type[Peer], chunk: int | None, loops: int, *, ordered: bool, coun
 def busy(peer: type[Peer], chunk: int | None, _: int, *, ordered: bool, items: list[float]) -> Figures:
     """Return the share of two cores that the workers' own code gets."""
     pool = peer(Spin, {})
-    if peer.keeps:
-        assert sum(1 for _ in pool.map([100.0] * 40, ordered=ordered, chunk=1)) == 40
+    if peer.keeps:  # warm: so long that all workers have started, of those, too, that start them one by one
+        assert sum(1 for _ in pool.map([1000.0] * 600, ordered=ordered, chunk=1)) == 600
     started = time.perf_counter()
     spent = list(pool.map(items, ordered=ordered, chunk=chunk))
     seconds = time.perf_counter() - started
