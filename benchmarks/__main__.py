@@ -76,8 +76,7 @@ def plan(workloads: list[str], peers: list[str]) -> Iterator[tuple[Workload, str
     for workload in WORKLOADS:
         for peer in ALL:
             if workload.name in workloads and peer.name in peers and peer.is_there() and workload.takes(peer):
-                settings = peer.settings(workload.sizes)
-                for setting in settings if workload.ordered or peer.has_unordered_batches else settings[:1]:
+                for setting in workload.settings(peer):
                     yield workload, peer.name, setting
 
 

@@ -78,9 +78,7 @@ class Ours(Peer):
     name = "joblib_stateful"
     needs = "joblib_stateful"
 
-    @classmethod
-    def settings(cls, sizes: tuple[int, ...]) -> tuple[int | None, ...]:
-        return (1,) if sizes == (1,) else (None,)
+    own_settings = (None,)
 
     def map(self, items: Iterable[Any], *, ordered: bool, chunk: int | None) -> Iterator[Any]:
         from joblib_stateful import stateful_map

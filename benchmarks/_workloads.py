@@ -36,6 +36,8 @@ class Workload:
         Only these, beside ours.
     has_limit : bool
         Tell what two processes with nothing in between can do, too.
+    alone : bool
+        Ours has to send one item in a message, too, instead of what it does by default.
     goal : str
         What ours shall be.
     """
@@ -49,7 +51,15 @@ class Workload:
     ordered: bool = True
     peers: tuple[str, ...] = ()
     has_limit: bool = False
+    alone: bool = False
     goal: str = ""
+
+    def settings(self, peer: type[Peer]) -> tuple[int | None, ...]:
+        """Return what is tried on a peer; None is its own default."""
+        if self.alone and peer.name == OURS:
+            return (1,)
+        found = peer.settings(self.sizes)
+        return found if self.ordered or peer.has_unordered_batches else found[:1]
 
     def takes(self, peer: type[Peer]) -> bool:
         """Tell whether the peer can do this."""
@@ -287,7 +297,9 @@ def _tiny(name: str, *, ordered: bool, alone: bool, goal: str) -> Workload:
     run = partial(tiny, ordered=ordered, count=5_000 if alone else 100_000)
     what = "5,000 items of 2 µs, one in a message" if alone else "100,000 items of 2 µs"
     sizes = (1,) if alone else (500, 5000)
-    return Workload(name, what, "items/s", "more", run, sizes, ordered=ordered, has_limit=not alone, goal=goal)
+    return Workload(
+        name, what, "items/s", "more", run, sizes, ordered=ordered, has_limit=not alone, alone=alone, goal=goal
+    )
 
 
 WORKLOADS = (

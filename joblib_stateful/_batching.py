@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from ._records import Call
 
-# `benchmarks/batching.py` on two cores: batches of 80 ms leave 95 to 98 % of both to the workers' own code (20 ms: 94 to
-# 96 %, 200 ms: 96 to 99 %) and still move a progress bar twelve times a second. Items longer than 10 ms travel alone
-# though they get 92 % so, and 98 % in company: none shall wait behind another, or run again for another's crash.
-BATCH_SECONDS = 0.08
+# `benchmarks/batching.py` on two cores: batches of 200 ms leave 96 to 99 % of both to the workers' own code (20 ms: 94 to
+# 96 %, 80 ms: 95 to 98 %), and a progress bar does not wait for them. Items longer than 10 ms travel alone though they get
+# 92 % so, and 98 % in company: none shall wait behind another, or run again for another's crash.
+BATCH_SECONDS = 0.2
 ALONE_SECONDS = 0.01
 # A batch grows at most so much over the largest that came back. One odd measurement costs little, for a batch that takes
 # too long is cut short; while each message on the way to full size costs both sides a millisecond of CPU time together,
@@ -20,9 +20,10 @@ GROWTH = 64
 # But if it should take no longer than this it may have any size at once: ten times as long would cost little, too.
 LEAP_SECONDS = 0.002
 # At the end of the input a batch has at most this share of what is left for each worker, so that none ends alone with a
-# long one; but it does not shrink below so many seconds. A half, and 2 ms, would make six messages more for two workers:
-# as much CPU time as is lost when one of them ends 6 ms before the other (W2 of `python -m benchmarks`).
-TAIL_SHARE = 2 / 3
+# long one; but it does not shrink below so many seconds. Two thirds, or 2 ms, would make some messages more (W2 of
+# `python -m benchmarks`), while a worker that ends early gets a share of what others have. All of it would keep the
+# consumer waiting for half of 100,000 tiny items at once (W1).
+TAIL_SHARE = 0.85
 TAIL_SECONDS = 0.004
 # A batch that takes so much longer than it should is cut short, and all workers share what is left of it. With 4 in place
 # of 2, items that become a hundred times longer leave 0.04 more of both cores idle (W3 shifting of `python -m benchmarks`).

@@ -27,6 +27,7 @@ from ._slots import (
     KillWorker,
     SendJob,
     Settle,
+    ShareJob,
     StartWorker,
     State,
     StopJob,
@@ -35,6 +36,7 @@ from ._slots import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from ._slots import Slot
     from ._spec import PackedSpec
     from ._transport import Parcel
     from ._worker import Worker
@@ -115,6 +117,15 @@ class Core:
     def curtail(self, calls: Iterable[Call]) -> None:
         """Let items that run now finish, and drop the rest of these calls."""
         self._note(lambda: self._schedule.curtail(calls))
+
+    def share(self, group: Group) -> None:
+        """Have idle slots get a share of what runs of a group: nothing else can come for them at present."""
+        self._note(lambda: self._schedule.share(group))
+
+    def n_behind(self, group: Group) -> int:
+        """Return how many items of a group are finished in messages that are not answered yet, as far as that is seen."""
+        with self._changed:
+            return sum(map(partial(self._n_behind, group), self._schedule.slots, self._workers))
 
     def interrupt(self, group: Group, calls: Iterable[Call], grace: float) -> None:
         """Drop calls, and kill the workers of their group that are still busy after ``grace`` seconds."""
@@ -234,6 +245,8 @@ class Core:
             return self._start(decision)
         elif isinstance(decision, StopJob):
             self._worker(decision.slot).progress.ask_to_stop(decision.seq)
+        elif isinstance(decision, ShareJob):
+            self._worker(decision.slot).progress.ask_to_share(decision.seq)
         elif isinstance(decision, CloseWorker):
             on_closed = partial(self._closed, decision)
             self._worker(decision.slot).close(Finish(decision.seq), on_closed)
@@ -400,6 +413,12 @@ class Core:
             _log.exception("What was to be done with a result has failed:")
 
     # --- time -----------------------------------------------------------------------------------------
+
+    def _n_behind(self, group: Group, slot: Slot, entry: tuple[int, EngineWorker] | None) -> int:
+        if entry is None or slot.job is None or slot.owner is not group:
+            return 0
+        progress = entry[1].progress
+        return progress.n_finished if progress.seq == slot.seq else 0
 
     def _is_under_way(self, index: int, seq: int) -> bool:
         slot = self._schedule.slots[index]

@@ -181,9 +181,9 @@ class Feed:
                 self._next.append(call)
         self.wake()
 
-    def wait_for(self, predicate: Callable[[], Any]) -> None:
-        """Wait, in the consumer's thread, until something is so."""
-        self._core.engine.wait_for(self._changed, predicate)
+    def wait_for(self, predicate: Callable[[], Any], timeout: float | None = None) -> None:
+        """Wait, in the consumer's thread, until something is so, or for so many seconds."""
+        self._core.engine.wait_for(self._changed, predicate, timeout)
 
     def wake(self) -> None:
         """Have a consumer that waits look again."""

@@ -91,6 +91,7 @@ class Group:
 
     error: BaseException | None = None
     stopping: bool = False  # an item failed, and nothing more of the group shall start
+    sharing: bool = False  # no more calls can come at present: idle slots shall have a share of those that run
     # Called once, outside all locks, when something ends the whole group.
     on_error: Callable[[BaseException], None] | None = None
 

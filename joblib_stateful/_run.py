@@ -38,6 +38,9 @@ AFTER_ERROR: dict[OnError, AfterError] = {
 _INTERRUPT_GRACE = 0.5
 # A slow input must not hold results up: a batch is sent as it is when pulling it has taken so long.
 _PULL_SECONDS = 0.02
+# While a bar is to be shown, a consumer that waits looks this often at what workers have finished of batches that are under
+# way. tqdm draws at most ten times a second, and with every second look at this rate.
+_SHOW_SECONDS = 0.05
 # Always empty: what is to be taken while something must be looked at first.
 _NOTHING: list[Any] = []
 # Pulling from these runs nobody's code, so several items can be pulled before the first of them is packed.
@@ -215,16 +218,26 @@ class MapRun:
 
     def _wait(self, feed: Feed) -> None:
         """Wait until something can be done, or shown."""
+        assert self.core is not None  # noqa: S101 - there is a feed
+        can_send_more = self._input is not None and self._room > 0
+        if can_send_more:
+            self._group.sharing = False
+        elif not self._group.sharing:
+            self.core.share(self._group)
         feed.wait_for(
             lambda: (
                 feed.is_ready
                 or self.is_closed
                 or self._fatal is not None
                 or (self._failed is not None and self.plan.on_error != "deferred" and not self._is_curtailed)
-                or (self._n_finished != self._n_shown and self._progress.is_wanted)
+                or (self._n_finished > self._n_shown and self._progress.is_wanted)
                 or self._has_room()
-            )
+            ),
+            _SHOW_SECONDS if self._progress.is_wanted else None,
         )
+        if self._progress.is_wanted:
+            # In this order: what is answered in between is counted at the next look, and not twice now.
+            self._show(self._n_finished + self.core.n_behind(self._group))
 
     def _check(self) -> None:
         """Raise, or stop feeding, if something went wrong."""
@@ -244,13 +257,17 @@ class MapRun:
 
     # --- feeding --------------------------------------------------------------------------------------
 
+    @property
+    def _room(self) -> int:
+        """Items that the buffer has room for."""
+        return self.plan.batching.buffer - (self.n_pulled - self.n_given)
+
     def _has_room(self) -> bool:
         """Tell whether a batch should be pulled now: all of it has room, or a worker has nothing to do."""
         plan, feed = self.plan, self.feed
         if self._input is None and feed is not None:
             return False
-        room = plan.batching.buffer - (self.n_pulled - self.n_given)
-        running = 0 if feed is None else feed.n_running
+        room, running = self._room, 0 if feed is None else feed.n_running
         if plan.synchronous:
             return room > 0 and running == 0
         n_jobs = 1 if self.core is None else self.core.n_jobs
@@ -274,9 +291,8 @@ class MapRun:
         if self._input is None or self.is_closed:
             return False
         plan = self.plan
-        room = plan.batching.buffer - (self.n_pulled - self.n_given)
         remaining = None if plan.length is None else max(0, plan.length - self.n_pulled)
-        packing = self._take_items(plan.batching.next_batch(room, remaining))
+        packing = self._take_items(plan.batching.next_batch(self._room, remaining))
         count = packing.count
         if count:
             self._send(packing, count)
@@ -364,9 +380,12 @@ class MapRun:
     # --- the end --------------------------------------------------------------------------------------
 
     def _show_progress(self) -> None:
-        finished = self._n_finished
-        if finished != self._n_shown:
-            new, self._n_shown = finished - self._n_shown, finished
+        self._show(self._n_finished)
+
+    def _show(self, n_finished: int) -> None:
+        # Less than was shown: what a worker had finished was lost with it, and is being done again.
+        if n_finished > self._n_shown:
+            new, self._n_shown = n_finished - self._n_shown, n_finished
             self._progress.add(new)
 
     def _end_input(self) -> None:

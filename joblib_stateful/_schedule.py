@@ -6,7 +6,8 @@ assigns it. The rules, in one place:
 
 - Work goes to slots that have their object, and only then to empty ones: no more objects than are needed.
 - A slot runs one job at a time. What waits, waits here, where it can still be dropped or go elsewhere.
-- What a worker gives back of a message that took too long goes to all slots, in parts.
+- What a worker gives back of a message that took too long goes to all slots, in parts; it is also asked for that when
+  others have nothing to do, and nothing can come for them.
 - When a worker dies, the item that ran pays (a retry on another slot, or its error); the other items of its
   message run again one by one. What had not been started costs nothing.
 - Deaths that are nobody's fault are counted per slot and in a row; beyond ``max_restarts`` they end the group.
@@ -63,6 +64,11 @@ class Schedule(Board):
                 return self._after_errors(call)
         self.queue.append(Job(call, positions))
         return self._assign()
+
+    def share(self, group: Group) -> Decisions:
+        """Note that no more calls of a group can come at present: idle slots get a share of those that run."""
+        group.sharing = True
+        return self._share()
 
     def warm(self, group: Group, limits: Limits) -> Decisions:
         """Have every slot build its object now."""
@@ -132,7 +138,7 @@ class Schedule(Board):
         slot.init_seconds = seconds
         slot.tasks, slot.warm, slot.group = 0, False, None
         self._free_after_work(slot)
-        return self._assign()
+        return self._assign() + self._share()
 
     def build_failed(self, index: int, seq: int, error: errors.WorkerInitError) -> Decisions:
         """Note that a slot's constructor raised; its worker is of no use."""
@@ -146,10 +152,9 @@ class Schedule(Board):
     def finished(self, index: int, seq: int, report: Report) -> Decisions:
         """Note what became of a slot's job."""
         slot = self.slots[index]
-        job = slot.job
-        if slot.seq != seq or job is None:
+        job = self._take_job(slot) if slot.seq == seq else None
+        if job is None:
             return []
-        slot.job = None
         slot.deaths = 0
         slot.n_done += report.n_run
         slot.tasks += report.n_run
@@ -161,15 +166,15 @@ class Schedule(Board):
             decisions += self._close(slot)
         else:
             self._free_after_work(slot)
-        return decisions + self._assign()
+        return decisions + self._assign() + self._share()
 
     def died(self, index: int, seq: int, death: Death) -> Decisions:
         """Note that a slot's process is gone."""
         slot = self.slots[index]
-        state, job = slot.state, slot.job
+        state = slot.state
         if slot.seq != seq or state is State.EMPTY:
             return []
-        slot.job = None
+        job = self._take_job(slot)
         expired, unwanted = slot.expired, slot.doomed and not slot.expired
         if state is State.BUILDING:
             self._building -= 1
@@ -246,8 +251,10 @@ class Schedule(Board):
     def _note(self, job: Job, report: Report) -> Decisions:
         call, rest = job.call, job.note(report)
         if rest and report.n_run and not call.stopping and (call.after_error == "go_on" or not report.errors):
-            # It took too long for one message: all slots share the rest.
-            self._put_back(reversed(job.split(rest, 2 * self.n_slots)))
+            # It took too long for one message, or others have nothing to do. Twice as many parts as slots for them, for
+            # the next items may take longer still.
+            n_free = 1 + len(self._idle) if self._idle else self.n_slots
+            self._put_back(reversed(job.split(rest, 2 * n_free)))
         else:
             call.drop(rest)
         return self._after_errors(call) if report.errors else self._settle_if_done(call)

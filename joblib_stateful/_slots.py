@@ -114,6 +114,13 @@ class StopJob(NamedTuple):
     seq: int
 
 
+class ShareJob(NamedTuple):
+    """Ask a worker to give back what is left of its message, if that will take a while."""
+
+    slot: int
+    seq: int
+
+
 class CloseWorker(NamedTuple):
     """End a slot's worker in an orderly way."""
 
@@ -141,5 +148,5 @@ class FailGroup(NamedTuple):
     error: BaseException
 
 
-Decision: TypeAlias = StartWorker | SendJob | StopJob | CloseWorker | KillWorker | Settle | FailGroup
+Decision: TypeAlias = StartWorker | SendJob | StopJob | ShareJob | CloseWorker | KillWorker | Settle | FailGroup
 Decisions: TypeAlias = list[Decision]

@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 # four, and sixteen if they are tiny (`benchmarks/items.py`).
 _MEDIUM, _CLOCK_EVERY = 2_500_000, 4
 _SHORT, _CLOCK_SELDOM = 20_000, 16
+# What will take so many nanoseconds more is shared with workers that have nothing to do: half of it is several times what
+# the messages cost that this takes (W3 shifting of `python -m benchmarks`).
+_SHARED = 20_000_000
 
 
 class Progress:
@@ -52,8 +55,8 @@ class Progress:
     between err on the safe side. Times are in nanoseconds.
     """
 
-    SIZE = 6
-    PLACE, SINCE, STOP, _SEQ, _PHASE, _FINISHED = range(SIZE)
+    SIZE = 7
+    PLACE, SINCE, STOP, _SHARE, _SEQ, _PHASE, _FINISHED = range(SIZE)
 
     def __init__(self, numbers: Any = None) -> None:
         #: While items run, the worker itself writes at `PLACE` and `SINCE`, and looks at `STOP`.
@@ -89,14 +92,14 @@ class Progress:
         self.numbers[self.SINCE] = time.monotonic_ns()
         self.numbers[self.PLACE] = place
 
-    @staticmethod
-    def stretches(count: int, budget: float | None = None) -> Iterator[range]:
+    def stretches(self, seq: int, count: int, budget: float | None = None) -> Iterator[range]:
         """Yield the places of a message's items, as many at a time as are run between two looks at the clock.
 
-        They end early if more than ``budget`` seconds have passed.
+        They end early if more than ``budget`` seconds have passed, or if others shall have a share of what is left and it
+        is worth it.
         """
-        now = time.monotonic_ns
-        latest = now()
+        now, numbers, share = time.monotonic_ns, self.numbers, self._SHARE
+        began = latest = now()
         deadline = math.inf if budget is None else latest + budget * 1e9
         place, size = 0, 1
         while True:
@@ -105,6 +108,8 @@ class Progress:
             at = now()
             if end == count or at > deadline:
                 return
+            if numbers[share] == seq and (count - end) * (at - began) > _SHARED * end:
+                return
             each = (at - latest) // (end - place)
             most = 1 if each > _MEDIUM else _CLOCK_EVERY if each > _SHORT else _CLOCK_SELDOM
             place, size, latest = end, min(most, size * _CLOCK_EVERY), at
@@ -112,6 +117,10 @@ class Progress:
     def ask_to_stop(self, seq: int) -> None:
         """Ask the worker, from the parent, to stop this message after the current item."""
         self.numbers[self.STOP] = seq
+
+    def ask_to_share(self, seq: int) -> None:
+        """Ask the worker, from the parent, to give back what is left of this message, if that will take a while."""
+        self.numbers[self._SHARE] = seq
 
     @property
     def seq(self) -> int:
@@ -222,7 +231,7 @@ class Worker:
         place, pack, (plain, keep), usual = -1, values.add, values.shortcut(), None
         # Each line of this loop can be felt where items are tiny: `benchmarks/items.py`.
         numbers, at, stop, seq, timed = self.progress.numbers, Progress.PLACE, Progress.STOP, message.seq, message.timed
-        for stretch in self.progress.stretches(message.parcel.n_values, message.budget):
+        for stretch in self.progress.stretches(seq, message.parcel.n_values, message.budget):
             for place in stretch:
                 if numbers[stop] == seq and place:  # never before the first one
                     return place

@@ -143,8 +143,8 @@ def test_at_the_end_batches_shrink_so_that_all_slots_share_it() -> None:
     play(batching, 1e-3, 10)
     assert batching.batch == pytest.approx(BATCH_SECONDS / 1e-3, abs=1)
     assert batching.next_batch(10**9, remaining=1000) == batching.batch
-    assert batching.next_batch(10**9, remaining=40) == 14
-    assert batching.next_batch(10**9, remaining=14) == 5
+    assert batching.next_batch(10**9, remaining=40) == 17
+    assert batching.next_batch(10**9, remaining=12) == 6
     assert batching.next_batch(10**9, remaining=9) == 4  # no smaller than what takes 4 ms
     assert batching.next_batch(10**9, remaining=1) == 4  # nor here: the input may have lied
     assert batching.next_batch(10**9, remaining=0) == 4

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from joblib_stateful import StatefulExecutor, factory, stateful_map
+from joblib_stateful import StatefulExecutor, _batching, factory, stateful_map
 from joblib_stateful._feed import Feed
 from joblib_stateful._records import Call, Group
 from joblib_stateful.errors import ShutdownError
@@ -61,6 +63,46 @@ def test_nor_for_those_that_run_one_by_one_after_a_crash(*, ordered: bool, tmp_p
             scene.gate().open()
         assert (result.index == 2) == (not result.ok)
     assert found == list(range(10)) if ordered else sorted(found) == list(range(10))
+
+
+def takes_a_while(item: int) -> tuple[int, int, int]:
+    time.sleep(0.01)
+    return item, os.getpid(), threading.get_ident()
+
+
+class Given:
+    """Sizes of batches that are given, and that no batch is cut short for its own sake."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *sizes: int) -> None:
+        left = list(sizes)
+        monkeypatch.setattr(_batching, "OVERTIME", 1000)
+        monkeypatch.setattr(_batching.Batching, "next_batch", lambda _, room, __: min(room, left.pop(0)))
+        monkeypatch.setattr(_batching.Batching, "_find_buffer", lambda self: self._fixed_buffer)
+
+
+@parallel_engines
+@orders
+def test_who_has_nothing_to_do_gets_a_share_of_the_last_batch(
+    *, engine: str, ordered: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Given(monkeypatch, 1, 1, 1, 1, 60, 1)
+    results = list(stateful_map(takes_a_while, range(64), n_jobs=2, buffer=100, ordered=ordered, engine=engine))
+    assert sorted(item for item, _, _ in results) == list(range(64))
+    assert len({worker for item, worker in map(_named, results) if item >= 4}) == 2
+
+
+def _named(result: tuple[int, int, int]) -> tuple[int, str]:
+    item, *worker = result
+    return item, repr(worker)
+
+
+@parallel_engines
+def test_or_of_one_that_keeps_the_buffer_full(*, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    Given(monkeypatch, 1, 1, 1, 1, *[100] * 100)  # the fifth one with all that the buffer has room for
+    with stateful_map(takes_a_while, count(), n_jobs=2, buffer=64, engine=engine) as taken:
+        results = list(islice(taken, 64))
+    assert [item for item, _, _ in results] == list(range(64))
+    assert len({worker for item, worker in map(_named, results) if item >= 4}) == 2
 
 
 def one_fails_while_another_one_runs(scene: Scene) -> Any:

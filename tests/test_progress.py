@@ -11,7 +11,7 @@ import pytest
 from tqdm import tqdm
 
 from joblib_stateful import stateful_map
-from test_map_tools import engines, new_scene, orders, parallel_engines
+from test_map_tools import crash, engines, new_scene, orders, parallel_engines
 
 if TYPE_CHECKING:
     from conftest import RunProgram
@@ -119,6 +119,52 @@ def test_it_moves_while_the_first_result_is_still_to_come(engine: str, tmp_path:
     results = stateful_map(first_waits, range(4), n_jobs=2, batch_size=1, buffer=4, progress=note, engine=engine)
     assert list(results) == [0, 1, 2, 3]
     assert sum(seen) == 4
+
+
+@parallel_engines
+@orders
+def test_it_moves_while_a_batch_is_under_way(*, engine: str, ordered: bool, tmp_path: Path) -> None:
+    scene = new_scene(tmp_path)
+
+    def last_waits(item: int) -> int:
+        if item == 7:
+            scene.gate().wait()
+        return fail_on_odd(item)
+
+    seen = []
+
+    def note(n: int) -> None:
+        seen.append(n)
+        if sum(seen) == 7:
+            scene.gate().open()
+
+    results = stateful_map(
+        last_waits, range(8), n_jobs=2, batch_size=8, ordered=ordered, on_error="deferred", progress=note, engine=engine
+    )
+    assert sum(result.ok for result in results) == 4
+    assert sum(seen) == 8
+
+
+def test_what_a_dead_worker_had_finished_is_shown_once(tmp_path: Path) -> None:
+    scene = new_scene(tmp_path)
+
+    def one_dies(item: int) -> int:
+        if item == 5:
+            scene.log("runs").note(item)
+            scene.gate().wait()
+            if len(scene.log("runs").lines) == 1:
+                crash()
+        return item
+
+    seen = []
+
+    def note(n: int) -> None:
+        seen.append(n)
+        if sum(seen) == 5:
+            scene.gate().open()
+
+    assert list(stateful_map(one_dies, range(8), n_jobs=1, batch_size=8, retries=1, progress=note)) == list(range(8))
+    assert sum(seen) == 8
 
 
 @engines

@@ -17,6 +17,7 @@ from joblib_stateful._slots import (
     KillWorker,
     SendJob,
     Settle,
+    ShareJob,
     StartWorker,
     StopJob,
 )
@@ -41,9 +42,10 @@ def a_call(
     retries: int = 0,
     max_restarts: int = 3,
     after_error: AfterError = "go_on",
+    budget: float | None = None,
 ) -> Call:
     limits = Limits(item_timeout=2.0, init_timeout=5.0, retries=retries, max_restarts=max_restarts)
-    return Call(size, Group() if group is None else group, limits, after_error=after_error, first=0)
+    return Call(size, Group() if group is None else group, limits, after_error=after_error, budget=budget, first=0)
 
 
 def told(decisions: Decisions) -> list[str]:
@@ -58,8 +60,16 @@ def _in_words(decision: Decision) -> str:
         return f"fail {type(decision.error).__name__}"
     if isinstance(decision, Settle):
         return "settle"
-    verb = {StartWorker: "start", StopJob: "stop", CloseWorker: "close", KillWorker: "kill"}[type(decision)]
-    return f"{verb} {decision.slot}"
+    return f"{_VERBS[type(decision)]} {decision.slot}"
+
+
+_VERBS: dict[type, str] = {
+    StartWorker: "start",
+    StopJob: "stop",
+    ShareJob: "ask for a share",
+    CloseWorker: "close",
+    KillWorker: "kill",
+}
 
 
 class Play:
@@ -440,6 +450,73 @@ def test_an_error_does_not_keep_the_rest_from_others_if_the_call_goes_on() -> No
     play.submit(call)
     assert play.finished(0, n_run=2, failed={1}) == ["send [2] to 1", "send [3] to 0"]
     assert call.errors.keys() == {1}
+
+
+# --- slots that have nothing to do ------------------------------------------------------------------------
+
+
+def test_an_idle_slot_gets_a_share_of_what_another_one_has() -> None:
+    play, group = with_objects(3), a_map()
+    call, other = a_call(8, group, budget=0.1), a_call(2, group, budget=0.1)
+    play.submit(call, other)
+    assert told(play.schedule.share(group)) == ["ask for a share 0"]
+    assert play.finished(0, n_run=1) == ["send [1, 2] to 2", "send [3, 4] to 0"]
+    assert play.finished(1) == ["settle", "send [5, 6] to 1"]
+    assert play.finished(0) == ["send [7] to 0"]
+    assert play.finished(0) == ["ask for a share 2"]
+    assert play.finished(2) == ["ask for a share 1"]
+    assert play.finished(1) == ["settle"]
+    assert call.values == list(range(8))
+
+
+def test_nobody_is_asked_as_long_as_more_may_come() -> None:
+    play, group = with_objects(3), a_map()
+    play.submit(a_call(8, group, budget=0.1), a_call(2, group, budget=0.1))
+    assert play.finished(1) == ["settle"]
+    group.sharing = True
+    assert play.submit(a_call(8, group, budget=0.1)) == ["send [0, 1, 2, 3, 4, 5, 6, 7] to 2"]
+    group.sharing = False
+    assert play.finished(2) == ["settle"]
+
+
+def test_nobody_is_asked_while_something_waits_or_all_are_busy() -> None:
+    play, group = with_objects(1), a_map()
+    play.submit(a_call(8, group, budget=0.1), a_call(8, group, budget=0.1))
+    assert play.schedule.share(group) == []
+    assert play.finished(0, n_run=4) == ["send [4, 5] to 0"]
+    assert play.finished(0) == ["send [6, 7] to 0"]
+
+
+@pytest.mark.parametrize("size, budget", [(1, 0.1), (8, None)], ids=["one item", "of a fixed size"])
+def test_there_is_no_share_of(size: int, budget: float | None) -> None:
+    play, group = with_objects(2), a_map()
+    play.submit(a_call(size, group, budget=budget))
+    assert play.schedule.share(group) == []
+
+
+def test_nobody_is_asked_for_the_sake_of_a_slot_without_object() -> None:
+    play, group = Play(2), a_map()
+    play.submit(a_call(8, group, budget=0.1))
+    play.built(0)
+    assert play.schedule.share(group) == []
+    play.schedule.warm(group, Limits())
+    assert play.built(1) == ["ask for a share 0"]
+
+
+def test_others_who_use_the_slots_are_not_asked() -> None:
+    play, group, others = with_objects(3), a_map(), a_map()
+    play.submit(a_call(8, others, budget=0.1), a_call(8, group, budget=0.1))
+    assert told(play.schedule.share(group)) == ["ask for a share 1"]
+
+
+def test_who_dies_is_not_asked() -> None:
+    play, group = with_objects(2), a_map()
+    play.submit(a_call(2, group, budget=0.1), a_call(2, group, budget=0.1))
+    group.sharing = True
+    assert play.died_at(0, None, n_finished=2) == ["start 0"]
+    assert play.finished(1) == ["settle", "send [0] to 1"]
+    assert play.finished(1) == ["send [1] to 1"]
+    assert play.finished(1) == ["settle"]
 
 
 # --- constructors that fail -------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ from joblib_stateful._slots import (
     KillWorker,
     SendJob,
     Settle,
+    ShareJob,
     Slot,
     StartWorker,
     State,
@@ -107,6 +108,15 @@ class ScheduleMachine(RuleBasedStateMachine):
         elif isinstance(decision, StopJob):
             assert self.lives[decision.slot].message == decision.seq
             self.lives[decision.slot].stop_asked = True
+        elif isinstance(decision, ShareJob):
+            job = self.lives[decision.slot].job
+            assert self.lives[decision.slot].message == decision.seq
+            assert job is not None
+            assert job.call.budget is not None
+            assert len(job.positions) > 1
+            assert job.call.group.sharing
+            assert not self.schedule.queue
+            assert any(slot.state is State.IDLE for slot in self.schedule.slots)
         elif isinstance(decision, CloseWorker):
             life = self.lives[decision.slot]
             assert life.message is None
@@ -164,6 +174,7 @@ class ScheduleMachine(RuleBasedStateMachine):
         retries=st.integers(0, 2),
         max_restarts=st.integers(0, 2),
         after_error=st.sampled_from(_AFTER_ERROR),
+        budget=st.sampled_from([0.1, 0.1, None]),
         unsent=st.sampled_from([(), (), (), (0,), (1,), (0, 2)]),
     )
     def submit(
@@ -174,11 +185,13 @@ class ScheduleMachine(RuleBasedStateMachine):
         retries: int,
         max_restarts: int,
         after_error: AfterError,
+        budget: float | None,
         unsent: tuple[int, ...],
     ) -> None:
         limits = Limits(5.0, 5.0, retries, max_restarts)
         kept = frozenset(position for position in unsent if position < size)
-        call = Call(size, self.map if is_map else self.plain, limits, after_error=after_error, unsent=kept)
+        group = self.map if is_map else self.plain
+        call = Call(size, group, limits, after_error=after_error, budget=budget, unsent=kept)
         for position in kept:
             call.fail(position, errors.TransferError(position, "item", "a lock"))
         if call.group.on_error is None:
@@ -207,6 +220,14 @@ class ScheduleMachine(RuleBasedStateMachine):
         call = self._draw_call(data)
         self.carry_out(self.schedule.curtail([call]))
         assert not any(job.call is call for job in self.schedule.queue)
+
+    @rule()
+    def share(self) -> None:
+        self.carry_out(self.schedule.share(self.map))
+
+    @rule()
+    def send_more(self) -> None:
+        self.map.sharing = False
 
     @precondition(lambda self: self._cancellable())
     @rule(data=st.data())

@@ -28,10 +28,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock(monkeypatch)
 
 
-def stretches(clock: Clock, item_seconds: list[float], budget: float | None = None) -> list[int]:
-    """Run items that take so long; return how many were run at a time."""
+def stretches(clock: Clock, item_seconds: list[float], budget: float | None = None, *, share: int = 0) -> list[int]:
+    """Run items that take so long as message 7; return how many were run at a time."""
     found: list[int] = []
-    for stretch in Progress.stretches(len(item_seconds), budget):
+    progress = Progress()
+    progress.ask_to_share(share)
+    for stretch in progress.stretches(7, len(item_seconds), budget):
         assert stretch.start == sum(found)
         found.append(len(stretch))
         for place in stretch:
@@ -55,6 +57,21 @@ def test_too_much_time_ends_it(clock: Clock) -> None:
     assert stretches(clock, [0.25] * 10, 0.6) == [1] * 3
     assert stretches(clock, [1.0] * 2, 0.6) == [1]
     assert stretches(clock, [1e-3] * 100, 0.01) == [1, 4, 4, 4]
+
+
+def test_a_share_is_given_as_long_as_there_is_much_left(clock: Clock) -> None:
+    assert stretches(clock, [0.25] * 10, share=7) == [1]
+    assert stretches(clock, [0.25] * 10, share=6) == [1] * 10  # of another message
+    assert stretches(clock, [1e-3] * 25, share=7) == [1]
+    assert stretches(clock, [1e-3] * 21, share=7) == [1, 4, 4, 4, 4, 4]
+    assert stretches(clock, [1e-6] * 1_000, share=7)[:3] == [1, 4, 16]
+    assert stretches(clock, [0.0] * 6, share=7) == [1, 4, 1]
+    assert stretches(clock, [1.0], share=7) == [1]
+
+
+def test_what_is_left_is_judged_by_all_that_was_run(clock: Clock) -> None:
+    assert stretches(clock, [1e-6] * 21 + [0.15] * 16 + [1e-6] * 50, share=7) == [1, 4, 16, 16]
+    assert stretches(clock, [0.03] + [1e-6] * 50, share=7) == [1]
 
 
 class OneMessage:

@@ -81,13 +81,15 @@ class Engine(ABC):
         """Return the engine for one executor with so many slots."""
         return self
 
-    def wait_for(self, condition: threading.Condition, predicate: Callable[[], Any]) -> None:
+    def wait_for(
+        self, condition: threading.Condition, predicate: Callable[[], Any], timeout: float | None = None
+    ) -> None:
         """Wait, in a consumer's thread, until something is so; meanwhile answers may be taken in that thread.
 
         Whoever makes it so notifies the condition, and then calls `ring`.
         """
         with condition:
-            wait_for(condition, predicate)
+            wait_for(condition, predicate, timeout)
 
     def ring(self) -> None:  # noqa: B027 - nothing to do where all consumers wait for the condition
         """Have a consumer that takes answers look whether what it waits for is so."""

@@ -65,13 +65,15 @@ class Listening:
 
     # --- for consumers --------------------------------------------------------------------------------
 
-    def wait_for(self, condition: threading.Condition, predicate: Callable[[], Any]) -> None:
+    def wait_for(
+        self, condition: threading.Condition, predicate: Callable[[], Any], timeout: float | None = None
+    ) -> None:
         """Wait until something is so; whoever makes it so notifies the condition, and then rings."""
         thread = threading.get_ident()
         if self._taker == thread and self._take_until(predicate, thread):
             return
         with condition:
-            wait_for(condition, predicate)
+            wait_for(condition, predicate, timeout)
         before, self._latest = self._latest, time.perf_counter()
         if self._bell is None:
             self._prepare()

@@ -62,9 +62,11 @@ class LokyEngine(Engine):
         engine._listening = Listening()
         return engine
 
-    def wait_for(self, condition: threading.Condition, predicate: Callable[[], Any]) -> None:
+    def wait_for(
+        self, condition: threading.Condition, predicate: Callable[[], Any], timeout: float | None = None
+    ) -> None:
         """Wait; a consumer that waits again and again takes its workers' answers itself."""
-        self._listening.wait_for(condition, predicate)
+        self._listening.wait_for(condition, predicate, timeout)
 
     def ring(self) -> None:
         """Have such a consumer look again."""
