@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -224,20 +225,23 @@ class MapRun:
             self._group.sharing = False
         elif not self._group.sharing:
             self.core.share(self._group)
-        feed.wait_for(
-            lambda: (
-                feed.is_ready
-                or self.is_closed
-                or self._fatal is not None
-                or (self._failed is not None and self.plan.on_error != "deferred" and not self._is_curtailed)
-                or (self._n_finished > self._n_shown and self._progress.is_wanted)
-                or self._has_room()
-            ),
-            _SHOW_SECONDS if self._progress.is_wanted else None,
-        )
-        if self._progress.is_wanted:
+        is_shown = self._progress.is_wanted
+        has_changed = partial(self._has_changed, feed)
+        feed.wait_for(has_changed, _SHOW_SECONDS if is_shown else None)
+        if is_shown and not has_changed():
             # In this order: what is answered in between is counted at the next look, and not twice now.
             self._show(self._n_finished + self.core.n_behind(self._group))
+
+    def _has_changed(self, feed: Feed) -> bool:
+        """Tell whether something can be done, or shown."""
+        return (
+            feed.is_ready
+            or self.is_closed
+            or self._fatal is not None
+            or (self._failed is not None and self.plan.on_error != "deferred" and not self._is_curtailed)
+            or (self._n_finished > self._n_shown and self._progress.is_wanted)
+            or self._has_room()
+        )
 
     def _check(self) -> None:
         """Raise, or stop feeding, if something went wrong."""

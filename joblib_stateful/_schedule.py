@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
     from ._records import Call, Death, Group, Limits, Report
 
+# A part should take several times as long as its message costs parent and worker, a millisecond (`docs/performance.md`).
+PART_SECONDS = 0.01
+
 
 class Schedule(Board):
     """Takes events, one method each, and returns the decisions that follow."""
@@ -251,10 +254,11 @@ class Schedule(Board):
     def _note(self, job: Job, report: Report) -> Decisions:
         call, rest = job.call, job.note(report)
         if rest and report.n_run and not call.stopping and (call.after_error == "go_on" or not report.errors):
-            # It took too long for one message, or others have nothing to do. Twice as many parts as slots for them, for
-            # the next items may take longer still.
-            n_free = 1 + len(self._idle) if self._idle else self.n_slots
-            self._put_back(reversed(job.split(rest, 2 * n_free)))
+            # It took too long for one message, or others have nothing to do. Parts for those, or else some for each slot,
+            # but none that is over sooner than it is worth.
+            n_parts = 1 + len(self._idle) if self._idle else 2 * self.n_slots
+            worth = report.seconds / report.n_run * len(rest) / PART_SECONDS
+            self._put_back(reversed(job.split(rest, max(1, min(n_parts, int(worth))))))
         else:
             call.drop(rest)
         return self._after_errors(call) if report.errors else self._settle_if_done(call)

@@ -90,14 +90,17 @@ class Play:
     def build_failed(self, slot: int) -> list[str]:
         return told(self.schedule.build_failed(slot, self.seq(slot), errors.WorkerInitError(slot)))
 
-    def finished(self, slot: int, n_run: int | None = None, failed: Collection[int] = ()) -> list[str]:
+    def finished(
+        self, slot: int, n_run: int | None = None, failed: Collection[int] = (), seconds: float = 1.0
+    ) -> list[str]:
         """Have a slot's items return their positions, but for those that fail, by place in the message."""
         job = self.schedule.slots[slot].job
         assert job is not None
         positions = list(job.positions)[:n_run]
         values = [None if place in failed else position for place, position in enumerate(positions)]
         faults: dict[int, BaseException] = {place: ValueError(place) for place in failed}
-        return told(self.schedule.finished(slot, self.seq(slot), Report(len(positions), values, faults)))
+        report = Report(len(positions), values, faults, seconds=len(positions) * seconds)
+        return told(self.schedule.finished(slot, self.seq(slot), report))
 
     def died(self, slot: int) -> list[str]:
         """Have a worker die before it begins its message, while it builds or while it is idle."""
@@ -460,13 +463,37 @@ def test_an_idle_slot_gets_a_share_of_what_another_one_has() -> None:
     call, other = a_call(8, group, budget=0.1), a_call(2, group, budget=0.1)
     play.submit(call, other)
     assert told(play.schedule.share(group)) == ["ask for a share 0"]
-    assert play.finished(0, n_run=1) == ["send [1, 2] to 2", "send [3, 4] to 0"]
-    assert play.finished(1) == ["settle", "send [5, 6] to 1"]
-    assert play.finished(0) == ["send [7] to 0"]
-    assert play.finished(0) == ["ask for a share 2"]
-    assert play.finished(2) == ["ask for a share 1"]
+    assert play.finished(0, n_run=1) == ["send [1, 2, 3, 4] to 2", "send [5, 6, 7] to 0"]
+    assert play.finished(1) == ["settle", "ask for a share 2"]
+    assert play.finished(2, n_run=1) == ["send [2, 3] to 1", "send [4] to 2"]
+    assert play.finished(2) == ["ask for a share 0"]
+    assert play.finished(0) == ["ask for a share 1"]
     assert play.finished(1) == ["settle"]
     assert call.values == list(range(8))
+
+
+def test_nobody_gets_a_share_that_is_over_at_once() -> None:
+    play, call = with_objects(4), a_call(100)
+    play.submit(call)
+    assert play.finished(0, n_run=70, seconds=0.001) == [
+        f"send {list(range(70, 80))} to 1",
+        f"send {list(range(80, 90))} to 2",
+        f"send {list(range(90, 100))} to 3",
+    ]
+    play, call = with_objects(4), a_call(100)
+    play.submit(call)
+    assert play.finished(0, n_run=95, seconds=0.001) == [f"send {list(range(95, 100))} to 1"]
+
+
+def test_no_object_is_built_for_the_sake_of_a_share() -> None:
+    play, call = Play(3), a_call(100)
+    play.submit(call, a_call())
+    play.built(0, 1)
+    play.finished(1)
+    assert play.finished(0, n_run=1) == [
+        f"send {list(range(1, 51))} to 1",
+        f"send {list(range(51, 100))} to 0",
+    ]
 
 
 def test_nobody_is_asked_as_long_as_more_may_come() -> None:

@@ -568,7 +568,7 @@ class ScheduleMachine(RuleBasedStateMachine):
         life.n_run += n_run
         self.unblamed[slot] = 0
         seq = self._answered(slot)
-        self.carry_out(self.schedule.finished(slot, seq, Report(n_run, values, faults)))
+        self.carry_out(self.schedule.finished(slot, seq, Report(n_run, values, faults, seconds=n_run)))
 
     def _die(self, slot: int, death: Death) -> Decisions:
         seq = self.lives.pop(slot).message

@@ -70,7 +70,7 @@ class Listening:
     ) -> None:
         """Wait until something is so; whoever makes it so notifies the condition, and then rings."""
         thread = threading.get_ident()
-        if self._taker == thread and self._take_until(predicate, thread):
+        if self._taker == thread and self._take_until(predicate, thread, timeout):
             return
         with condition:
             wait_for(condition, predicate, timeout)
@@ -109,30 +109,31 @@ class Listening:
             self._poll = select.poll()
             self._poll.register(self._bell[0], select.POLLIN)
 
-    def _take_until(self, predicate: Callable[[], Any], thread: int) -> bool:
-        """Take answers until something is so; False if the threads take them again."""
+    def _take_until(self, predicate: Callable[[], Any], thread: int, timeout: float | None) -> bool:
+        """Take answers until something is so, or for so many seconds; False if the threads take them again."""
         if not self._turn.acquire(blocking=False):
             return False
+        end = math.inf if timeout is None else time.monotonic() + timeout
         try:
             while self._taker == thread:
-                for number in self._ready(predicate):
+                for number in self._ready(predicate, min(STRETCH_SECONDS, max(0.0, end - time.monotonic()))):
                     if number == self._bell[0]:  # type: ignore[index]  # it was made before
                         _drain(number)
                     else:
                         self._take(number)
-                if predicate():
+                if predicate() or time.monotonic() >= end:
                     return True
             return False
         finally:
             self._turn.release()
 
-    def _ready(self, predicate: Callable[[], Any]) -> list[int]:
+    def _ready(self, predicate: Callable[[], Any], seconds: float) -> list[int]:
         self._is_polling = True  # before the look, so that who changes something behind it will ring
         try:
             if predicate():
                 return []
             self._n_polls += 1
-            return [number for number, _ in self._poll.poll(STRETCH_SECONDS * 1000)]
+            return [number for number, _ in self._poll.poll(seconds * 1000)]
         finally:
             self._is_polling = False
 
