@@ -16,7 +16,7 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from ._interrupts import uninterrupted
+from ._interrupts import Wakeup, uninterrupted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -113,7 +113,7 @@ class Feed:
         self._core, self._ordered = core, ordered
         self._note_back, self._note_part, self._on_news = note_back, note_part, on_news
         self._lock = threading.RLock()
-        self._changed = threading.Condition(self._lock)
+        self._wakeup = Wakeup()
         self.pending: dict[Call, None] = {}  # sent and not settled
         # To be taken: all that were sent, or if order does not matter those of which something is done.
         self._next: deque[Call] = deque()
@@ -183,13 +183,12 @@ class Feed:
 
     def wait_for(self, predicate: Callable[[], Any], timeout: float | None = None) -> None:
         """Wait, in the consumer's thread, until something is so, or for so many seconds."""
-        self._core.engine.wait_for(self._changed, predicate, timeout)
+        self._core.engine.wait_for(self._wakeup, predicate, timeout)
 
     def wake(self) -> None:
         """Have a consumer that waits look again."""
         self._on_news()
-        with self._lock:
-            self._changed.notify_all()
+        self._wakeup.wake()
         self._core.engine.ring()
 
     def sent(self) -> list[Call]:

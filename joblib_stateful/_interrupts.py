@@ -39,6 +39,42 @@ def wait_for(condition: threading.Condition, predicate: Callable[[], Any], timeo
             return False
 
 
+class Wakeup:
+    """What one thread waits for, and any other one wakes it by.
+
+    A `threading.Condition` is made of Python functions: a Ctrl-C at the return of one of them, and before the next step,
+    leaves its lock held for good, and everybody else waiting. This has nothing but a lock of the interpreter's own, of which
+    it holds none while it looks or returns.
+
+    Examples
+    --------
+    >>> wakeup, done = Wakeup(), []
+    >>> threading.Thread(target=lambda: (done.append(1), wakeup.wake())).start()
+    >>> wakeup.wait_for(lambda: done)
+    True
+    """
+
+    def __init__(self) -> None:
+        self._closed = threading.Lock()  # open if there may be something new since the latest look
+        self._closed.acquire()
+
+    def wake(self) -> None:
+        """Have who waits look again, or look once more who is about to wait."""
+        if self._closed.locked():
+            with contextlib.suppress(RuntimeError):  # another thread was faster
+                self._closed.release()
+
+    def wait_for(self, predicate: Callable[[], Any], timeout: float | None = None) -> bool:
+        """Wait until something is so, or for so many seconds; return whether it is. No Ctrl-C is lost."""
+        end = math.inf if timeout is None else time.monotonic() + timeout
+        while not predicate():
+            rest = end - time.monotonic()
+            if rest <= 0:
+                return False
+            self._closed.acquire(timeout=min(rest, STRETCH_SECONDS))
+        return True
+
+
 # Those whose handlers like to raise: to end a program in order, or what takes too long in it.
 _HELD_NAMES = ("SIGINT", "SIGTERM", "SIGALRM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 _HELD = [getattr(_signal, name) for name in _HELD_NAMES if hasattr(_signal, name)]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from joblib_stateful import StatefulExecutor, factory, stateful_map
+from joblib_stateful._interrupts import Wakeup
 from joblib_stateful.engines import _line, _listening, _loky_worker
 from test_map_tools import Scene, crash, new_scene, orders
 
@@ -143,9 +144,9 @@ def test_a_map_that_another_thread_closes_ends_at_once(patient: None, scene: Sce
 
 
 def test_a_consumer_is_woken_by_what_is_no_answer(never_away: None) -> None:
-    listening, condition, is_so = _listening.Listening(), threading.Condition(), threading.Event()
+    listening, wakeup, is_so = _listening.Listening(), Wakeup(), threading.Event()
     for _ in range(10):
-        listening.wait_for(condition, lambda: True)
+        listening.wait_for(wakeup, lambda: True)
     assert listening.is_taken_over
 
     def ring() -> None:
@@ -156,8 +157,17 @@ def test_a_consumer_is_woken_by_what_is_no_answer(never_away: None) -> None:
 
     ringer = threading.Thread(target=ring)
     ringer.start()
-    listening.wait_for(condition, is_so.is_set)
+    listening.wait_for(wakeup, is_so.is_set)
     ringer.join()
+
+
+def test_a_consumer_that_takes_answers_waits_no_longer_than_it_should(never_away: None) -> None:
+    listening, wakeup = _listening.Listening(), Wakeup()
+    for _ in range(10):
+        listening.wait_for(wakeup, lambda: True)
+    assert listening.is_taken_over
+    listening.wait_for(wakeup, lambda: False, 0.01)  # or this would never return
+    assert listening.is_taken_over
 
 
 def test_two_consumers_of_one_executor(quick: None) -> None:
@@ -181,7 +191,7 @@ def test_who_was_sent_away_is_out_before_the_next_one_takes_answers(
 ) -> None:
     # A consumer looks, and is taken for away meanwhile; another one comes, and waits for something, too.
     monkeypatch.setattr(_listening, "_AWAY_SECONDS", 0.0)
-    listening, condition = _listening.Listening(), threading.Condition()
+    listening, wakeup = _listening.Listening(), Wakeup()
     looks, goes_on, first_ends = threading.Event(), threading.Event(), threading.Event()
 
     def look() -> bool:
@@ -191,8 +201,8 @@ def test_who_was_sent_away_is_out_before_the_next_one_takes_answers(
 
     def consume() -> None:
         for _ in range(10):
-            listening.wait_for(condition, lambda: True)
-        listening.wait_for(condition, look)
+            listening.wait_for(wakeup, lambda: True)
+        listening.wait_for(wakeup, look)
 
     first = threading.Thread(target=consume)
     first.start()
@@ -201,16 +211,15 @@ def test_who_was_sent_away_is_out_before_the_next_one_takes_answers(
         listening._watch()
     assert not listening.is_taken_over
     for _ in range(10):
-        listening.wait_for(condition, lambda: True)
+        listening.wait_for(wakeup, lambda: True)
     assert not listening.is_taken_over
     goes_on.set()
-    with condition:
-        first_ends.set()
-        condition.notify_all()
+    first_ends.set()
+    wakeup.wake()
     first.join(60)
     assert not first.is_alive()
     for _ in range(10):
-        listening.wait_for(condition, lambda: True)
+        listening.wait_for(wakeup, lambda: True)
     assert listening.is_taken_over
 
 

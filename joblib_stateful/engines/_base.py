@@ -9,12 +9,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from .._interrupts import wait_for
-
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Callable, Hashable, Mapping
 
+    from .._interrupts import Wakeup
     from .._messages import Failure, Finish, Message, Reply
     from .._records import Death
     from .._transport import Transport
@@ -81,17 +79,14 @@ class Engine(ABC):
         """Return the engine for one executor with so many slots."""
         return self
 
-    def wait_for(
-        self, condition: threading.Condition, predicate: Callable[[], Any], timeout: float | None = None
-    ) -> None:
+    def wait_for(self, wakeup: Wakeup, predicate: Callable[[], Any], timeout: float | None = None) -> None:
         """Wait, in a consumer's thread, until something is so; meanwhile answers may be taken in that thread.
 
-        Whoever makes it so notifies the condition, and then calls `ring`.
+        Whoever makes it so wakes who waits, and then calls `ring`.
         """
-        with condition:
-            wait_for(condition, predicate, timeout)
+        wakeup.wait_for(predicate, timeout)
 
-    def ring(self) -> None:  # noqa: B027 - nothing to do where all consumers wait for the condition
+    def ring(self) -> None:  # noqa: B027 - nothing to do where consumers only wait
         """Have a consumer that takes answers look whether what it waits for is so."""
 
     def session(self) -> Hashable:

@@ -20,7 +20,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from .._interrupts import STRETCH_SECONDS, uninterrupted, wait_for
+from .._interrupts import STRETCH_SECONDS, uninterrupted
 from .._messages import Ran
 from .._segments import Arena
 from ._line import decode
@@ -29,6 +29,7 @@ from ._loky_child import without_arena
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .._interrupts import Wakeup
     from ._line import Line, Received
     from ._loky_worker import LokyWorker
 
@@ -65,15 +66,12 @@ class Listening:
 
     # --- for consumers --------------------------------------------------------------------------------
 
-    def wait_for(
-        self, condition: threading.Condition, predicate: Callable[[], Any], timeout: float | None = None
-    ) -> None:
-        """Wait until something is so; whoever makes it so notifies the condition, and then rings."""
+    def wait_for(self, wakeup: Wakeup, predicate: Callable[[], Any], timeout: float | None = None) -> None:
+        """Wait until something is so; whoever makes it so wakes who waits, and then rings."""
         thread = threading.get_ident()
         if self._taker == thread and self._take_until(predicate, thread, timeout):
             return
-        with condition:
-            wait_for(condition, predicate, timeout)
+        wakeup.wait_for(predicate, timeout)
         before, self._latest = self._latest, time.perf_counter()
         if self._bell is None:
             self._prepare()

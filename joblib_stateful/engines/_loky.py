@@ -32,8 +32,9 @@ from ._loky_worker import LokyWorker  # noqa: E402
 multiprocessing.context._concrete_contexts.update(_start_methods)  # type: ignore[attr-defined]  # see above
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Callable, Mapping
+
+    from .._interrupts import Wakeup
 
 
 class LokyEngine(Engine):
@@ -62,11 +63,9 @@ class LokyEngine(Engine):
         engine._listening = Listening()
         return engine
 
-    def wait_for(
-        self, condition: threading.Condition, predicate: Callable[[], Any], timeout: float | None = None
-    ) -> None:
+    def wait_for(self, wakeup: Wakeup, predicate: Callable[[], Any], timeout: float | None = None) -> None:
         """Wait; a consumer that waits again and again takes its workers' answers itself."""
-        self._listening.wait_for(condition, predicate, timeout)
+        self._listening.wait_for(wakeup, predicate, timeout)
 
     def ring(self) -> None:
         """Have such a consumer look again."""
