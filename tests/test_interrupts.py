@@ -1,0 +1,101 @@
+"""A Ctrl-C between any two steps of what a consumer does while it waits: it comes through, and no lock is left held."""
+
+from __future__ import annotations
+
+import random
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from joblib_stateful import StatefulExecutor
+from joblib_stateful._interrupts import Wakeup
+from joblib_stateful._records import Group
+
+pytestmark = pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no signal can be sent to a thread here")
+
+_TIMES = 300
+
+
+class StruckError(Exception):
+    """What the handler raises in the place of KeyboardInterrupt, which pytest would take for its own."""
+
+
+@pytest.fixture
+def often() -> Iterator[None]:
+    """Have threads take turns so often that signals come between any two steps."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(before)
+
+
+def strike(step: Callable[[], object], check: Callable[[], object]) -> None:
+    """Interrupt what is done over and over at many random moments, and check something after each."""
+
+    def raise_it(*_: object) -> None:
+        raise StruckError
+
+    main, begun, chance, is_over = threading.get_ident(), [0], random.Random(0), threading.Event()
+
+    def send() -> None:
+        for number in range(1, _TIMES + 1):
+            while begun[0] < number and not is_over.is_set():
+                time.sleep(1e-5)
+            time.sleep(chance.random() * 2e-4)
+            if not is_over.is_set():
+                signal.pthread_kill(main, signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, raise_it)
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        for number in range(1, _TIMES + 1):
+            with pytest.raises(StruckError):
+                begun[0] = number
+                while True:
+                    step()
+            check()
+    finally:
+        is_over.set()
+        sender.join()
+        signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.parametrize("is_woken", [False, True], ids=["in vain", "woken"])
+def test_whoever_waits_can_be_woken_again(*, is_woken: bool, often: None) -> None:
+    wakeup = Wakeup()
+
+    def wait() -> None:
+        if is_woken:
+            wakeup.wake()
+        wakeup.wait_for(lambda: False, 1e-6)
+
+    def check() -> None:
+        is_so: list[bool] = []
+
+        def wake() -> None:
+            is_so.append(True)
+            wakeup.wake()
+
+        waker = threading.Thread(target=wake)
+        waker.start()
+        assert wakeup.wait_for(lambda: is_so, 60)
+        waker.join()
+
+    strike(wait, check)
+
+
+def test_looking_at_the_workers_leaves_no_lock_held(often: None) -> None:
+    group = Group()
+    with StatefulExecutor(n_jobs=2, engine="threads") as executor:
+        core = executor._core
+
+        def check() -> None:
+            assert core.is_free
+
+        strike(lambda: core.n_behind(group), check)
+        assert executor.submit(abs, -1).result() == 1
