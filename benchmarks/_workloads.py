@@ -166,8 +166,8 @@ def tiny(peer: type[Peer], chunk: int | None, loops: int, *, ordered: bool, coun
 def busy(peer: type[Peer], chunk: int | None, _: int, *, ordered: bool, items: list[float]) -> Figures:
     """Return the share of two cores that the workers' own code gets."""
     pool = peer(Spin, {})
-    if peer.keeps:  # warm: so long that all workers have started, of those, too, that start them one by one
-        assert sum(1 for _ in pool.map([1000.0] * 600, ordered=ordered, chunk=1)) == 600
+    if peer.keeps:
+        assert sum(1 for _ in pool.map(WARM_UP, ordered=ordered, chunk=1)) == len(WARM_UP)
     started = time.perf_counter()
     spent = list(pool.map(items, ordered=ordered, chunk=chunk))
     seconds = time.perf_counter() - started
@@ -279,6 +279,8 @@ def first_result(peer: type[Peer], chunk: int | None, _: int) -> Figures:
     return {"at": at}
 
 
+# So long that all workers have started, also of those that start them one by one.
+WARM_UP = [1000.0] * 600
 MILLISECOND = [1000.0] * 2_000
 SKEWED = [25_000.0 if number % 40 == 20 else 250.0 for number in range(2_400)]
 SHIFTING = [20.0] * 20_000 + [2_000.0] * 600 + [20.0] * 20_000

@@ -14,7 +14,7 @@ import psutil
 
 from joblib_stateful import shutdown, stateful_map
 
-from ._workloads import MILLISECOND, Spin
+from ._workloads import MILLISECOND, WARM_UP, Spin
 
 
 def cpu_of(pid: int) -> float:
@@ -39,8 +39,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--maps", type=int, default=12)
     n_maps = parser.parse_args().maps
-    for _ in stateful_map(Spin, MILLISECOND[:40], n_jobs=2, batch_size=1):
-        pass  # starts both workers
+    for _ in stateful_map(Spin, WARM_UP, n_jobs=2, batch_size=1):
+        pass
     pids = [child.pid for child in psutil.Process().children(recursive=True)]
     calls = own_overhead()
     workers, (idle, stolen) = sum(map(cpu_of, pids)), of_machine()

@@ -40,7 +40,7 @@ class Board:
     _idle: dict[int, None] = field(default_factory=dict)
     _empty: dict[int, None] = field(init=False)
     # Busy slots of whose messages idle ones could have a share, and that were not asked for it, in the order of sending.
-    _whole: dict[int, None] = field(default_factory=dict)
+    _shareable: dict[int, None] = field(default_factory=dict)
     _building: int = 0
     _seq: int = 0
 
@@ -109,24 +109,24 @@ class Board:
         del self._idle[slot.index]
         slot.state, slot.job, slot.seq = State.BUSY, job, self._next_seq()
         if job.call.budget is not None and len(job.positions) > 1:
-            self._whole[slot.index] = None
+            self._shareable[slot.index] = None
         return [SendJob(slot.index, slot.seq, job)]
 
     def _share(self) -> Decisions:
         """Ask one busy slot for a share of what it has, if nothing else can come for an idle one."""
         if self.queue or not self._idle:
             return []
-        for index in self._whole:  # the longest at work first: those who keep others waiting are stragglers
+        for index in self._shareable:  # the longest at work first: those who keep others waiting are stragglers
             slot = self.slots[index]
             if slot.job is not None and slot.job.call.group.sharing:
-                del self._whole[index]
+                del self._shareable[index]
                 return [ShareJob(index, slot.seq)]
         return []
 
     def _take_job(self, slot: Slot) -> Job | None:
         """Return what a slot was at, which is over."""
         job, slot.job = slot.job, None
-        self._whole.pop(slot.index, None)
+        self._shareable.pop(slot.index, None)
         return job
 
     def _start_workers(self) -> Decisions:

@@ -36,7 +36,6 @@ from ._slots import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from ._slots import Slot
     from ._spec import PackedSpec
     from ._transport import Parcel
     from ._worker import Worker
@@ -79,6 +78,7 @@ class Core:
         self.is_disowned = False
         # Not reentrant, so that a finaliser can see that its own thread may hold it.
         self._lock = threading.Lock()  # guards the schedule, the workers and the counts
+        # Entered only to wait: its methods are Python's own, and a Ctrl-C between them and the lock leaves that held.
         self._changed = threading.Condition(self._lock)
         self._schedule = Schedule(n_jobs, max_tasks=max_tasks, in_turn=engine.is_synchronous)
         for slot in self._schedule.slots:
@@ -124,11 +124,12 @@ class Core:
 
     def n_behind(self, group: Group) -> int:
         """Return how many items of a group are finished in messages that are not answered yet, as far as that is seen."""
-        if self.engine.is_remote:
-            return 0
-        # Not by the condition, whose methods are Python's own: a Ctrl-C between them and the lock would leave that held.
         with self._lock:
-            return sum(map(partial(self._n_behind, group), self._schedule.slots, self._workers))
+            slots = zip(self._schedule.slots, self._workers, strict=True)
+            pages = [
+                (slot.seq, entry[1].progress) for slot, entry in slots if entry and slot.job and slot.owner is group
+            ]
+        return sum(page.n_finished for seq, page in pages if page.seq == seq)
 
     def interrupt(self, group: Group, calls: Iterable[Call], grace: float) -> None:
         """Drop calls, and kill the workers of their group that are still busy after ``grace`` seconds."""
@@ -160,7 +161,7 @@ class Core:
 
     def infos(self) -> list[WorkerInfo]:
         """Return what is known of each slot."""
-        with self._changed:
+        with self._lock:
             return [self._info(index) for index in range(self.n_jobs)]
 
     @property
@@ -174,7 +175,7 @@ class Core:
     @property
     def is_awaited(self) -> bool:
         """True if somebody waits for a call that was submitted by itself."""
-        with self._changed:
+        with self._lock:
             return any(call.group.on_error is None for call in self._schedule.calls)
 
     @property
@@ -273,7 +274,7 @@ class Core:
             worker = self.engine.open(start.slot, self._envs[start.slot])
         except Exception as error:  # noqa: BLE001 - out of file descriptors or memory, or an engine's own trouble
             return self._answer(start.slot, start.seq, Death(reason=f"{type(error).__name__}: {error}"))
-        with self._changed:
+        with self._lock:
             slot = self._schedule.slots[start.slot]
             wanted = slot.seq == start.seq and not slot.gone
             if wanted:
@@ -396,7 +397,7 @@ class Core:
         entry = self._workers[kill.slot]
         if entry is not None and entry[0] == kill.life:
             entry[1].kill()
-        with self._changed:
+        with self._lock:
             decisions = self._schedule.killed(kill.slot, kill.life)
             self._changed.notify_all()
         self._forget_alarms()
@@ -417,12 +418,6 @@ class Core:
 
     # --- time -----------------------------------------------------------------------------------------
 
-    def _n_behind(self, group: Group, slot: Slot, entry: tuple[int, EngineWorker] | None) -> int:
-        if entry is None or slot.job is None or slot.owner is not group:
-            return 0
-        progress = entry[1].progress
-        return progress.n_finished if progress.seq == slot.seq else 0
-
     def _is_under_way(self, index: int, seq: int) -> bool:
         slot = self._schedule.slots[index]
         return slot.seq == seq and slot.state in (State.BUILDING, State.BUSY)
@@ -432,7 +427,7 @@ class Core:
 
     def _forget_alarms(self) -> None:
         """Let nothing wait for a core whose workers are all gone."""
-        with self._changed:
+        with self._lock:
             if not self._schedule.is_empty:
                 return
             alarms = [*self._limits.take_alarms(), self._idle.take_alarm()]

@@ -42,9 +42,9 @@ if TYPE_CHECKING:
 # four, and sixteen if they are tiny (`benchmarks/items.py`).
 _MEDIUM, _CLOCK_EVERY = 2_500_000, 4
 _SHORT, _CLOCK_SELDOM = 20_000, 16
-# What will take so many nanoseconds more is shared with workers that have nothing to do: half of it is several times what
-# the messages cost that this takes (W3 shifting of `python -m benchmarks`).
-_SHARED = 20_000_000
+# What will take so many nanoseconds more is shared with workers that have nothing to do. Any number from 5 to 80 ms does
+# as well; without sharing 0.12 more of both cores would be idle (W3 shifting of `python -m benchmarks`).
+_WORTH_SHARING = 20_000_000
 
 
 class Progress:
@@ -108,7 +108,7 @@ class Progress:
             at = now()
             if end == count or at > deadline:
                 return
-            if numbers[share] == seq and (count - end) * (at - began) > _SHARED * end:
+            if numbers[share] == seq and (count - end) * (at - began) > _WORTH_SHARING * end:
                 return
             each = (at - latest) // (end - place)
             most = 1 if each > _MEDIUM else _CLOCK_EVERY if each > _SHORT else _CLOCK_SELDOM
