@@ -12,6 +12,7 @@ import _signal  # type: ignore[import-not-found]  # typeshed has no stub
 import _thread
 import contextlib
 import math
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Self
@@ -97,7 +98,7 @@ class Uninterrupted:
     def __init__(self, *, in_finaliser: bool = False) -> None:
         self.in_finaliser = in_finaliser
         self._previous: dict[int, Any] = {}
-        self._caught: dict[int, FrameType | None] = {}
+        self._caught: set[int] = set()
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
@@ -127,8 +128,8 @@ class Uninterrupted:
         elif self._caught:
             self._handle()
 
-    def _hold(self, number: int, frame: FrameType | None) -> None:
-        self._caught[number] = frame
+    def _hold(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the system's signature
+        self._caught.add(number)
 
     def _let_go(self, numbers: list[int]) -> None:
         try:
@@ -140,9 +141,10 @@ class Uninterrupted:
                 self._let_go(numbers)
 
     def _handle(self) -> None:
-        number, frame = self._caught.popitem()
+        number = self._caught.pop()
         try:
-            self._previous[number](number, frame)
+            # The frame in which it struck has ended. A traceback would keep it, and with it open files, to the very end.
+            self._previous[number](number, sys._getframe())
         finally:
             if self._caught:  # also if that one has raised
                 self._handle()

@@ -7,12 +7,13 @@ import signal
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from joblib_stateful import StatefulExecutor
-from joblib_stateful._interrupts import Wakeup
+from joblib_stateful._interrupts import Uninterrupted, Wakeup
 from joblib_stateful._records import Group
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no signal can be sent to a thread here")
@@ -99,3 +100,28 @@ def test_looking_at_the_workers_leaves_no_lock_held(often: None) -> None:
 
         strike(lambda: core.n_behind(group), check)
         assert executor.submit(abs, -1).result() == 1
+
+
+def test_a_traceback_keeps_nothing_of_where_ctrl_c_struck_while_it_was_held_back() -> None:
+    # Else what a process start has open stays open until the interpreter's very end, and complains there (-W error).
+    class File:
+        pass
+
+    noted: list[weakref.ref[File]] = []
+
+    def start() -> None:
+        file = File()
+        noted.append(weakref.ref(file))
+        signal.raise_signal(signal.SIGINT)
+
+    def raise_it(*_: object) -> None:
+        raise StruckError
+
+    before = signal.signal(signal.SIGINT, raise_it)
+    try:
+        with pytest.raises(StruckError) as caught, Uninterrupted():
+            start()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert caught.tb is not None
+    assert noted[0]() is None
