@@ -6,7 +6,6 @@ The lower half of the schedule. It knows nothing of outcomes; see `_schedule` fo
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from ._slots import CloseWorker, Decisions, Job, SendJob, ShareJob, Slot, StartWorker, State
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
     from ._records import Call
 
 
-@dataclass(eq=False)
 class Board:
     """The state of all slots and all accepted calls, and the assignment of one to the other.
 
@@ -29,24 +27,19 @@ class Board:
         Give work to the slot that has waited longest, built or not, instead of to as few as possible.
     """
 
-    n_slots: int
-    max_tasks: int | None = None
-    in_turn: bool = False
-    closing: bool = False
-    queue: deque[Job] = field(default_factory=deque)
-    calls: dict[Call, None] = field(default_factory=dict)
-    slots: list[Slot] = field(init=False)
-    # Free slots by index, in the order in which they became free.
-    _idle: dict[int, None] = field(default_factory=dict)
-    _empty: dict[int, None] = field(init=False)
-    # Busy slots of whose messages idle ones could have a share, and that were not asked for it, in the order of sending.
-    _shareable: dict[int, None] = field(default_factory=dict)
-    _building: int = 0
-    _seq: int = 0
-
-    def __post_init__(self) -> None:
-        self.slots = [Slot(index) for index in range(self.n_slots)]
-        self._empty = dict.fromkeys(range(self.n_slots))
+    def __init__(self, n_slots: int, max_tasks: int | None = None, *, in_turn: bool = False) -> None:
+        self.n_slots, self.max_tasks, self.in_turn = n_slots, max_tasks, in_turn
+        self.closing = False
+        self.queue: deque[Job] = deque()
+        self.calls: dict[Call, None] = {}
+        self.slots = [Slot(index) for index in range(n_slots)]
+        # Free slots by index, in the order in which they became free.
+        self._idle: dict[int, None] = {}
+        self._empty = dict.fromkeys(range(n_slots))
+        # Busy slots of whose messages idle ones could have a share, and that were not asked for it, in the order of sending.
+        self._shareable: dict[int, None] = {}
+        self._building = 0
+        self._seq = 0
 
     def __repr__(self) -> str:
         states = " ".join(slot.state.value for slot in self.slots)
@@ -104,8 +97,8 @@ class Board:
     def _send(self, job: Job, slot: Slot) -> Decisions:
         room = len(job.positions) if self.max_tasks is None else self.max_tasks - slot.tasks
         if room < len(job.positions):
-            self.queue.appendleft(replace(job, positions=job.positions[room:]))
-            job = replace(job, positions=job.positions[:room])
+            self.queue.appendleft(job.some(job.positions[room:]))
+            job = job.some(job.positions[:room])
         del self._idle[slot.index]
         slot.state, slot.job, slot.seq = State.BUSY, job, self._next_seq()
         if job.call.budget is not None and len(job.positions) > 1:

@@ -13,7 +13,6 @@ import os
 import sys
 import threading
 import time
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,13 +21,15 @@ if TYPE_CHECKING:
 _log = logging.getLogger("joblib_stateful")
 
 
-@dataclass(order=True, slots=True)
 class Alarm:
     """A function to call at a time; ``function`` is None once it was called or cancelled."""
 
-    when: float
-    order: int
-    function: Callable[[], None] | None = field(compare=False)
+    def __init__(self, when: float, order: int, function: Callable[[], None]) -> None:
+        self.when, self.order = when, order
+        self.function: Callable[[], None] | None = function
+
+    def __lt__(self, other: Alarm) -> bool:
+        return (self.when, self.order) < (other.when, other.order)
 
     def cancel(self) -> None:
         """Don't call it."""

@@ -167,10 +167,7 @@ class Core:
     @property
     def is_free(self) -> bool:
         """False if somebody holds the lock, perhaps the calling thread itself."""
-        if self._changed.acquire(blocking=False):
-            self._changed.release()
-            return True
-        return False
+        return not self._lock.locked()
 
     @property
     def is_awaited(self) -> bool:

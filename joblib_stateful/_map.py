@@ -6,7 +6,6 @@ import operator
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, Unpack, overload
 
@@ -360,7 +359,7 @@ def stateful_map(
 
 def with_indices(results: StatefulMap[T]) -> StatefulMap[TaskResult[T]]:
     """Return a map like one that has not started, but that yields a `TaskResult` for each item."""
-    return StatefulMap(MapRun(replace(results._run.plan, indexed=True)))
+    return StatefulMap(MapRun(results._run.plan._replace(indexed=True)))
 
 
 def _configured_n_jobs() -> int | None:

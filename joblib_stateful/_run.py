@@ -11,10 +11,9 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ._feed import Feed
 from ._outcome import add_note, packing_error_of, text_of
@@ -48,8 +47,7 @@ _NOTHING: list[Any] = []
 _AT_REST: tuple[type, ...] = tuple(map(type, map(iter, ([], (), range(0), range(1 << 64)))))
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(NamedTuple):
     """What a map was asked to do; nothing of it has started."""
 
     open: Callable[[], tuple[Core, Callable[[], None]]]  # the core, and how to give it back

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from . import _clock, _exit
@@ -33,16 +32,16 @@ _CLOSE_SECONDS = 30.0
 _log = logging.getLogger("joblib_stateful")
 
 
-@dataclass(slots=True, eq=False)
 class _Entry:
     """A shared executor, who uses it, and when it is let go."""
 
-    core: Core
-    engine: Engine  # kept, so that its identity in the key stays its own
-    is_stateless: bool
-    n_leases: int = 0
-    listed: bool = True  # False: to be ended by its last user
-    alarm: _clock.Alarm | None = field(default=None)
+    n_leases = 0
+    listed = True  # False: to be ended by its last user
+    alarm: _clock.Alarm | None = None
+
+    def __init__(self, core: Core, engine: Engine, *, is_stateless: bool) -> None:
+        self.core, self.is_stateless = core, is_stateless
+        self.engine = engine  # kept, so that its identity in the key stays its own
 
     def displaces(self, other: _Entry) -> bool:
         """Tell whether idle workers make way for these."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from ._records import NO_LIMITS, Call, Group, Limits, Report
@@ -22,14 +21,16 @@ class State(enum.Enum):
     CLOSING = "closing"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Job:
-    """Items of one call that go out in one message."""
+    """Items of one call that go out in one message; never changed."""
 
-    call: Call
-    positions: Sequence[int]
-    attempt: int = 1
-    avoid: int | None = None  # the slot that this item's worker died in
+    def __init__(self, call: Call, positions: Sequence[int], attempt: int = 1, avoid: int | None = None) -> None:
+        self.call, self.positions, self.attempt = call, positions, attempt
+        self.avoid = avoid  # the slot that this item's worker died in
+
+    def some(self, positions: Sequence[int]) -> Job:
+        """Return a job of some of its items."""
+        return Job(self.call, positions, self.attempt, self.avoid)
 
     def note(self, report: Report) -> Sequence[int]:
         """Enter into the call what became of these items; return the positions of those that were not run."""
@@ -50,33 +51,34 @@ class Job:
     def split(self, positions: Sequence[int], parts: int) -> list[Job]:
         """Return jobs of about the same size for some of its items."""
         size = -(-len(positions) // parts)
-        return [replace(self, positions=positions[at : at + size]) for at in range(0, len(positions), size)]
+        return [self.some(positions[at : at + size]) for at in range(0, len(positions), size)]
 
 
-@dataclass(slots=True, eq=False)
 class Slot:
     """What is known of one slot."""
 
-    index: int
     state: State = State.EMPTY
     job: Job | None = None
-    seq: int = 0  # of the latest message
+    seq = 0  # of the latest message
     group: Group | None = None  # for whom it is being built
-    limits: Limits = NO_LIMITS  # of that group
+    limits = NO_LIMITS  # of that group
     kwargs_keys: tuple[str, ...] = ()  # what its object is built from, for messages
-    warm: bool = False  # to be built even if no job waits
-    life: int = 0  # counts the workers that this slot has had
-    doomed: bool = False  # its worker is to be killed: nothing more is sent to it
-    expired: bool = False  # ... for being over a time limit
+    warm = False  # to be built even if no job waits
+    life = 0  # counts the workers that this slot has had
+    doomed = False  # its worker is to be killed: nothing more is sent to it
+    expired = False  # ... for being over a time limit
     expired_place: int | None = None
-    gone: bool = False  # ... and that was done
-    deaths: int = 0  # in a row, without finishing anything
-    tasks: int = 0  # finished by the present worker
-    n_done: int = 0
-    n_restarts: int = 0
-    n_builds: int = 0
+    gone = False  # ... and that was done
+    deaths = 0  # in a row, without finishing anything
+    tasks = 0  # finished by the present worker
+    n_done = 0
+    n_restarts = 0
+    n_builds = 0
     init_seconds: float | None = None  # that the latest construction took
-    busy_seconds: float = 0.0
+    busy_seconds = 0.0
+
+    def __init__(self, index: int) -> None:
+        self.index = index
 
     @property
     def owner(self) -> Group | None:

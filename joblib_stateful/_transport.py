@@ -13,7 +13,6 @@ import pickle
 import sys
 import time
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -48,8 +47,7 @@ class Parcel(NamedTuple):
 THRESHOLD = 1 << 18
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Sharing:
+class Sharing(NamedTuple):
     """How some calls want large buffers to travel, where a transport can share memory.
 
     Parameters

@@ -33,7 +33,6 @@ from joblib_stateful._slots import (
     SendJob,
     Settle,
     ShareJob,
-    Slot,
     StartWorker,
     State,
     StopJob,
@@ -592,7 +591,7 @@ class ScheduleMachine(RuleBasedStateMachine):
         assert not any(job.call.group is group for job in self.schedule.queue)
 
     def _snapshot(self) -> object:
-        slots = [[getattr(slot, name) for name in Slot.__slots__] for slot in self.schedule.slots]
+        slots = [dict(vars(slot)) for slot in self.schedule.slots]
         return repr(self.schedule), slots
 
 
