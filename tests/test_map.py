@@ -640,17 +640,17 @@ def test_the_first_worker_is_started_before_joblib_is_imported(run_program: RunP
     done = run_program(
         """
         import sys
-        import joblib_stateful.engines._loky as loky_engine
         from joblib_stateful import stateful_map
+        from joblib_stateful.engines._loky_worker import LokyWorker
 
-        start = loky_engine.LokyWorker._start
+        start = LokyWorker._start
 
         def noted(self):
             print("started", "joblib" in sys.modules)
             return start(self)
 
         if __name__ == "__main__":
-            loky_engine.LokyWorker._start = noted
+            LokyWorker._start = noted
             print(list(stateful_map(abs, [-1], n_jobs=2)))
         """
     )

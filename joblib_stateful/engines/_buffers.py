@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._messages import Build, Run
-from .._sharing import SharedFrame, segments_of
+from .._sharing import SharedFrame, copied_out, segments_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
 
-    from .._messages import Message
+    from .._messages import Message, Ran
+    from .._segments import Arena
 
 
 def segments_in(message: Message) -> Iterator[Any]:
@@ -45,6 +46,12 @@ class Handle(NamedTuple):
 def in_line(message: Message, keep: Collection[int] = ()) -> Message:
     """Return a message that brings its large buffers itself, but for those in some segments, by number."""
     return with_buffers(message, lambda segment: segment if segment.number in keep else bytes(segment.view()))
+
+
+def without_arena(reply: Ran, arena: Arena) -> Ran:
+    """Return a reply with copies of what the worker laid into its arena."""
+    frames = tuple(copied_out(frame, arena) for frame in reply.values.frames)
+    return reply._replace(values=reply.values._replace(frames=frames))
 
 
 def _frames_of(message: Message) -> Iterable[Any]:

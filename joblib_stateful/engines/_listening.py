@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 from .._interrupts import STRETCH_SECONDS, uninterrupted
 from .._messages import Ran
 from .._segments import Arena
+from ._buffers import without_arena
 from ._line import decode
-from ._loky_child import without_arena
 
 if TYPE_CHECKING:
     from collections.abc import Callable

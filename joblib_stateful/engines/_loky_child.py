@@ -14,9 +14,9 @@ from loky import process_executor
 
 from .._messages import Finish, Ran
 from .._segments import Arena, is_mapped
-from .._sharing import SharedMemory, copied_out, segments_of
+from .._sharing import SharedMemory, segments_of
 from .._worker import Progress, Worker, current, set_process_worker
-from ._buffers import segments_in
+from ._buffers import segments_in, without_arena
 from ._line import decode, encode
 from ._loky_process import keep_from_children
 
@@ -113,12 +113,6 @@ def _serve_one(worker: Worker, line: Line) -> bool:
 def lies_in_arena(reply: Ran) -> bool:
     """Tell whether the worker's arena belongs to a reply."""
     return not reply.values.joint and any(True for _ in segments_of(reply.values.frames))
-
-
-def without_arena(reply: Ran, arena: Arena) -> Ran:
-    """Return a reply with copies of what the worker laid into its arena."""
-    frames = tuple(copied_out(frame, arena) for frame in reply.values.frames)
-    return reply._replace(values=reply.values._replace(frames=frames))
 
 
 def _map_segments(message: Message, fds: list[int | None]) -> list[object]:

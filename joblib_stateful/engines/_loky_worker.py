@@ -6,32 +6,41 @@ import contextlib
 import errno
 import logging
 import multiprocessing
+import multiprocessing.context
 import os
 import queue
 import signal
 import threading
 import weakref
 from functools import partial
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any, TypeAlias
-
-import loky
-from loky import process_executor
 
 from .._messages import Finished, Run
 from .._records import Death
 from .._segments import numbers, spares
 from .._worker import Progress
-from . import _loky_child
 from ._base import EngineWorker
 from ._buffers import in_line, segments_in
 from ._burial import bury, expect, in_thread, wait_for_threads
 from ._line import Line, encode
 from ._listening import Listening, listen
-from ._loky_process import Context
 from ._loky_room import explain
 from ._process_tree import kill_tree
 from ._shared_numbers import SharedNumbers
+
+# loky, and the copy of it within joblib, register their start methods under the same names when they are imported. The
+# last one would start the processes of both, which then report to the wrong resource tracker.
+_start_methods = dict(multiprocessing.context._concrete_contexts)  # type: ignore[attr-defined]  # see above
+import loky  # noqa: E402
+from loky import process_executor  # noqa: E402
+from loky.backend import resource_tracker as lokys_tracker  # noqa: E402
+
+from . import _loky_child  # noqa: E402
+from ._loky_process import Context  # noqa: E402
+
+multiprocessing.context._concrete_contexts.update(_start_methods)  # type: ignore[attr-defined]  # see above
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -376,13 +385,9 @@ def _sigint_blocked() -> Iterator[None]:
 
 def _start_resource_trackers() -> None:
     """Start what the first process would otherwise start, with its signals as they are then."""
-    from multiprocessing import resource_tracker as theirs
-
-    from loky.backend import resource_tracker
-
-    resource_tracker.ensure_running()
+    lokys_tracker.ensure_running()
     if os.name == "posix":
-        theirs.ensure_running()
+        resource_tracker.ensure_running()
 
 
 # What a fork inherited: kept, so that it is not collected and does not tidy up after the parent.
