@@ -11,9 +11,8 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ._records import Limits
-
 if TYPE_CHECKING:
+    from ._records import Limits
     from .engines import Engine
 
 
@@ -48,6 +47,8 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> Any:
 
 def check_limits(engine: Engine, item_timeout: Any, init_timeout: Any, retries: Any, max_restarts: Any) -> Limits:
     """Return the limits of a call."""
+    from ._records import Limits
+
     limits = Limits(
         check_seconds("item_timeout", item_timeout),
         check_seconds("init_timeout", init_timeout),

@@ -6,22 +6,20 @@ import operator
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, Unpack, overload
 
-from . import _check, _exit, _shared, engines
-from ._batching import Batching
-from ._executor import StatefulExecutor
-from ._progress import ProgressLike, check_progress
-from ._records import Limits, TaskResult
-from ._run import AFTER_ERROR, MapRun, OnError, Plan
-from ._spec import make_spec, pack_function
+from . import _check, engines
+from ._progress import check_progress
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from ._core import Core
+    from ._executor import StatefulExecutor
     from ._map_types import Builder, MapOptions, PassAs
+    from ._plan import OnError
+    from ._progress import ProgressLike
+    from ._records import TaskResult
+    from ._run import MapRun
 
 T = TypeVar("T")
 
@@ -57,7 +55,7 @@ class StatefulMap(Generic[T]):
         except IndexError:  # there is something to do first, or another thread was faster
             pass
         except KeyboardInterrupt:
-            _close(self._run, interrupted=True)
+            self._run.close(interrupted=True)
             raise
         return self._advance()
 
@@ -81,7 +79,7 @@ class StatefulMap(Generic[T]):
                         run.holder = None
         finally:
             if run.is_closed and not run.is_shut:  # by another thread, while it was our turn
-                _close(run)
+                run.close()
         raise StopIteration
 
     def __len__(self) -> int:
@@ -104,7 +102,7 @@ class StatefulMap(Generic[T]):
 
         May be called from any thread, and more than once.
         """
-        _close(self._run)
+        self._run.close()
 
     def __enter__(self) -> Self:
         return self
@@ -116,31 +114,14 @@ class StatefulMap(Generic[T]):
 
     def __del__(self) -> None:
         run: MapRun | None = getattr(self, "_run", None)
-        if run is None or run.is_shut or run.core is None:
-            return
-        # Garbage may be collected at any point of any thread, also while it holds one of our locks.
-        is_free = self._thread == threading.get_ident() and run.core.is_free and _shared.is_free()
-        _exit.call_from_finaliser(partial(_close, run), is_free=is_free)
+        if run is not None:
+            run.close_from_finaliser(self._thread)
 
     def __repr__(self) -> str:
         run = self._run
         state = "closed" if run.is_shut else "not started" if run.core is None else "running"
         length = "?" if run.plan.length is None else run.plan.length
         return f"<StatefulMap {state}, {run.n_given} of {length} done>"
-
-
-def _close(run: MapRun, *, interrupted: bool = False) -> None:
-    run.is_closed = True
-    run.look_first()  # nobody takes anything more
-    if run.turn.acquire(blocking=False):
-        run.holder = threading.get_ident()
-        try:
-            run.shut(interrupted=interrupted)
-        finally:
-            run.holder = None
-            run.turn.release()
-    else:  # whoever advances the map shuts it
-        run.wake()
 
 
 # --- the function ---------------------------------------------------------------------------------------
@@ -297,119 +278,53 @@ def stateful_map(
     """
     _check.check_iterable(iterable)
     pass_as = _check.check_choice("pass_as", pass_as, ("item", "args", "kwargs"))
-    on_error = _check.check_choice("on_error", on_error, tuple(AFTER_ERROR))
+    on_error = _check.check_choice("on_error", on_error, ("immediate", "wait_others", "deferred"))
     check_progress(progress)
     for name, value in (("batch_size", batch_size), ("buffer", buffer)):
         if value != "auto":
             _check.check_integer(name, value, 1, ' Or write "auto".')
     if total is not None:
         _check.check_integer("total", total, 0, " It is the number of items that the input will have.")
-    limits: dict[str, Any] = {
-        "item_timeout": item_timeout,
-        "init_timeout": init_timeout,
-        "retries": retries,
-        "max_restarts": max_restarts,
-    }
-    target = None
-    opening: Callable[[], tuple[Core, Callable[[], None]]]
-    if isinstance(worker, StatefulExecutor):
-        _refuse_next_to_executor(
-            n_jobs=n_jobs,
-            shared_kwargs=shared_kwargs,
-            worker_kwargs=worker_kwargs,
-            worker_env=worker_env,
-            inner_max_num_threads=inner_max_num_threads,
-            engine=None if engine == "loky" else engine,
-        )
-        chosen, slots, opening = _open_owned(worker)
-        checked = _inherit(_check.check_limits(chosen, **limits), worker.limits)
-    else:
+    if not _is_executor(worker):
         _check.check_worker(worker)
-        chosen = engines.get(engine)
-        checked = _check.check_limits(chosen, **limits)
-        spec = make_spec(worker, shared_kwargs, worker_kwargs)
-        slots = _check.resolve_n_jobs(n_jobs, spec.worker_kwargs, chosen, _configured_n_jobs())
-        envs = _check.check_env(worker_env, slots, chosen)
-        if spec.build is None:
-            target = pack_function(worker, chosen.transport)
-        lease = _shared.prepare(spec, slots, chosen, envs, inner_max_num_threads)
+        # First of all, because what this one starts gets ready while the rest is imported.
+        engine = engines.get(engine)
+    from ._plan import make_plan
+    from ._run import MapRun
 
-        def opening() -> tuple[Core, Callable[[], None]]:
-            taken = lease()
-            return taken.core, taken.release
-
-    run = MapRun(
-        Plan(
-            open=opening,
-            target=target,
-            iterable=iterable,
-            length=_length_of(iterable, total),
-            pass_as=pass_as,
-            ordered=bool(ordered),
-            on_error=on_error,
-            limits=checked,
-            batching=Batching(slots, _check.check_batch_size(chosen, checked, batch_size), buffer),
-            progress=progress,
-            transport=chosen.transport,
-            synchronous=chosen.is_synchronous,
-        )
+    plan = make_plan(
+        worker,
+        iterable,
+        n_jobs=n_jobs,
+        shared_kwargs=shared_kwargs,
+        worker_kwargs=worker_kwargs,
+        worker_env=worker_env,
+        pass_as=pass_as,
+        ordered=ordered,
+        on_error=on_error,
+        batch_size=batch_size,
+        buffer=buffer,
+        limits={
+            "item_timeout": item_timeout,
+            "init_timeout": init_timeout,
+            "retries": retries,
+            "max_restarts": max_restarts,
+        },
+        inner_max_num_threads=inner_max_num_threads,
+        progress=progress,
+        total=total,
+        engine=engine,
     )
-    return StatefulMap(run)
+    return StatefulMap(MapRun(plan))
 
 
 def with_indices(results: StatefulMap[T]) -> StatefulMap[TaskResult[T]]:
     """Return a map like one that has not started, but that yields a `TaskResult` for each item."""
+    from ._run import MapRun
+
     return StatefulMap(MapRun(results._run.plan._replace(indexed=True)))
 
 
-def _configured_n_jobs() -> int | None:
-    """Return what the active `joblib.parallel_config` says; without joblib there is none."""
-    if "joblib" not in sys.modules:
-        return None
-    from joblib.parallel import get_active_backend
-
-    n_jobs: int | None = get_active_backend()[1]
-    return n_jobs
-
-
-def _length_of(iterable: Any, total: int | None) -> int | None:
-    try:
-        return len(iterable)
-    except Exception:  # noqa: BLE001 - it has none, or none that it can tell: some data sets raise, some are too long
-        return total
-
-
-def _refuse_next_to_executor(**own: Any) -> None:
-    given = [name for name, value in own.items() if value is not None]
-    if given:
-        raise TypeError(
-            f"{', '.join(given)} can't be given next to a StatefulExecutor, which has its own. Give them when you "
-            "make the executor, or pass the worker class instead of the executor.",
-        )
-
-
-def _open_owned(
-    executor: StatefulExecutor,
-) -> tuple[engines.Engine, int, Callable[[], tuple[Core, Callable[[], None]]]]:
-    """Return what a map needs of an executor that the caller owns."""
-    core = executor.core
-    if core.packed.spec.build is None:
-        raise TypeError(
-            "This StatefulExecutor was made without a worker, so that there is no object to call with the items. "
-            "Write StatefulExecutor(YourClass, ...), or pass the function itself to stateful_map.",
-        )
-
-    def give_back(_: StatefulExecutor = executor) -> None:
-        """Hold the executor until the map is done with it."""
-
-    return core.engine, core.n_jobs, lambda: (core, give_back)
-
-
-def _inherit(given: Limits, own: Limits) -> Limits:
-    """Return the limits given, and for those that are not given the executor's."""
-    default = Limits()
-    chosen = {
-        name: getattr(given if getattr(given, name) != getattr(default, name) else own, name)
-        for name in ("item_timeout", "init_timeout", "retries", "max_restarts")
-    }
-    return Limits(**chosen)
+def _is_executor(worker: Any) -> bool:
+    module = sys.modules.get(f"{__package__}._executor")  # where it isn't imported nobody has made one
+    return module is not None and isinstance(worker, module.StatefulExecutor)

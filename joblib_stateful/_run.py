@@ -9,31 +9,25 @@ from __future__ import annotations
 import operator
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from . import _exit, _shared
 from ._feed import Feed
 from ._outcome import add_note, packing_error_of, text_of
-from ._progress import Progress, ProgressLike
-from ._records import Call, Group, Limits, TaskResult
+from ._plan import AFTER_ERROR
+from ._progress import Progress
+from ._records import Call, Group, TaskResult
 from .errors import ShutdownError
 
 if TYPE_CHECKING:
-    from ._batching import Batching
     from ._core import Core
-    from ._messages import AfterError, Mode
-    from ._transport import Packing, Transport
+    from ._plan import Plan
+    from ._transport import Packing
 
-OnError = Literal["immediate", "wait_others", "deferred"]
-
-AFTER_ERROR: dict[OnError, AfterError] = {
-    "immediate": "drop",
-    "wait_others": "finish_running",
-    "deferred": "go_on",
-}
 # After Ctrl-C, what runs has this long to end before its worker is killed (a notebook keeps the others).
 _INTERRUPT_GRACE = 0.5
 # A slow input must not hold results up: a batch is sent as it is when pulling it has taken so long.
@@ -45,24 +39,6 @@ _SHOW_SECONDS = 0.05
 _NOTHING: list[Any] = []
 # Pulling from these runs nobody's code, so several items can be pulled before the first of them is packed.
 _AT_REST: tuple[type, ...] = tuple(map(type, map(iter, ([], (), range(0), range(1 << 64)))))
-
-
-class Plan(NamedTuple):
-    """What a map was asked to do; nothing of it has started."""
-
-    open: Callable[[], tuple[Core, Callable[[], None]]]  # the core, and how to give it back
-    target: tuple[str, Any] | None  # the packed function to be called with each item, if not the worker's object
-    iterable: Iterable[Any]
-    length: int | None
-    pass_as: Mode
-    ordered: bool
-    on_error: OnError
-    limits: Limits
-    batching: Batching
-    progress: ProgressLike
-    transport: Transport
-    synchronous: bool
-    indexed: bool = False  # yield a TaskResult for each item under every policy
 
 
 class MapRun:
@@ -394,6 +370,28 @@ class MapRun:
         source, self._input = self._input, None
         if isinstance(source, Generator):
             source.close()
+
+    def close(self, *, interrupted: bool = False) -> None:
+        """Let go of everything, from any thread; whoever advances the map does it, if somebody does."""
+        self.is_closed = True
+        self.look_first()  # nobody takes anything more
+        if not self.turn.acquire(blocking=False):
+            self.wake()
+            return
+        self.holder = threading.get_ident()
+        try:
+            self.shut(interrupted=interrupted)
+        finally:
+            self.holder = None
+            self.turn.release()
+
+    def close_from_finaliser(self, thread: int | None) -> None:
+        """Let go of everything, from a finaliser; a thread has advanced the map last."""
+        if self.is_shut or self.core is None:
+            return
+        # Garbage may be collected at any point of any thread, also while it holds one of our locks.
+        is_free = thread == threading.get_ident() and self.core.is_free and _shared.is_free()
+        _exit.call_from_finaliser(self.close, is_free=is_free)
 
     def shut(self, *, interrupted: bool = False) -> None:
         """Let go of everything; what runs finishes in the background."""

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from .._map_types import PassAs
+    from .._plan import OnError
     from .._records import TaskResult
-    from .._run import OnError
 
 __all__ = ["ArgumentPassing", "ExceptionBehavior", "ResultIterator", "StateFullWorkerPool", "WorkerResultWrapper"]
 

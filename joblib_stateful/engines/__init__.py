@@ -12,10 +12,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from .. import errors
-from .._transport import Pickled
 from ._base import Engine, EngineWorker
 
 if TYPE_CHECKING:
+    from .._transport import Pickled
     from ._dask import DaskEngine as DaskEngine
     from ._ray import RayEngine as RayEngine
     from ._remote import Host, RemoteWorker
@@ -26,8 +26,14 @@ __all__ = ["NAMES", "Engine", "EngineWorker", "Host", "Pickled", "RemoteWorker",
 _MODULES = {"loky": "_loky", "threads": "_threads", "inline": "_inline", "dask": "_dask", "ray": "_ray"}
 # What has to be installed for some of them: (package, extra of ours that brings it).
 _NEEDED = {"dask": ("distributed", "dask"), "ray": ("ray", "ray")}
-# Imported when they are asked for; workers import this package, too.
-_CLASSES = {"DaskEngine": "dask", "RayEngine": "ray", "Host": "", "RemoteWorker": ""}
+# Imported when they are asked for; workers import this package, too. (Engine or module.)
+_HOMES = {
+    "DaskEngine": "dask",
+    "RayEngine": "ray",
+    "Host": "._remote",
+    "RemoteWorker": "._remote",
+    "Pickled": ".._transport",
+}
 #: The engines that can be asked for by name.
 NAMES = tuple(_MODULES)
 _loaded: dict[str, Engine] = {}
@@ -67,7 +73,7 @@ def get(engine: str | Engine) -> Engine:
     if engine not in _MODULES:
         raise ValueError(f"There is no engine {engine!r}; write one of {known}, or pass an Engine object.")
     if engine not in _loaded:
-        _loaded.setdefault(engine, _module_of(engine).engine_class())  # two threads may come here at once
+        _loaded.setdefault(engine, _module_of(engine).make_engine())  # two threads may come here at once
     return _loaded[engine]
 
 
@@ -85,9 +91,9 @@ def _module_of(engine: str) -> Any:
 
 
 def __getattr__(name: str) -> Any:
-    if name in _CLASSES:
-        engine = _CLASSES[name]
-        return getattr(_module_of(engine) if engine else importlib.import_module("._remote", __name__), name)
+    if name in _HOMES:
+        home = _HOMES[name]
+        return getattr(_module_of(home) if home in _MODULES else importlib.import_module(home, __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

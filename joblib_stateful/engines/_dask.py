@@ -325,7 +325,7 @@ class DaskEngine(Engine):
         ]
 
 
-engine_class = DaskEngine
+make_engine = DaskEngine
 
 
 def _check_client(client: Any) -> None:

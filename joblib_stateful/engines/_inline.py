@@ -57,4 +57,4 @@ class InlineEngine(Engine):
         return InlineWorker()
 
 
-engine_class = InlineEngine
+make_engine = InlineEngine

@@ -203,4 +203,4 @@ class RayEngine(Engine):
         return {"CPU": own["num_cpus"] or 0, "GPU": own["num_gpus"] or 0, **(own["resources"] or {})}
 
 
-engine_class = RayEngine
+make_engine = RayEngine

@@ -87,4 +87,4 @@ class ThreadsEngine(Engine):
         return ThreadWorker(slot)
 
 
-engine_class = ThreadsEngine
+make_engine = ThreadsEngine

@@ -1,0 +1,161 @@
+"""From the arguments of `stateful_map` to what a run needs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from . import _check, _shared, engines
+from ._batching import Batching
+from ._executor import StatefulExecutor
+from ._records import Limits
+from ._spec import make_spec, pack_function
+
+if TYPE_CHECKING:
+    from ._core import Core
+    from ._messages import AfterError, Mode
+    from ._progress import ProgressLike
+    from ._transport import Transport
+
+OnError = Literal["immediate", "wait_others", "deferred"]
+
+AFTER_ERROR: dict[OnError, AfterError] = {
+    "immediate": "drop",
+    "wait_others": "finish_running",
+    "deferred": "go_on",
+}
+
+
+class Plan(NamedTuple):
+    """What a map was asked to do; nothing of it has started."""
+
+    open: Callable[[], tuple[Core, Callable[[], None]]]  # the core, and how to give it back
+    target: tuple[str, Any] | None  # the packed function to be called with each item, if not the worker's object
+    iterable: Iterable[Any]
+    length: int | None
+    pass_as: Mode
+    ordered: bool
+    on_error: OnError
+    limits: Limits
+    batching: Batching
+    progress: ProgressLike
+    transport: Transport
+    synchronous: bool
+    indexed: bool = False  # yield a TaskResult for each item under every policy
+
+
+def make_plan(
+    worker: Any,
+    iterable: Iterable[Any],
+    *,
+    n_jobs: int | None,
+    shared_kwargs: Mapping[str, Any] | None,
+    worker_kwargs: Sequence[Mapping[str, Any]] | None,
+    worker_env: Sequence[Mapping[str, str]] | None,
+    pass_as: Mode,
+    ordered: bool,
+    on_error: OnError,
+    batch_size: int | Literal["auto"],
+    buffer: int | Literal["auto"],
+    limits: dict[str, Any],
+    inner_max_num_threads: int | None,
+    progress: ProgressLike,
+    total: int | None,
+    engine: str | engines.Engine,
+) -> Plan:
+    """Return what a map shall do, with the engine, the limits and the slots that it shall have."""
+    target = None
+    opening: Callable[[], tuple[Core, Callable[[], None]]]
+    if isinstance(worker, StatefulExecutor):
+        _refuse_next_to_executor(
+            n_jobs=n_jobs,
+            shared_kwargs=shared_kwargs,
+            worker_kwargs=worker_kwargs,
+            worker_env=worker_env,
+            inner_max_num_threads=inner_max_num_threads,
+            engine=None if engine == "loky" else engine,
+        )
+        chosen, slots, opening = _open_owned(worker)
+        checked = _inherit(_check.check_limits(chosen, **limits), worker.limits)
+    else:
+        chosen = engines.get(engine)
+        checked = _check.check_limits(chosen, **limits)
+        spec = make_spec(worker, shared_kwargs, worker_kwargs)
+        slots = _check.resolve_n_jobs(n_jobs, spec.worker_kwargs, chosen, _configured_n_jobs())
+        envs = _check.check_env(worker_env, slots, chosen)
+        if spec.build is None:
+            target = pack_function(worker, chosen.transport)
+        lease = _shared.prepare(spec, slots, chosen, envs, inner_max_num_threads)
+
+        def opening() -> tuple[Core, Callable[[], None]]:
+            taken = lease()
+            return taken.core, taken.release
+
+    return Plan(
+        open=opening,
+        target=target,
+        iterable=iterable,
+        length=_length_of(iterable, total),
+        pass_as=pass_as,
+        ordered=bool(ordered),
+        on_error=on_error,
+        limits=checked,
+        batching=Batching(slots, _check.check_batch_size(chosen, checked, batch_size), buffer),
+        progress=progress,
+        transport=chosen.transport,
+        synchronous=chosen.is_synchronous,
+    )
+
+
+def _configured_n_jobs() -> int | None:
+    """Return what the active `joblib.parallel_config` says; without joblib there is none."""
+    if "joblib" not in sys.modules:
+        return None
+    from joblib.parallel import get_active_backend
+
+    n_jobs: int | None = get_active_backend()[1]
+    return n_jobs
+
+
+def _length_of(iterable: Any, total: int | None) -> int | None:
+    try:
+        return len(iterable)
+    except Exception:  # noqa: BLE001 - it has none, or none that it can tell: some data sets raise, some are too long
+        return total
+
+
+def _refuse_next_to_executor(**own: Any) -> None:
+    given = [name for name, value in own.items() if value is not None]
+    if given:
+        raise TypeError(
+            f"{', '.join(given)} can't be given next to a StatefulExecutor, which has its own. Give them when you "
+            "make the executor, or pass the worker class instead of the executor.",
+        )
+
+
+def _open_owned(
+    executor: StatefulExecutor,
+) -> tuple[engines.Engine, int, Callable[[], tuple[Core, Callable[[], None]]]]:
+    """Return what a map needs of an executor that the caller owns."""
+    core = executor.core
+    if core.packed.spec.build is None:
+        raise TypeError(
+            "This StatefulExecutor was made without a worker, so that there is no object to call with the items. "
+            "Write StatefulExecutor(YourClass, ...), or pass the function itself to stateful_map.",
+        )
+
+    def give_back(_: StatefulExecutor = executor) -> None:
+        """Hold the executor until the map is done with it."""
+
+    return core.engine, core.n_jobs, lambda: (core, give_back)
+
+
+def _inherit(given: Limits, own: Limits) -> Limits:
+    """Return the limits given, and for those that are not given the executor's."""
+    default = Limits()
+    chosen = {
+        name: getattr(given if getattr(given, name) != getattr(default, name) else own, name)
+        for name in ("item_timeout", "init_timeout", "retries", "max_restarts")
+    }
+    return Limits(**chosen)
