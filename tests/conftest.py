@@ -83,10 +83,8 @@ class _Held:
                 held.files.add(f"{fd.name} -> {fd.readlink()}")
             except OSError:
                 continue  # the one that listed the folder
-        shm = Path("/dev/shm")
-        if shm.is_dir():
-            mine = f"loky-{os.getpid()}-"
-            held.shared_memory = {path.name for path in shm.iterdir() if mine in path.name}
+        mine = f"loky-{os.getpid()}-"
+        held.shared_memory = {name for name in shared_memory() if mine in name}
         return held
 
     def __sub__(self, other: _Held) -> dict[str, list[str]]:
