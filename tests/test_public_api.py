@@ -212,6 +212,31 @@ def test_importing_starts_and_loads_nothing(run_program: RunProgram) -> None:
     assert not {name for name in new if name.partition(".")[0] in _HEAVY}
 
 
+def test_what_a_map_needs_is_imported_when_there_is_one(run_program: RunProgram) -> None:
+    """So that importing is light, and what the first worker needs can get ready meanwhile."""
+    done = run_program(
+        """
+        import json, sys
+        import psutil
+        from joblib_stateful import stateful_map
+
+        def look():
+            heavy = [name for name in ("cloudpickle", "joblib_stateful._core", "loky") if name in sys.modules]
+            return heavy, len(psutil.Process().children(recursive=True))
+
+        found = [look()]
+        for options in ({"on_error": "never"}, {"batch_size": 0}, {"progress": 3}, {"total": -1}, {"engine": "none"}):
+            try:
+                stateful_map(abs, [-1], **options)
+            except (TypeError, ValueError):
+                found.append(look())
+        print(json.dumps(found))
+        """
+    )
+    assert (done.code, done.err) == (0, "")
+    assert json.loads(done.out) == [[[], 0]] * 6
+
+
 def test_importing_registers_the_backend() -> None:
     from joblib.parallel import BACKENDS
 
