@@ -44,7 +44,7 @@ def run_one(way: str, direction: str, kilobytes: int) -> float:
     from joblib_stateful import stateful_map
     from joblib_stateful._sharing import SharedMemory
     from joblib_stateful._transport import Pickled, Sharing
-    from joblib_stateful.engines._loky_engine import LokyEngine
+    from joblib_stateful.engines._loky import LokyEngine
 
     size, count = kilobytes << 7, max(8, min(400, (1 << 18) // kilobytes))
     engine = LokyEngine()

@@ -36,7 +36,8 @@ class Board:
         # Free slots by index, in the order in which they became free.
         self._idle: dict[int, None] = {}
         self._empty = dict.fromkeys(range(n_slots))
-        # Busy slots of whose messages idle ones could have a share, and that were not asked for it, in the order of sending.
+        # Busy slots of whose messages idle ones could have a share, and that were not asked for it; in the order of
+        # sending.
         self._shareable: dict[int, None] = {}
         self._building = 0
         self._seq = 0

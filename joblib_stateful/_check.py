@@ -47,7 +47,7 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> Any:
 
 def check_limits(engine: Engine, item_timeout: Any, init_timeout: Any, retries: Any, max_restarts: Any) -> Limits:
     """Return the limits of a call."""
-    from ._records import Limits
+    from ._records import Limits  # whose dataclasses would be most of what `import stateful_map` takes
 
     limits = Limits(
         check_seconds("item_timeout", item_timeout),
@@ -114,13 +114,14 @@ def n_places(engine: Engine) -> int:
 
 def cpu_count() -> int:
     """Return `joblib.cpu_count`."""
-    loky: Any = sys.modules.get("loky")
-    if loky is None or "JOBLIB_MULTIPROCESSING" in os.environ:
+    if "joblib" in sys.modules or "JOBLIB_MULTIPROCESSING" in os.environ:
         import joblib
 
         return int(joblib.cpu_count())
-    # joblib's own asks its copy of loky, too. Importing it takes longer than the start of a first worker, which shall
+    # joblib's own asks its copy of loky, too. Importing joblib takes longer than the start of a first worker, which shall
     # come before.
+    import loky
+
     return int(loky.cpu_count())
 
 

@@ -41,7 +41,8 @@ class Clock:
     """A heap of alarms and the thread that waits for the first of them."""
 
     def __init__(self) -> None:
-        self._condition = threading.Condition(threading.Lock())  # guards the two below
+        self._lock = threading.Lock()  # guards the two below
+        self._condition = threading.Condition(self._lock)
         self._alarms: list[Alarm] = []
         self._thread: threading.Thread | None = None
         self._order = itertools.count()
@@ -61,10 +62,7 @@ class Clock:
 
     def is_free(self) -> bool:
         """Tell whether nobody holds the lock."""
-        if self._condition.acquire(blocking=False):
-            self._condition.release()
-            return True
-        return False
+        return not self._lock.locked()
 
     def wake(self) -> None:
         """Look again: an alarm was cancelled, perhaps the last one."""

@@ -305,12 +305,17 @@ def make_core(
     engine.check()
     # Elsewhere this machine's CPUs are no measure, and a cluster sets limits of its own.
     limits_threads = engine.takes_env and (inner_max_num_threads is not None or not engine.is_remote)
-    threads = _thread_limits(n_jobs, inner_max_num_threads) if limits_threads else {}
+
+    def with_limits() -> list[dict[str, str]]:
+        # Only then, for to count CPUs loky is imported, and that is the time when something else can get ready meanwhile.
+        threads = _thread_limits(n_jobs, inner_max_num_threads) if limits_threads else {}
+        return [{**threads, **env} for env in envs]
+
     return Core(
         packed,
         n_jobs,
         engine.for_slots(n_jobs),
-        [{**threads, **env} for env in envs],
+        with_limits,
         max_tasks=max_tasks,
         idle_timeout=idle_timeout,
     )

@@ -98,7 +98,7 @@ class Uninterrupted:
     def __init__(self, *, in_finaliser: bool = False) -> None:
         self.in_finaliser = in_finaliser
         self._previous: dict[int, Any] = {}
-        self._caught: set[int] = set()
+        self._caught: dict[int, None] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
@@ -129,7 +129,7 @@ class Uninterrupted:
             self._handle()
 
     def _hold(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the system's signature
-        self._caught.add(number)
+        self._caught[number] = None
 
     def _let_go(self, numbers: list[int]) -> None:
         try:
@@ -141,9 +141,9 @@ class Uninterrupted:
                 self._let_go(numbers)
 
     def _handle(self) -> None:
-        number = self._caught.pop()
+        number, _ = self._caught.popitem()
         try:
-            # The frame in which it struck has ended. A traceback would keep it, and with it open files, to the very end.
+            # Not the frame in which it struck, which may have ended: a traceback would keep it, and what it has open.
             self._previous[number](number, sys._getframe())
         finally:
             if self._caught:  # also if that one has raised

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import operator
-import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, Unpack, overload
 
-from . import _check, engines
+from . import _check
 from ._progress import check_progress
 
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from . import engines
     from ._executor import StatefulExecutor
     from ._map_types import Builder, MapOptions, PassAs
     from ._plan import OnError
@@ -285,10 +285,6 @@ def stateful_map(
             _check.check_integer(name, value, 1, ' Or write "auto".')
     if total is not None:
         _check.check_integer("total", total, 0, " It is the number of items that the input will have.")
-    if not _is_executor(worker):
-        _check.check_worker(worker)
-        # First of all, because what this one starts gets ready while the rest is imported.
-        engine = engines.get(engine)
     from ._plan import make_plan
     from ._run import MapRun
 
@@ -323,8 +319,3 @@ def with_indices(results: StatefulMap[T]) -> StatefulMap[TaskResult[T]]:
     from ._run import MapRun
 
     return StatefulMap(MapRun(results._run.plan._replace(indexed=True)))
-
-
-def _is_executor(worker: Any) -> bool:
-    module = sys.modules.get(f"{__package__}._executor")  # where it isn't imported nobody has made one
-    return module is not None and isinstance(worker, module.StatefulExecutor)

@@ -79,6 +79,7 @@ def make_plan(
         chosen, slots, opening = _open_owned(worker)
         checked = _inherit(_check.check_limits(chosen, **limits), worker.limits)
     else:
+        _check.check_worker(worker)
         chosen = engines.get(engine)
         checked = _check.check_limits(chosen, **limits)
         spec = make_spec(worker, shared_kwargs, worker_kwargs)

@@ -150,10 +150,7 @@ def release_from_finaliser(lease: Lease) -> None:
 
 def is_free() -> bool:
     """Tell whether nobody, perhaps the calling thread itself, holds a lock that releasing a lease takes."""
-    if _lock.acquire(blocking=False):
-        _lock.release()
-        return _clock.is_free()
-    return False
+    return not _lock.locked() and _clock.is_free()
 
 
 def _take(key: Hashable) -> Lease | None:

@@ -212,29 +212,35 @@ def test_importing_starts_and_loads_nothing(run_program: RunProgram) -> None:
     assert not {name for name in new if name.partition(".")[0] in _HEAVY}
 
 
-def test_what_a_map_needs_is_imported_when_there_is_one(run_program: RunProgram) -> None:
-    """So that importing is light, and what the first worker needs can get ready meanwhile."""
+def test_nothing_starts_before_the_first_result_is_asked_for(run_program: RunProgram) -> None:
+    """Nor is loky imported, for what the first worker needs gets ready meanwhile."""
     done = run_program(
         """
         import json, sys
         import psutil
-        from joblib_stateful import stateful_map
+        from joblib_stateful import StatefulExecutor, stateful_map
 
         def look():
-            heavy = [name for name in ("cloudpickle", "joblib_stateful._core", "loky") if name in sys.modules]
-            return heavy, len(psutil.Process().children(recursive=True))
+            return "loky" in sys.modules, len(psutil.Process().children(recursive=True))
 
         found = [look()]
-        for options in ({"on_error": "never"}, {"batch_size": 0}, {"progress": 3}, {"total": -1}, {"engine": "none"}):
+        for wrong in (
+            {"on_error": "never"}, {"engine": "none"}, {"n_jobs": 0}, {"retries": -1}, {"shared_kwargs": {"to": 1}},
+            {"worker_env": [{}]}, {"item_timeout": "x"},
+        ):
             try:
-                stateful_map(abs, [-1], **options)
+                stateful_map(abs, [-1], **{"n_jobs": 2, **wrong})
             except (TypeError, ValueError):
                 found.append(look())
-        print(json.dumps(found))
+        if __name__ == "__main__":
+            results, executor = stateful_map(abs, [-1], n_jobs=2), StatefulExecutor(n_jobs=2)
+            found.append(look())
+            found.append([next(results), *look()][:2])
+            print(json.dumps(found))
         """
     )
     assert (done.code, done.err) == (0, "")
-    assert json.loads(done.out) == [[[], 0]] * 6
+    assert json.loads(done.out) == [*[[False, 0]] * 9, [1, True]]
 
 
 def test_importing_registers_the_backend() -> None:

@@ -73,7 +73,7 @@ def get(engine: str | Engine) -> Engine:
     if engine not in _MODULES:
         raise ValueError(f"There is no engine {engine!r}; write one of {known}, or pass an Engine object.")
     if engine not in _loaded:
-        _loaded.setdefault(engine, _module_of(engine).make_engine())  # two threads may come here at once
+        _loaded.setdefault(engine, _module_of(engine).engine_class())  # two threads may come here at once
     return _loaded[engine]
 
 
@@ -82,7 +82,7 @@ def _module_of(engine: str) -> Any:
         return importlib.import_module(f".{_MODULES[engine]}", __name__)
     except ImportError as error:
         package, extra = _NEEDED.get(engine, ("", ""))
-        if (error.name or "").partition(".")[0] != package:
+        if not package or (error.name or "").partition(".")[0] != package:
             raise
         raise errors.EngineError(
             f"engine={engine!r} needs the package {package}, which is not installed here: "

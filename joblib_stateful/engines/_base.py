@@ -71,6 +71,9 @@ class Engine(ABC):
     #: How values travel to and from the workers of this engine.
     transport: Transport
 
+    def get_ready(self) -> None:  # noqa: B027 - most engines are
+        """Load what workers need; called before each of them is opened."""
+
     @abstractmethod
     def open(self, slot: int, env: Mapping[str, str]) -> EngineWorker:
         """Return a worker for a slot; it need not be started before the first message. Must not block."""

@@ -325,7 +325,7 @@ class DaskEngine(Engine):
         ]
 
 
-make_engine = DaskEngine
+engine_class = DaskEngine
 
 
 def _check_client(client: Any) -> None:

@@ -57,4 +57,4 @@ class InlineEngine(Engine):
         return InlineWorker()
 
 
-make_engine = InlineEngine
+engine_class = InlineEngine

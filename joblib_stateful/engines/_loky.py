@@ -1,22 +1,97 @@
-"""The engine ``"loky"``, about to be loaded."""
+"""The engine ``"loky"``: one process per slot, each under a single-worker loky executor.
+
+Why one executor per slot: a crash breaks a loky executor, so it must not be shared; each gets its own
+environment before anything is imported; and one worker can be killed alone. Loky's reusable executor is not
+used, because any other user of it in the process would shut ours down.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import multiprocessing
 import os
+import sys
 from multiprocessing import resource_tracker
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import cloudpickle
+
+from .. import errors
+from .._sharing import SharedMemory
+from .._transport import Pickled, Transport
+from ._base import Engine
+from ._burial import wait_for_burials
+from ._line import Line
+from ._listening import Listening
+from ._loky_room import check_room
 
 if TYPE_CHECKING:
-    from ._loky_engine import LokyEngine
+    from collections.abc import Callable, Mapping
+
+    from .._interrupts import Wakeup
+    from ._loky_worker import LokyWorker
 
 
-def make_engine() -> LokyEngine:
-    """Return a new engine; who asks for one is about to start workers."""
-    if os.name == "posix":
-        # The first worker would start it. It takes half as much CPU time as a worker until it is ready: so it does that while
-        # loky is being imported, which is most of what is to be done before a worker can be started. (On two cores the
-        # first result comes 30 ms sooner: `python -m benchmarks --workloads "W7*"`.)
-        resource_tracker.ensure_running()
-    from ._loky_engine import LokyEngine
+class LokyEngine(Engine):
+    """Opens workers that are processes on this machine."""
 
-    return LokyEngine()
+    name: ClassVar[str] = "loky"
+    has_processes: ClassVar[bool] = True
+    takes_env: ClassVar[bool] = True
+
+    def __init__(self) -> None:
+        self._listening = Listening()
+        self.transport: Transport = SharedMemory() if Line.carries_files else Pickled()
+        # What multiprocessing spawns knows the main script by a name that no worker of ours could import it by.
+        main = sys.modules.get("__mp_main__")
+        if main is not None and main.__name__ == "__mp_main__":
+            cloudpickle.register_pickle_by_value(main)
+
+    def get_ready(self) -> None:
+        """Import loky."""
+        if f"{__package__}._loky_worker" in sys.modules:
+            return
+        if os.name == "posix":
+            # The first worker would start it. It takes half as much CPU time as a worker until it is ready: so it does that
+            # while loky is being imported, which is most of what is to be done before a worker can be started. (On two
+            # cores the first result comes 20 ms sooner: `python -m benchmarks --workloads "W7*"`.)
+            with contextlib.suppress(OSError):  # a worker will meet the same trouble, and explain it
+                resource_tracker.ensure_running()
+        from . import _loky_worker  # noqa: F401
+
+    def open(self, slot: int, env: Mapping[str, str]) -> LokyWorker:  # noqa: ARG002 - only env tells slots apart
+        """Return a worker for a slot."""
+        check_room()
+        from ._loky_worker import LokyWorker
+
+        return LokyWorker(self.transport, env, self._listening)
+
+    def for_slots(self, n_slots: int) -> LokyEngine:  # noqa: ARG002 - however many there are
+        """Return an engine whose workers are listened to together."""
+        engine = copy.copy(self)
+        engine._listening = Listening()
+        return engine
+
+    def wait_for(self, wakeup: Wakeup, predicate: Callable[[], Any], timeout: float | None = None) -> None:
+        """Wait; a consumer that waits again and again takes its workers' answers itself."""
+        self._listening.wait_for(wakeup, predicate, timeout)
+
+    def ring(self) -> None:
+        """Have such a consumer look again."""
+        self._listening.ring()
+
+    def settle(self, seconds: float) -> None:
+        """Wait for the pools of workers that are gone."""
+        wait_for_burials(seconds)
+
+    def check(self) -> None:
+        """Refuse daemonic processes."""
+        if multiprocessing.current_process().daemon:
+            raise errors.EngineError(
+                'engine="loky" starts processes, which Python forbids in a daemonic process (such as a worker of '
+                'multiprocessing.Pool). Use engine="threads" here, or start this process with daemon=False.',
+            )
+
+
+engine_class = LokyEngine

@@ -33,14 +33,15 @@ from ._shared_numbers import SharedNumbers
 # loky, and the copy of it within joblib, register their start methods under the same names when they are imported. The
 # last one would start the processes of both, which then report to the wrong resource tracker.
 _start_methods = dict(multiprocessing.context._concrete_contexts)  # type: ignore[attr-defined]  # see above
-import loky  # noqa: E402
-from loky import process_executor  # noqa: E402
-from loky.backend import resource_tracker as lokys_tracker  # noqa: E402
+try:
+    import loky
+    from loky import process_executor
+    from loky.backend import resource_tracker as lokys_tracker
 
-from . import _loky_child  # noqa: E402
-from ._loky_process import Context  # noqa: E402
-
-multiprocessing.context._concrete_contexts.update(_start_methods)  # type: ignore[attr-defined]  # see above
+    from . import _loky_child
+    from ._loky_process import Context
+finally:
+    multiprocessing.context._concrete_contexts.update(_start_methods)  # type: ignore[attr-defined]  # see above
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence

@@ -203,4 +203,4 @@ class RayEngine(Engine):
         return {"CPU": own["num_cpus"] or 0, "GPU": own["num_gpus"] or 0, **(own["resources"] or {})}
 
 
-make_engine = RayEngine
+engine_class = RayEngine

@@ -87,4 +87,4 @@ class ThreadsEngine(Engine):
         return ThreadWorker(slot)
 
 
-make_engine = ThreadsEngine
+engine_class = ThreadsEngine
