@@ -118,8 +118,8 @@ def cpu_count() -> int:
         import joblib
 
         return int(joblib.cpu_count())
-    # joblib's own asks its copy of loky, too. Importing joblib takes longer than the start of a first worker, which shall
-    # come before.
+    # joblib's own asks its copy of loky, too. Importing joblib takes longer than the start of a first worker, which
+    # shall come before.
     import loky
 
     return int(loky.cpu_count())

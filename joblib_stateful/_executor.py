@@ -307,7 +307,7 @@ def make_core(
     limits_threads = engine.takes_env and (inner_max_num_threads is not None or not engine.is_remote)
 
     def with_limits() -> list[dict[str, str]]:
-        # Only then, for to count CPUs loky is imported, and that is the time when something else can get ready meanwhile.
+        # Not before it is needed: counting CPUs imports loky, and while that is done something else can get ready.
         threads = _thread_limits(n_jobs, inner_max_num_threads) if limits_threads else {}
         return [{**threads, **env} for env in envs]
 

@@ -53,9 +53,9 @@ class LokyEngine(Engine):
         if f"{__package__}._loky_worker" in sys.modules:
             return
         if os.name == "posix":
-            # The first worker would start it. It takes half as much CPU time as a worker until it is ready: so it does that
-            # while loky is being imported, which is most of what is to be done before a worker can be started. (On two
-            # cores the first result comes 20 ms sooner: `python -m benchmarks --workloads "W7*"`.)
+            # The first worker would start it. It takes half as much CPU time as a worker until it is ready: so it does
+            # that while loky is being imported, which is most of what is to be done before a worker can be started.
+            # (On two cores the first result comes 20 ms sooner: `python -m benchmarks --workloads "W7*"`.)
             with contextlib.suppress(OSError):  # a worker will meet the same trouble, and explain it
                 resource_tracker.ensure_running()
         from . import _loky_worker  # noqa: F401
