@@ -56,7 +56,7 @@ class Core:
     engine : Engine
         What opens workers.
     envs : callable
-        Returns the environment variables of each slot; called when the first worker is to be opened.
+        Returns the environment variables of each slot; called when a worker is to be opened.
     max_tasks : int or None
         Items after which an object is built anew.
     idle_timeout : float or None
@@ -74,8 +74,7 @@ class Core:
         idle_timeout: float | None = None,
     ) -> None:
         self.packed, self.n_jobs, self.engine, self.idle_timeout = packed, n_jobs, engine, idle_timeout
-        self._make_envs = envs
-        self._envs: Sequence[dict[str, str]] | None = None
+        self._envs = envs
         self.is_disowned = False
         # Not reentrant, so that a finaliser can see that its own thread may hold it.
         self._lock = threading.Lock()  # guards the schedule, the workers and the counts
@@ -270,9 +269,7 @@ class Core:
     def _start(self, start: StartWorker) -> Decisions:
         try:
             self.engine.get_ready()
-            if self._envs is None:
-                self._envs = self._make_envs()
-            worker = self.engine.open(start.slot, self._envs[start.slot])
+            worker = self.engine.open(start.slot, self._envs()[start.slot])
         except Exception as error:  # noqa: BLE001 - out of file descriptors or memory, or an engine's own trouble
             return self._answer(start.slot, start.seq, Death(reason=f"{type(error).__name__}: {error}"))
         with self._lock:

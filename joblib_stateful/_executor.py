@@ -306,9 +306,12 @@ def make_core(
     # Elsewhere this machine's CPUs are no measure, and a cluster sets limits of its own.
     limits_threads = engine.takes_env and (inner_max_num_threads is not None or not engine.is_remote)
 
+    own = {name: os.environ[name] for name in (*THREAD_VARIABLES, TBB_VARIABLE) if name in os.environ}
+
+    @functools.cache
     def with_limits() -> list[dict[str, str]]:
         # Not before it is needed: counting CPUs imports loky, and while that is done something else can get ready.
-        threads = _thread_limits(n_jobs, inner_max_num_threads) if limits_threads else {}
+        threads = _thread_limits(n_jobs, inner_max_num_threads, own) if limits_threads else {}
         return [{**threads, **env} for env in envs]
 
     return Core(
@@ -321,12 +324,10 @@ def make_core(
     )
 
 
-def _thread_limits(n_jobs: int, explicit: int | None) -> dict[str, str]:
-    """Return joblib's rule for the threads of BLAS and OpenMP: CPUs over workers, unless the user set them."""
+def _thread_limits(n_jobs: int, explicit: int | None, own: Mapping[str, str]) -> dict[str, str]:
+    """Return joblib's rule for the threads of BLAS and OpenMP: CPUs over workers, unless the user set their own."""
     share = max(_check.cpu_count() // n_jobs, 1)
-    env = {
-        name: str(explicit) if explicit is not None else os.environ.get(name, str(share)) for name in THREAD_VARIABLES
-    }
-    if TBB_VARIABLE not in os.environ:
+    env = {name: str(explicit) if explicit is not None else own.get(name, str(share)) for name in THREAD_VARIABLES}
+    if TBB_VARIABLE not in own:
         env[TBB_VARIABLE] = "1"
     return env

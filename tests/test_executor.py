@@ -1005,6 +1005,13 @@ def test_the_users_own_limit_of_threads_is_kept(monkeypatch: pytest.MonkeyPatch)
         assert executor.submit(environment, *_LIMITS).result(_PATIENCE) == ["3", "5", "5"]
 
 
+def test_the_users_limit_is_the_one_at_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    with StatefulExecutor(n_jobs=1) as executor:
+        monkeypatch.setenv("OMP_NUM_THREADS", "9")
+        assert executor.submit(environment, "OMP_NUM_THREADS").result(_PATIENCE) == ["7"]
+
+
 def test_each_worker_has_its_environment_before_it_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "seen_at_import.py").write_text(
         "import os\n"

@@ -271,3 +271,28 @@ def test_a_segment_that_found_no_room_is_not_used_again(monkeypatch: pytest.Monk
         assert _segments.spares.fds() == before
     finally:
         _segments.spares.end(-1)
+
+
+def test_where_no_process_can_be_started_that_is_what_is_said(run_program: RunProgram) -> None:
+    """Not a bare OSError of the first helper of all; and what needs no process works."""
+    done = run_program(
+        """
+        import errno
+        import _posixsubprocess
+        import joblib
+        from joblib_stateful import errors, stateful_map
+
+        def refuse(*args):  # as the system does at the limit of processes, which does not hold for root
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+        _posixsubprocess.fork_exec = refuse
+        if __name__ == "__main__":
+            with joblib.parallel_config(backend="stateful", n_jobs=1):
+                print(joblib.Parallel()(joblib.delayed(abs)(number) for number in [-1, 2]))
+            try:
+                list(stateful_map(abs, [1], n_jobs=2))
+            except errors.WorkerInitError as error:
+                print("its process could not be started" in str(error), "temporarily unavailable" in str(error))
+        """
+    )
+    assert (done.code, done.out, done.err) == (0, "[1, 2]\nTrue True\n", "")

@@ -7,7 +7,6 @@ used, because any other user of it in the process would shut ours down.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import multiprocessing
 import os
@@ -56,8 +55,7 @@ class LokyEngine(Engine):
             # The first worker would start it. It takes half as much CPU time as a worker until it is ready: so it does
             # that while loky is being imported, which is most of what is to be done before a worker can be started.
             # (On two cores the first result comes 20 ms sooner: `python -m benchmarks --workloads "W7*"`.)
-            with contextlib.suppress(OSError):  # a worker will meet the same trouble, and explain it
-                resource_tracker.ensure_running()
+            resource_tracker.ensure_running()
         from . import _loky_worker  # noqa: F401
 
     def open(self, slot: int, env: Mapping[str, str]) -> LokyWorker:  # noqa: ARG002 - only env tells slots apart
