@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from ._executor import StatefulExecutor
     from ._inside import call_worker, get_worker, get_worker_info
     from ._map import StatefulMap, stateful_map
-    from ._messages import WorkerInfo
-    from ._records import TaskResult
+    from ._public import TaskResult, WorkerInfo
     from ._shared import shutdown
     from ._spec import factory
 
@@ -48,8 +47,8 @@ _HOMES = {
     "StatefulBackend": "_backend",
     "StatefulExecutor": "_executor",
     "StatefulMap": "_map",
-    "TaskResult": "_records",
-    "WorkerInfo": "_messages",
+    "TaskResult": "_public",
+    "WorkerInfo": "_public",
     "call_worker": "_inside",
     "factory": "_spec",
     "get_worker": "_inside",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from . import _exit, errors
 from ._interrupts import uninterrupted, wait_for
 from ._limits import IdleWatch, LimitWatch
-from ._messages import Build, BuildFailed, Built, Failure, Finish, Ran, Reply, Run, WorkerInfo
+from ._messages import Build, BuildFailed, Built, Failure, Finish, Ran, Reply, Run
 from ._outcome import init_error_of, report_of
 from ._records import Call, Death, Group, Limits
 from ._schedule import Schedule
@@ -36,6 +36,7 @@ from ._slots import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from ._public import WorkerInfo
     from ._spec import PackedSpec
     from ._transport import Parcel
     from ._worker import Worker
@@ -436,6 +437,8 @@ class Core:
     # --- looking --------------------------------------------------------------------------------------
 
     def _info(self, index: int) -> WorkerInfo:
+        from ._public import WorkerInfo
+
         slot, entry = self._schedule.slots[index], self._workers[index]
         pid = None if entry is None or slot.state is State.EMPTY or slot.gone else entry[1].pid
         return WorkerInfo(

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
-    from ._messages import WorkerInfo
+    from ._public import WorkerInfo
 
 P = ParamSpec("P")
 T = TypeVar("T")

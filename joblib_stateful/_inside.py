@@ -8,7 +8,7 @@ from . import errors
 from ._worker import current
 
 if TYPE_CHECKING:
-    from ._messages import WorkerInfo
+    from ._public import WorkerInfo
     from ._worker import Worker
 
 _WAYS = (

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ._map_types import Builder, MapOptions, PassAs
     from ._plan import OnError
     from ._progress import ProgressLike
-    from ._records import TaskResult
+    from ._public import TaskResult
     from ._run import MapRun
 
 T = TypeVar("T")

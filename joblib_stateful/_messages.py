@@ -1,4 +1,4 @@
-"""What passes between the parent and a worker, and what a worker knows of itself.
+"""What passes between the parent and a worker.
 
 Goes out: `Build`, `Run`, `Finish`. Comes back: `Built`, `BuildFailed`, `Ran`, `Finished`. Workers import this module, so
 that its classes are those that take least time to make.
@@ -7,12 +7,9 @@ that its classes are those that take least time to make.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from ._transport import Parcel
 
 # How a call's values are handed to what is called: "item", "args", "kwargs" as in `stateful_map`;
@@ -20,46 +17,6 @@ if TYPE_CHECKING:
 Mode: TypeAlias = Literal["item", "args", "kwargs", "call"]
 # What the first error of a call does to the rest of it.
 AfterError: TypeAlias = Literal["go_on", "finish_running", "drop"]
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerInfo:
-    """What is known of one slot and its worker.
-
-    Attributes
-    ----------
-    index : int
-        The slot, counted from 0.
-    n_jobs : int
-        Number of slots of the executor.
-    kwargs : mapping
-        What the worker's object is built from: shared kwargs with the slot's own laid over them.
-    state : str
-        ``"empty"`` (no worker yet), ``"building"``, ``"idle"``, ``"busy"`` or ``"closing"``.
-    pid : int or None
-        Its process, while it has one.
-    n_done : int
-        Items it finished, in all its lives.
-    n_restarts : int
-        How often its process died and was given up.
-    n_builds : int
-        How often its object was built.
-    init_seconds : float or None
-        What the latest construction took.
-    busy_seconds : float
-        Seconds spent in calls, in all its lives.
-    """
-
-    index: int
-    n_jobs: int
-    kwargs: Mapping[str, Any]
-    state: str = "busy"
-    pid: int | None = None
-    n_done: int = 0
-    n_restarts: int = 0
-    n_builds: int = 0
-    init_seconds: float | None = None
-    busy_seconds: float = 0.0
 
 
 # --- goes out to a worker -----------------------------------------------------------------------------

@@ -9,7 +9,8 @@ from . import errors
 from ._records import Report
 
 if TYPE_CHECKING:
-    from ._messages import BuildFailed, Failure, Ran, WorkerInfo
+    from ._messages import BuildFailed, Failure, Ran
+    from ._public import WorkerInfo
     from ._slots import Job
     from ._transport import Transport
     from .engines import Engine

@@ -20,7 +20,7 @@ from ._feed import Feed
 from ._outcome import add_note, packing_error_of, text_of
 from ._plan import AFTER_ERROR
 from ._progress import Progress
-from ._records import Call, Group, TaskResult
+from ._records import Call, Group
 from .errors import ShutdownError
 
 if TYPE_CHECKING:
@@ -117,6 +117,8 @@ class MapRun:
         """Yield what there is to yield of a batch, and collect its errors."""
         deferred = self.plan.on_error == "deferred"
         indexed = deferred or self.plan.indexed
+        if indexed:
+            from ._public import TaskResult
         first = call.first or 0
         for position in range(call.size) if places is None else places:
             error = call.errors.get(position)

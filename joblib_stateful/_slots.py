@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from ._records import NO_LIMITS, Call, Group, Limits, Report
 
@@ -93,61 +93,60 @@ class Slot:
 # --- decisions ----------------------------------------------------------------------------------------
 
 
-class StartWorker(NamedTuple):
+class _ForSlot:
+    """Something to do with a slot's worker, and the number of its message."""
+
+    def __init__(self, slot: int, seq: int) -> None:
+        self.slot, self.seq = slot, seq
+
+
+class StartWorker(_ForSlot):
     """Open a worker for a slot and have it build its object."""
 
-    slot: int
-    seq: int
-    limits: Limits
+    def __init__(self, slot: int, seq: int, limits: Limits) -> None:
+        super().__init__(slot, seq)
+        self.limits = limits
 
 
-class SendJob(NamedTuple):
+class SendJob(_ForSlot):
     """Send a job to a slot's worker."""
 
-    slot: int
-    seq: int
-    job: Job
+    def __init__(self, slot: int, seq: int, job: Job) -> None:
+        super().__init__(slot, seq)
+        self.job = job
 
 
-class StopJob(NamedTuple):
+class StopJob(_ForSlot):
     """Ask a worker to stop its message after the current item."""
 
-    slot: int
-    seq: int
 
-
-class ShareJob(NamedTuple):
+class ShareJob(_ForSlot):
     """Ask a worker to give back what is left of its message, if that will take a while."""
 
-    slot: int
-    seq: int
 
-
-class CloseWorker(NamedTuple):
+class CloseWorker(_ForSlot):
     """End a slot's worker in an orderly way."""
 
-    slot: int
-    seq: int
 
-
-class KillWorker(NamedTuple):
+class KillWorker:
     """End a slot's worker at once, if it still is the one of that life."""
 
-    slot: int
-    life: int
+    def __init__(self, slot: int, life: int) -> None:
+        self.slot, self.life = slot, life
 
 
-class Settle(NamedTuple):
+class Settle:
     """A call is done with: tell its owner."""
 
-    call: Call
+    def __init__(self, call: Call) -> None:
+        self.call = call
 
 
-class FailGroup(NamedTuple):
+class FailGroup:
     """Something ended a whole group: tell its owner."""
 
-    group: Group
-    error: BaseException
+    def __init__(self, group: Group, error: BaseException) -> None:
+        self.group, self.error = group, error
 
 
 Decision: TypeAlias = StartWorker | SendJob | StopJob | ShareJob | CloseWorker | KillWorker | Settle | FailGroup

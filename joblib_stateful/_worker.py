@@ -29,12 +29,12 @@ from ._messages import (
     Ran,
     Reply,
     Run,
-    WorkerInfo,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from ._public import WorkerInfo
     from ._transport import Packing, Parcel, Transport
 
 
@@ -158,10 +158,18 @@ class Worker:
         self.progress = progress
         self.object: Any = None
         self.has_object = False
-        self.info = WorkerInfo(index=-1, n_jobs=0, kwargs={})
+        self._slot, self._n_jobs, self._pid = -1, 0, os.getpid()
+        self._kwargs: dict[str, Any] = {}
         # In the caller's own thread a KeyboardInterrupt is the user's Ctrl-C and no item's error.
         self._lets_through: tuple[type[BaseException], ...] = (KeyboardInterrupt,) if interruptible else ()
         self._target: tuple[str, Callable[..., Any]] | None = None
+
+    @property
+    def info(self) -> WorkerInfo:
+        """What this worker is."""
+        from ._public import WorkerInfo
+
+        return WorkerInfo(self._slot, self._n_jobs, self._kwargs, pid=self._pid)
 
     def handle(self, message: Message) -> Reply:
         """Answer one message; raises nothing but a Ctrl-C in the caller's own thread."""
@@ -181,17 +189,16 @@ class Worker:
 
     def _build(self, message: Build) -> Built | BuildFailed:
         self.progress.enter(message.seq, Phase.BUILDING)
+        self._slot, self._n_jobs = message.slot, message.n_jobs
         started = time.perf_counter()
         try:
             if message.spec is not None:
                 common, own = message.spec
                 build, args, shared = self.transport.unpack(common)
                 kwargs = {**shared, **({} if own is None else self.transport.unpack(own))}
-                self.info = WorkerInfo(message.slot, message.n_jobs, kwargs, pid=os.getpid())
+                self._kwargs = kwargs
                 self.object = build(*args, **kwargs)
                 self.has_object = True
-            else:
-                self.info = WorkerInfo(message.slot, message.n_jobs, {}, pid=os.getpid())
         except self._lets_through:
             raise
         except BaseException as error:  # noqa: BLE001 - a constructor may raise anything, SystemExit too

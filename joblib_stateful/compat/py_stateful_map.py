@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from .._map_types import PassAs
     from .._plan import OnError
-    from .._records import TaskResult
+    from .._public import TaskResult
 
 __all__ = ["ArgumentPassing", "ExceptionBehavior", "ResultIterator", "StateFullWorkerPool", "WorkerResultWrapper"]
 
