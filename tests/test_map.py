@@ -635,6 +635,29 @@ def test_a_program_without_joblib_does_not_get_it(run_program: RunProgram) -> No
     assert (done.code, done.out, done.err) == (0, "4950 False\n4950\n", "")
 
 
+def test_the_records_for_users_are_made_where_one_is_given(run_program: RunProgram) -> None:
+    """Making them takes longer than the rest of the messages' module, in the program and in each worker."""
+    done = run_program(
+        """
+        import sys
+        from joblib_stateful import get_worker_info, stateful_map
+
+        def look(item):
+            before = "joblib_stateful._public" in sys.modules
+            return before, get_worker_info().index, "joblib_stateful._public" in sys.modules
+
+        if __name__ == "__main__":
+            print(list(stateful_map(look, [0], n_jobs=1)), "joblib_stateful._public" in sys.modules)
+            print(list(stateful_map(abs, [-1], n_jobs=1, on_error="deferred")), "joblib_stateful._public" in sys.modules)
+        """
+    )
+    assert (done.code, done.err) == (0, "")
+    assert done.out.splitlines() == [
+        "[(False, 0, True)] False",
+        "[TaskResult(index=0, value=1, exception=None)] True",
+    ]
+
+
 def test_the_first_worker_is_started_before_joblib_is_imported(run_program: RunProgram) -> None:
     """Which takes longer than the start, where numpy is installed."""
     done = run_program(
