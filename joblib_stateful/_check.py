@@ -47,7 +47,7 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> Any:
 
 def check_limits(engine: Engine, item_timeout: Any, init_timeout: Any, retries: Any, max_restarts: Any) -> Limits:
     """Return the limits of a call."""
-    from ._records import Limits  # whose dataclasses would be most of what `import stateful_map` takes
+    from ._records import Limits  # importing `stateful_map` needs it for nothing else
 
     limits = Limits(
         check_seconds("item_timeout", item_timeout),

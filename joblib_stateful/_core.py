@@ -162,6 +162,8 @@ class Core:
 
     def infos(self) -> list[WorkerInfo]:
         """Return what is known of each slot."""
+        from . import _public  # noqa: F401 - not under the lock, where finalisers could run that want it, too
+
         with self._lock:
             return [self._info(index) for index in range(self.n_jobs)]
 
@@ -359,7 +361,9 @@ class Core:
         schedule = self._schedule
         if isinstance(reply, Ran):
             report = self._report(slot, reply)
-        decoded = init_error_of(self._info(slot), reply, self.engine) if isinstance(reply, BuildFailed) else None
+        decoded = None
+        if isinstance(reply, BuildFailed):
+            decoded = init_error_of(slot, self.packed.spec.kwargs(slot), reply, self.engine)
         with self._lock:
             job = schedule.slots[slot].job
             if isinstance(reply, Ran):

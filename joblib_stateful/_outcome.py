@@ -9,8 +9,9 @@ from . import errors
 from ._records import Report
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from ._messages import BuildFailed, Failure, Ran
-    from ._public import WorkerInfo
     from ._slots import Job
     from ._transport import Transport
     from .engines import Engine
@@ -67,10 +68,10 @@ def packing_error_of(error: BaseException, index: int | None) -> errors.Transfer
     return _transfer_error(index, "item", error)
 
 
-def init_error_of(info: WorkerInfo, reply: BuildFailed, engine: Engine) -> errors.WorkerInitError:
+def init_error_of(slot: int, kwargs: Iterable[str], reply: BuildFailed, engine: Engine) -> errors.WorkerInitError:
     """Return the error for a constructor that raised."""
     failure = reply.failure
-    error = errors.WorkerInitError(info.index, tuple(info.kwargs), _reason(failure), reply.pid)
+    error = errors.WorkerInitError(slot, tuple(kwargs), _reason(failure), reply.pid)
     cause = _rebuild(failure, engine.transport)
     if cause is None:
         cause = errors.RemoteError(failure.type_name, failure.message, failure.traceback)

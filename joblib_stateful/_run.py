@@ -85,6 +85,8 @@ class MapRun:
     def results(self) -> Generator[Any, None, None]:
         """Yield the results; to be advanced and shut under `turn`."""
         plain = self.plan.on_error != "deferred" and not self.plan.indexed
+        if not plain:
+            from . import _public  # noqa: F401 - before there are results that would be lost if it failed
         failures: list[tuple[int, BaseException]] = []
         while (taken := self._next_batch()) is not None:
             call, places = taken

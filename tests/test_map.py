@@ -658,6 +658,26 @@ def test_the_records_for_users_are_made_where_one_is_given(run_program: RunProgr
     ]
 
 
+def test_they_are_not_made_under_the_lock(run_program: RunProgram) -> None:
+    """Finalisers that run meanwhile may want it, too."""
+    done = run_program(
+        """
+        import sys
+        from joblib_stateful import StatefulExecutor
+
+        class Watcher:
+            def find_spec(self, name, path=None, target=None):
+                if name == "joblib_stateful._public":
+                    print("free:", executor._core.is_free)
+
+        sys.meta_path.insert(0, Watcher())
+        with StatefulExecutor(n_jobs=1, engine="inline") as executor:
+            print(executor.workers()[0].state)
+        """
+    )
+    assert (done.code, done.out, done.err) == (0, "free: True\nempty\n", "")
+
+
 def test_the_first_worker_is_started_before_joblib_is_imported(run_program: RunProgram) -> None:
     """Which takes longer than the start, where numpy is installed."""
     done = run_program(

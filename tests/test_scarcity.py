@@ -237,6 +237,68 @@ def test_files_that_are_kept_make_way_for_a_worker(run_program: RunProgram) -> N
     assert (done.code, done.out, done.err) == (0, "['idle', 'idle']\n", "")
 
 
+_USE_UP = """
+        import os, resource, sys, threading
+        from joblib_stateful import StatefulExecutor, stateful_map
+
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+        held = []
+
+        def use_up():
+            try:
+                while True:
+                    held.append(os.open(os.devnull, os.O_RDONLY))
+            except OSError:
+                pass
+
+        def let_go():
+            while held:
+                os.close(held.pop())
+"""
+
+
+def test_a_constructor_fails_while_no_file_can_be_opened(run_program: RunProgram) -> None:
+    """What says so needs none."""
+    done = run_program(
+        _USE_UP
+        + """
+        begun, full = threading.Event(), threading.Event()
+
+        class Failing:
+            def __init__(self):
+                begun.set()
+                full.wait()
+                raise ValueError("no")
+
+        with StatefulExecutor(Failing, n_jobs=1, engine="threads") as executor:
+            future = executor.submit(abs, 1)
+            begun.wait()
+            use_up()
+            full.set()
+            error = future.exception(timeout=20)
+            let_go()
+        print(type(error).__name__, repr(error.__cause__))
+        """
+    )
+    assert (done.code, done.out) == (0, "WorkerInitError ValueError('no')\n"), done.err
+
+
+def test_deferred_results_while_no_file_can_be_opened(run_program: RunProgram) -> None:
+    done = run_program(
+        _USE_UP
+        + """
+        def numbers():
+            yield from [1, -2, "x", 4]
+            use_up()
+
+        results = list(stateful_map(abs, numbers(), n_jobs=1, engine="threads", on_error="deferred"))
+        let_go()
+        print([result.value for result in results])
+        """
+    )
+    assert (done.code, done.out) == (0, "[1, 2, None, 4]\n"), done.err
+
+
 def test_where_files_in_memory_are_forbidden(run_program: RunProgram) -> None:
     """As some sandboxes do; then they lie in a folder, without a name."""
     done = run_program(
