@@ -162,10 +162,10 @@ class Core:
 
     def infos(self) -> list[WorkerInfo]:
         """Return what is known of each slot."""
-        from . import _public  # noqa: F401 - not under the lock, where finalisers could run that want it, too
+        from ._public import WorkerInfo  # not under the lock, where finalisers could run that want it, too
 
         with self._lock:
-            return [self._info(index) for index in range(self.n_jobs)]
+            return [self._info(index, WorkerInfo) for index in range(self.n_jobs)]
 
     @property
     def is_free(self) -> bool:
@@ -440,12 +440,10 @@ class Core:
 
     # --- looking --------------------------------------------------------------------------------------
 
-    def _info(self, index: int) -> WorkerInfo:
-        from ._public import WorkerInfo
-
+    def _info(self, index: int, make: type[WorkerInfo]) -> WorkerInfo:
         slot, entry = self._schedule.slots[index], self._workers[index]
         pid = None if entry is None or slot.state is State.EMPTY or slot.gone else entry[1].pid
-        return WorkerInfo(
+        return make(
             index=index,
             n_jobs=self.n_jobs,
             kwargs=self.packed.spec.kwargs(index),

@@ -195,9 +195,8 @@ class Worker:
             if message.spec is not None:
                 common, own = message.spec
                 build, args, shared = self.transport.unpack(common)
-                kwargs = {**shared, **({} if own is None else self.transport.unpack(own))}
-                self._kwargs = kwargs
-                self.object = build(*args, **kwargs)
+                self._kwargs = {**shared, **({} if own is None else self.transport.unpack(own))}
+                self.object = build(*args, **self._kwargs)
                 self.has_object = True
         except self._lets_through:
             raise
