@@ -120,6 +120,11 @@ class Batching:
         """Seconds that a batch may take before what is left of it is shared out; None: as long as it likes."""
         return OVERTIME * BATCH_SECONDS if self._fixed_batch == "auto" else None
 
+    @property
+    def max_bytes(self) -> float:
+        """What a batch's items may weigh together, but for the last one."""
+        return BATCH_BYTES if self._fixed_batch == "auto" else math.inf
+
     def next_batch(self, room: int, remaining: int | None) -> int:
         """Items to pull now, given the room in the buffer and, if known, what the input still has."""
         size = self.batch

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("joblib_stateful")
 
+# No wait is longer, for a platform may count no further than `threading.TIMEOUT_MAX`: 49 days, on some.
+_LONGEST_WAIT = 3600.0
+
 
 class Alarm:
     """A function to call at a time; ``function`` is None once it was called or cancelled."""
@@ -42,6 +45,7 @@ class Clock:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards the two below
+        # Entered only to wait: its methods are Python's own, and a Ctrl-C between them and the lock leaves that held.
         self._condition = threading.Condition(self._lock)
         self._alarms: list[Alarm] = []
         self._thread: threading.Thread | None = None
@@ -50,14 +54,9 @@ class Clock:
     def call_at(self, when: float, function: Callable[[], None]) -> Alarm:
         """Call a function at a time of `time.monotonic`; it must be quick and not raise."""
         alarm = Alarm(when, next(self._order), function)
-        with self._condition:
+        with self._lock:
             heapq.heappush(self._alarms, alarm)
-            if self._thread is None and not sys.is_finalizing():  # then it would never run
-                self._thread = threading.Thread(target=self._run, name="joblib_stateful-clock", daemon=True)
-                with contextlib.suppress(RuntimeError):  # the interpreter is ending, and everything with it
-                    self._thread.start()
-            elif self._thread is not None:
-                self._condition.notify()
+            self._look_again()
         return alarm
 
     def is_free(self) -> bool:
@@ -66,8 +65,18 @@ class Clock:
 
     def wake(self) -> None:
         """Look again: an alarm was cancelled, perhaps the last one."""
-        with self._condition:
+        with self._lock:
+            self._look_again()
+
+    def _look_again(self) -> None:
+        if self._thread is not None:
             self._condition.notify()
+        elif self._alarms and not sys.is_finalizing():  # then it would never run
+            thread = threading.Thread(target=self._run, name="joblib_stateful-clock", daemon=True)
+            # The interpreter is ending, and everything with it; or no thread can be had just now, but next time.
+            with contextlib.suppress(RuntimeError):
+                thread.start()
+                self._thread = thread
 
     def _run(self) -> None:
         while (function := self._next()) is not None:
@@ -88,7 +97,7 @@ class Clock:
                     return None
                 wait = self._alarms[0].when - time.monotonic()
                 if wait > 0:
-                    self._condition.wait(wait)
+                    self._condition.wait(min(wait, _LONGEST_WAIT))
                     continue
                 alarm = heapq.heappop(self._alarms)
                 function, alarm.function = alarm.function, None

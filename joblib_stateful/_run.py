@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from . import _exit, _shared
@@ -72,6 +72,7 @@ class MapRun:
         self._give_back: Callable[[], None] | None = None
         self._input: Iterator[Any] | None = None
         self._input_error: Exception | None = None
+        self._is_at_rest = False  # the input's items are there already: it is never slow
         self._is_input_slow = False  # the latest batch took long to pull
         self._n_finished = 0  # settled, as the workers report it
         self._n_shown = 0
@@ -225,6 +226,11 @@ class MapRun:
         """Raise, or stop feeding, if something went wrong."""
         if self._fatal is not None:
             raise self._fatal
+        if self.core is not None and self.core.is_disowned:
+            raise ShutdownError(
+                "This map began before os.fork(), and its workers are the parent's: what they find goes there. Start a new "
+                "map here."
+            )
         if self._failed is not None and self.plan.on_error == "immediate":
             raise self._first_of([((self._failed.first or 0) + at, error) for at, error in self._failed.errors.items()])
         if self._failed is not None and self.plan.on_error == "wait_others" and not self._is_curtailed:
@@ -270,6 +276,7 @@ class MapRun:
         """Pull a batch and send it; False if the input has ended."""
         if self.n_pulled == 0 and self._input is None:
             self._input = iter(self.plan.iterable)
+            self._is_at_rest = isinstance(self._input, _AT_REST)
         if self._input is None or self.is_closed:
             return False
         plan = self.plan
@@ -283,27 +290,29 @@ class MapRun:
     def _take_items(self, wanted: int) -> Packing:
         """Pull and pack up to ``wanted`` items; fewer if the input ends, breaks or is slow."""
         assert self._input is not None  # noqa: S101 - the caller looked
-        items = self.plan.transport.packing()
-        is_at_rest = isinstance(self._input, _AT_REST)  # then it is never slow, and the clock not needed
-        count, chunk, deadline = 0, wanted if is_at_rest else 1, time.perf_counter() + _PULL_SECONDS
-        while count < wanted:
-            chunk = min(chunk, wanted - count)
-            try:
-                pulled = islice(self._input, chunk)
-                items.extend(list(pulled) if is_at_rest else pulled)
-            except Exception as error:  # noqa: BLE001 - it is raised when the items before it are done with
-                self._input_error = error
-                self._input = None
-                break
-            before, count = count, items.count
-            if count < before + chunk:
-                self._input = None
-                break
-            if time.perf_counter() - items.seconds > deadline:
-                break
-            chunk *= 2  # to look at the clock seldom, but early enough
-        self._is_input_slow = not is_at_rest and time.perf_counter() - items.seconds > deadline
+        items, max_bytes = self.plan.transport.packing(), self.plan.batching.max_bytes
+        try:
+            if self._is_at_rest:
+                has_more = self._fill(items, wanted, max_bytes)
+            else:
+                until = time.perf_counter() + _PULL_SECONDS
+                has_more = items.pull(self._input, wanted, until=until, max_bytes=max_bytes)
+                self._is_input_slow = items.is_late
+        except Exception as error:  # noqa: BLE001 - it is raised when the items before it are done with
+            self._input_error, has_more = error, False
+        if not has_more:
+            self._input = None
         return items
+
+    def _fill(self, items: Packing, wanted: int, max_bytes: float) -> bool:
+        """Pack items that are there already; return whether there may be more."""
+        assert self._input is not None  # noqa: S101 - the caller looked
+        values = list(islice(self._input, wanted))
+        n_packed = items.fill(values, max_bytes=max_bytes)
+        if n_packed < len(values):
+            self._input = chain(values[n_packed:], self._input)
+            return True
+        return len(values) == wanted
 
     def _send(self, items: Packing, count: int) -> None:
         if self.feed is None:
@@ -412,7 +421,8 @@ class MapRun:
             rest.callback(self._progress.close)
             rest.callback(self._end_input)
             if core is not None and feed is not None:
-                rest.callback(feed.abort if interrupted else feed.end)
+                # In a fork none of it will ever be done.
+                rest.callback(feed.abort if interrupted or core.is_disowned else feed.end)
                 if interrupted:
                     core.interrupt(self._group, feed.sent(), _INTERRUPT_GRACE)
                 else:

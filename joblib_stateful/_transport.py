@@ -9,21 +9,25 @@ machine `SharedMemory` (in `_sharing`).
 from __future__ import annotations
 
 import io
+import math
 import pickle
 import sys
 import time
 from abc import ABC, abstractmethod
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import cloudpickle
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Hashable, Iterable
+    from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
 
 PROTOCOL = 5
 # Exact types only: nothing that users define is run when these are pickled or loaded.
-_PLAIN: frozenset[type] = frozenset({int, float, complex, bool, str, bytes, type(None)})
+_NUMBERS: frozenset[type] = frozenset({int, float, complex, bool, type(None)})
+_SIZED: frozenset[type] = frozenset({str, bytes})
+_PLAIN = _NUMBERS | _SIZED
 
 
 def digest(data: bytes | memoryview) -> bytes:
@@ -72,8 +76,9 @@ class Packing(ABC):
     """Several values on their way into a parcel."""
 
     def __init__(self) -> None:
-        self.seconds = 0.0  # that packing took
         self.faults: dict[int, BaseException] = {}  # what kept some from being packed, by place
+        self.nbytes = 0  # what the values weigh, but for those that a `shortcut` took
+        self.is_late = False  # the time for pulling was up before the last value came
 
     @property
     @abstractmethod
@@ -88,9 +93,56 @@ class Packing(ABC):
         """Return what takes values of some types in the place of `add`, until one of another type has come."""
         return (), self.add
 
-    @abstractmethod
+    def pull(self, source: Iterator[Any], wanted: int, *, until: float = math.inf, max_bytes: float = math.inf) -> bool:
+        """Pack so many more values as they come, fewer if that takes long or they are heavy.
+
+        Parameters
+        ----------
+        source : iterator
+            Where they come from; what it raises is raised, behind those that came before.
+        wanted : int
+            How many.
+        until : float
+            A time of `time.perf_counter` after which no further one is pulled; packing takes no time.
+        max_bytes : float
+            Weight beyond which no further one is pulled.
+
+        Returns
+        -------
+        bool
+            False if the source has ended.
+        """
+        (kinds, keep), add, clock = self.shortcut(), self.add, time.perf_counter
+        before, nbytes = self.count, 0
+        # The clock and the weight are looked at each time: the source may become slow, or its values heavy, at any of them.
+        for value in islice(source, wanted):
+            now = clock()
+            is_late = now > until
+            kind = type(value)
+            if kind in kinds:
+                keep(value)
+                if kind in _SIZED:
+                    nbytes += len(value)
+            else:
+                add(value)
+                if kinds:
+                    kinds, keep = self.shortcut()
+                nbytes = self.nbytes
+                until += clock() - now
+            if is_late or nbytes > max_bytes:
+                self.is_late = is_late
+                return True
+        return self.count - before == wanted
+
     def extend(self, values: Iterable[Any]) -> None:
         """Pack more values; what iterating over them raises is raised, behind those that came before."""
+        self.pull(iter(values), sys.maxsize)
+
+    def fill(self, values: list[Any], *, max_bytes: float) -> int:
+        """Pack values that are there already, until they are heavy; return how many were taken."""
+        before = self.count
+        self.pull(iter(values), len(values), max_bytes=max_bytes)
+        return self.count - before
 
     @abstractmethod
     def finish(self) -> Parcel:
@@ -194,8 +246,8 @@ class _PickledPacking(Packing):
         self._make_packer, self._catch = make_packer, catch
         self._plain: list[Any] = []  # all values, as long as they are plain, which nobody can change
         self._frames: list[Any] = []
-        self._nbytes = 0
         self._packer: Packer | None = None
+        self._nbytes_before = 0  # that packer
 
     @property
     def count(self) -> int:
@@ -204,12 +256,22 @@ class _PickledPacking(Packing):
 
     def add(self, value: Any) -> BaseException | None:
         """Pack one more value."""
-        if self._packer is None:
+        packer = self._packer
+        if packer is None:
             if type(value) in _PLAIN:
                 self._plain.append(value)
                 return None
-            self._packer = self._pack_plain()
-        return self._pack(self._packer, value)
+            packer = self._packer = self._make_packer()
+            self._frames = [packer.pack(plain) for plain in self._plain]
+        try:
+            self._frames.append(packer.pack(value))
+        except self._catch as error:
+            self.faults[self.count] = error
+            self._nbytes_before += packer.nbytes
+            self._packer = self._make_packer()  # the pickler's memo and framing may be half done
+            return error
+        self.nbytes = self._nbytes_before + packer.nbytes
+        return None
 
     def shortcut(self) -> tuple[Collection[type], Callable[[Any], Any]]:
         """Return the plain types, whose values are only kept: 35 ns less than `add` (`benchmarks/items.py`)."""
@@ -217,19 +279,15 @@ class _PickledPacking(Packing):
             return super().shortcut()
         return _PLAIN, self._plain.append
 
-    def extend(self, values: Iterable[Any]) -> None:
-        """Pack more values."""
-        plain = self._plain
-        if self._packer is None and isinstance(values, list) and _PLAIN.issuperset(map(type, values)):
-            plain += values
-            return
-        for value in values:
-            if self._packer is None:
-                if type(value) in _PLAIN:
-                    plain.append(value)
-                    continue
-                self._packer = self._pack_plain()
-            self._pack(self._packer, value)
+    def fill(self, values: list[Any], *, max_bytes: float) -> int:
+        """Pack values that are there already."""
+        if self._packer is None and (
+            _NUMBERS.issuperset(map(type, values))
+            or (_SIZED.issuperset(map(type, values)) and sum(map(len, values)) <= max_bytes)
+        ):
+            self._plain += values
+            return len(values)
+        return super().fill(values, max_bytes=max_bytes)
 
     def finish(self) -> Parcel:
         """Return the packed values."""
@@ -237,27 +295,7 @@ class _PickledPacking(Packing):
             count, alone = len(self._plain), len(self._plain) == 1
             frames = (pickle.dumps(self._plain[0] if alone else self._plain, PROTOCOL),) if count else ()
             return Parcel(frames, count, joint=count > 1, nbytes=sum(map(len, frames)))
-        nbytes = self._nbytes + self._packer.nbytes
-        return Parcel(tuple(self._frames), len(self._frames), joint=False, nbytes=nbytes)
-
-    def _pack_plain(self) -> Packer:
-        packer = self._make_packer()
-        self._frames = [packer.pack(value) for value in self._plain]
-        return packer
-
-    def _pack(self, packer: Packer, value: Any) -> BaseException | None:
-        started = time.perf_counter()
-        try:
-            self._frames.append(packer.pack(value))
-        except self._catch as error:
-            self.faults[self.count] = error
-            self._nbytes += packer.nbytes
-            self._packer = self._make_packer()  # the pickler's memo and framing may be half done
-            return error
-        else:
-            return None
-        finally:
-            self.seconds += time.perf_counter() - started
+        return Parcel(tuple(self._frames), len(self._frames), joint=False, nbytes=self.nbytes)
 
 
 class Packer:
@@ -318,16 +356,16 @@ class _HeldTogether(Packing):
     def add(self, value: Any) -> None:
         """Take one more value."""
         self._values.append(value)
-
-    def extend(self, values: Iterable[Any]) -> None:
-        """Take more values."""
-        self._values.extend(values)
+        self.nbytes += _weigh(value)
 
     def finish(self) -> Parcel:
         """Return the values."""
-        return Parcel(tuple(self._values), self.count, joint=False, nbytes=sum(map(_weigh, self._values)))
+        return Parcel(tuple(self._values), self.count, joint=False, nbytes=self.nbytes)
 
 
 def _weigh(value: Any) -> int:
-    nbytes = getattr(value, "nbytes", None)
-    return nbytes if isinstance(nbytes, int) else sys.getsizeof(value, 64)
+    try:
+        nbytes = getattr(value, "nbytes", None)
+        return nbytes if isinstance(nbytes, int) else sys.getsizeof(value)
+    except Exception:  # noqa: BLE001 - users' own code, and only an estimate
+        return 64

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from joblib_stateful import stateful_map
-from joblib_stateful._batching import BUFFER_BYTES
+from joblib_stateful._batching import BATCH_BYTES, BUFFER_BYTES
+from joblib_stateful._sharing import SharedMemory
 from test_map_tools import Gate, engines, new_scene, orders, parallel_engines
 
 if TYPE_CHECKING:
@@ -218,6 +219,33 @@ def test_big_items_stay_under_the_byte_cap(*, engine: str, ordered: bool, make: 
     results = stateful_map(weigh, source, n_jobs=2, ordered=ordered, engine=engine)
     assert list(source.taken(results)) == [BIG] * 30
     assert 2 <= source.most <= BUFFER_BYTES // BIG
+
+
+def first_small_then_big() -> Iterator[bytes]:
+    for _ in range(50_000):
+        yield b"x"
+    for _ in range(150):
+        yield bytes(MEGABYTE)
+
+
+@parallel_engines
+def test_an_input_whose_items_become_big_stays_about_the_byte_cap(engine: str) -> None:
+    source = Watched(first_small_then_big())
+    most = n_big = 0
+    for weight in source.taken(stateful_map(len, source, n_jobs=2, engine=engine)):
+        if weight == MEGABYTE:  # from here on
+            n_big += 1
+            most = max(most, source.n_pulled - source.n_yielded)
+    assert n_big == 150
+    assert most <= 1.1 * BUFFER_BYTES // MEGABYTE
+
+
+@pytest.mark.parametrize("big", [bytes(MEGABYTE), [bytes(MEGABYTE)]], ids=["plain", "pickled"])
+def test_a_list_whose_items_become_big_is_sent_in_small_batches(big: Any) -> None:
+    items = [b"x"] * 5000 + [big] * 20
+    packed = SharedMemory().packing()
+    assert packed.fill(items, max_bytes=BATCH_BYTES) <= 5002
+    assert list(stateful_map(identity, items, n_jobs=2)) == items
 
 
 @parallel_engines

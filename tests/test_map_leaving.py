@@ -6,6 +6,7 @@ import gc
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,6 +121,27 @@ def test_a_slow_input_does_not_hold_results_up(engine: str) -> None:
     assert next(results) == 1
     taken.set()
     assert list(results) == [2]
+
+
+@engines
+def test_an_input_that_becomes_slow_does_not_hold_results_up(engine: str) -> None:
+    """Whatever came before it: at most a few slow items are pulled before the next results are given."""
+    n_slow = 0
+
+    def source() -> Iterator[int]:
+        nonlocal n_slow
+        yield from range(50_000)
+        for number in range(100):
+            time.sleep(0.03)  # slow is what takes longer than 20 ms
+            n_slow += 1
+            yield number
+
+    results = stateful_map(abs, source(), n_jobs=2, engine=engine)
+    most = before = 0
+    for _ in results:
+        most, before = max(most, n_slow - before), n_slow
+    assert n_slow == 100
+    assert most < 20
 
 
 # --- leaving --------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import psutil
 import pytest
 
 from joblib_stateful import StatefulExecutor, call_worker, errors, get_worker_info, stateful_map
+from joblib_stateful._clock import Clock
 from test_map_tools import Log, Scene, new_scene
 
 # Long against a slow machine's hiccups, short against a test's patience.
@@ -247,3 +249,39 @@ def test_a_call_that_never_stops_starting_processes_is_ended_with_all_of_them(sc
     with StatefulExecutor(Starts, 1, shared_kwargs={"log": scene.log(seconds)}, item_timeout=0.3) as executor:
         assert isinstance(executor.submit(call_worker, "many").exception(60), errors.ItemTimeoutError)
     assert_gone([process.pid for process in psutil.process_iter() if seconds in " ".join(cmdline(process))])
+
+
+# --- the clock ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clock() -> Iterator[Clock]:
+    clock = Clock()
+    yield clock
+    for alarm in clock._alarms:
+        alarm.function = None
+    clock.wake()  # its thread ends
+
+
+def ring(clock: Clock) -> bool:
+    rang = threading.Event()
+    clock.call_at(time.monotonic(), rang.set)
+    return rang.wait(20)
+
+
+def test_a_time_limit_beyond_what_a_platform_can_count_harms_no_other(clock: Clock) -> None:
+    clock.call_at(time.monotonic() + 2 * threading.TIMEOUT_MAX, lambda: None)
+    # Its thread may or may not wait for the far one in between.
+    assert all(ring(clock) for _ in range(20))
+
+
+def test_time_limits_are_kept_again_once_a_thread_can_be_had(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        missed = threading.Event()
+        clock.call_at(time.monotonic(), missed.set)
+    assert ring(clock)
+    assert missed.wait(20)
