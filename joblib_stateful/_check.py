@@ -16,6 +16,14 @@ if TYPE_CHECKING:
     from .engines import Engine
 
 
+class _Default(int):
+    """A number of its own, so that as a default it can be told from the same number given by the caller."""
+
+
+RETRIES: int = _Default(0)
+MAX_RESTARTS: int = _Default(3)
+
+
 def check_integer(name: str, value: Any, low: int, advice: str = "") -> int:
     """Return an integer that is at least ``low``."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):

@@ -190,8 +190,8 @@ def stateful_map(
     buffer: int | Literal["auto"] = "auto",
     item_timeout: float | None = None,
     init_timeout: float | None = None,
-    retries: int = 0,
-    max_restarts: int = 3,
+    retries: int = _check.RETRIES,
+    max_restarts: int = _check.MAX_RESTARTS,
     inner_max_num_threads: int | None = None,
     progress: ProgressLike = False,
     total: int | None = None,
@@ -204,7 +204,8 @@ def stateful_map(
     worker : class, factory(function), callable, or StatefulExecutor
         A class, or a `functools.partial` of one: built once per worker from its kwargs, then called with each
         item. `factory` (function): likewise, with what the function returns. Any other callable is stateless and
-        called as it is. A `StatefulExecutor` is used as it is and stays the caller's.
+        called as it is. A `StatefulExecutor` is used as it is and stays the caller's; its limits hold where none
+        are given here (``retries=0`` is given, a time limit of None is not).
     iterable : iterable
         The items; pulled only in the thread that calls ``next()``, never further ahead than ``buffer``.
     n_jobs : int, optional
