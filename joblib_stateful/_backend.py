@@ -138,6 +138,7 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         check_progress(progress)
         self._engine = engines.get(engine)
         self._limits = _check.check_limits(self._engine, item_timeout, init_timeout, retries, max_restarts)
+        _check.check_inner_threads(self._engine, inner_max_num_threads)
         self._spec = make_spec(as_builder(worker), shared_kwargs, worker_kwargs)
         if worker is not None and self._spec.build is None:
             raise TypeError(

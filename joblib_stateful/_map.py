@@ -233,14 +233,15 @@ def stateful_map(
         Seconds one item may run; beyond it its worker is killed and the item fails with
         `errors.ItemTimeoutError`. None: no limit.
     init_timeout : float, optional
-        Seconds that building an object may take. None: no limit.
+        Seconds that building an object may take; can't be kept by engine ``"inline"``. None: no limit.
     retries : int, default 0
         How often an item is tried again, on another worker where there is one, after its worker crashed or timed
         out. An exception that the worker raises is never retried.
     max_restarts : int, default 3
         How often in a row a worker may die without finishing anything.
     inner_max_num_threads : int, optional
-        Threads of BLAS and OpenMP in each worker. None: CPUs over workers, as in joblib.
+        Threads of BLAS and OpenMP in each worker's process, where the engine starts one (``"loky"``, ``"ray"``).
+        None: CPUs over workers, as in joblib.
     progress : bool, dict, tqdm class or bar, or callable, default False
         True shows a `tqdm.auto` bar, a dict gives it arguments; a callable gets the number of items that newly
         finished. Called in the consumer's thread only.

@@ -307,6 +307,21 @@ def test_inner_max_num_threads() -> None:
         assert Parallel()(delayed(environment)("OMP_NUM_THREADS") for _ in range(2)) == ["3", "3"]
 
 
+@pytest.mark.parametrize("engine", ["threads", "inline"])
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_inner_max_num_threads_is_refused_where_no_process_is_started(engine: str, n_jobs: int) -> None:
+    message = f"inner_max_num_threads=3 .*'{engine}' starts none"
+    with (
+        stateful(n_jobs=n_jobs, engine=engine, inner_max_num_threads=3),  # joblib's own argument, set afterwards
+        pytest.raises(ValueError, match=message),
+    ):
+        Parallel()(delayed(abs)(n) for n in range(2))
+    with pytest.raises(ValueError, match=message):
+        Parallel(n_jobs, backend="stateful", engine=engine, inner_max_num_threads=3)(delayed(abs)(n) for n in range(2))
+    with pytest.raises(ValueError, match=message):
+        StatefulBackend(engine=engine, inner_max_num_threads=3)
+
+
 # --- exceptions and early ends ------------------------------------------------------------------------
 
 
@@ -617,6 +632,7 @@ def test_progress_true_shows_a_bar(capfd: pytest.CaptureFixture[str]) -> None:
         ({"engine": "lokey"}, ValueError, "There is no engine 'lokey'"),
         ({"engine": "threads", "item_timeout": 1}, ValueError, "thread can't be killed"),
         ({"engine": "threads", "worker_env": [{}]}, ValueError, "worker_env"),
+        ({"engine": "inline", "init_timeout": 5}, ValueError, "init_timeout=5 can't be kept"),
         ({"retries": -1}, ValueError, "retries"),
         ({"max_restarts": "3"}, TypeError, "max_restarts"),
         ({"progress": 5}, TypeError, "progress must be"),
