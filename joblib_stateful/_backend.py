@@ -27,9 +27,10 @@ from . import _check, _shared, engines, errors
 from ._executor import as_builder
 from ._outcome import packing_error_of
 from ._progress import Progress, check_progress
-from ._records import Call, Group
+from ._records import NO_LIMITS, Call, Group
 from ._spec import make_spec
 from ._transport import Sharing
+from ._worker import current
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -68,7 +69,7 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
     progress : bool, dict, tqdm class or bar, or callable, default False
         See `stateful_map`; one bar per outermost `Parallel` call.
     inner_max_num_threads : int, optional
-        Threads of BLAS and OpenMP in each worker.
+        Threads of BLAS and OpenMP in each worker's process, where the engine starts one.
     nesting_level : int, optional
         Set by joblib.
 
@@ -79,6 +80,9 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
 
     Notes
     -----
+    With one worker, which is what no ``n_jobs`` and no ``worker_kwargs`` mean, joblib runs the calls in the main program:
+    ``worker_env``, the limits and ``progress`` are not used, and a warning says so.
+
     An exception or an abandoned generator drops what is queued and lets what runs finish, so that workers keep
     their objects. After joblib's own ``timeout``, or Ctrl-C, the workers that still run the call are killed.
 
@@ -138,6 +142,7 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         check_progress(progress)
         self._engine = engines.get(engine)
         self._limits = _check.check_limits(self._engine, item_timeout, init_timeout, retries, max_restarts)
+        _check.check_inner_threads(self._engine, inner_max_num_threads)
         self._spec = make_spec(as_builder(worker), shared_kwargs, worker_kwargs)
         if worker is not None and self._spec.build is None:
             raise TypeError(
@@ -214,13 +219,10 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
             bound = StatefulBackend(nesting_level=self.nesting_level, **options)
             slots = self._slots_for(n_jobs, own.get("worker_kwargs"))
             if slots == 1:
+                # Once; not for calls nested in another one, nor for those within a worker, which are in its care.
+                if not self._ran_inline and not self.nesting_level and current() is None:
+                    bound._warn_of_unused()
                 self._ran_inline = True
-                if bound._options["worker_env"] is not None:
-                    warnings.warn(
-                        "worker_env is not used: with n_jobs=1 joblib runs the calls in this process. Use n_jobs=2 or "
-                        "more, or set the variables before the program starts.",
-                        stacklevel=2,
-                    )
                 raise FallbackToBackend(SequentialBackend(nesting_level=self.nesting_level))
             bound._bound_to, bound._slots = parallel, slots
             bound._sharing = _sharing_of(**backend_kwargs)
@@ -230,6 +232,21 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         if self._lease is None:
             self._lease = self._prepare(slots)()
         return slots
+
+    def _warn_of_unused(self) -> None:
+        """Warn of options that need a worker, where joblib runs the calls in this process."""
+        options = self._options
+        unused = [name for name in ("worker_env", "inner_max_num_threads") if options[name] is not None]
+        unused += [name for name, value in NO_LIMITS._asdict().items() if getattr(self._limits, name) != value]
+        if options["progress"] is not None and options["progress"] is not False:
+            unused.append("progress")
+        if unused:
+            warnings.warn(
+                f"{', '.join(unused)} {'is' if len(unused) == 1 else 'are'} not used: with one worker, as without "
+                "n_jobs, joblib runs the calls in this process. Use n_jobs=2 or more; environment variables can also be "
+                "set before the program starts.",
+                stacklevel=3,
+            )
 
     def _slots_for(self, n_jobs: int, own: Sequence[Mapping[str, Any]] | None) -> int:
         """Return how many slots one call gets; two different numbers in one and the same call are refused."""

@@ -16,6 +16,14 @@ if TYPE_CHECKING:
     from .engines import Engine
 
 
+class _Default(int):
+    """A number of its own, so that as a default it can be told from the same number given by the caller."""
+
+
+RETRIES: int = _Default(0)
+MAX_RESTARTS: int = _Default(3)
+
+
 def check_integer(name: str, value: Any, low: int, advice: str = "") -> int:
     """Return an integer that is at least ``low``."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
@@ -65,7 +73,25 @@ def check_limits(engine: Engine, item_timeout: Any, init_timeout: Any, retries: 
             f"item_timeout={item_timeout!r} can't be kept by engine={engine.name!r}: a thread can't be killed. "
             'Use engine="loky", or leave item_timeout out.',
         )
+    if limits.init_timeout is not None and engine.is_synchronous and not engine.has_processes:
+        raise ValueError(
+            f"init_timeout={init_timeout!r} can't be kept by engine={engine.name!r}: the object is built in the calling "
+            'thread, which can\'t be killed. Use engine="loky" or "threads", or leave init_timeout out.',
+        )
     return limits
+
+
+def check_inner_threads(engine: Engine, inner_max_num_threads: Any) -> None:
+    """Refuse a number of BLAS threads that is none, or that nobody could be told."""
+    if inner_max_num_threads is None:
+        return
+    check_integer("inner_max_num_threads", inner_max_num_threads, 1, " None means CPUs over workers.")
+    if not engine.takes_env:
+        raise ValueError(
+            f"inner_max_num_threads={inner_max_num_threads} is told to BLAS and OpenMP by the environment of a worker's "
+            f'process, and engine={engine.name!r} starts none. Use engine="loky", or leave inner_max_num_threads out and '
+            "set OMP_NUM_THREADS and the like where the program, or the cluster, is started.",
+        )
 
 
 def check_batch_size(engine: Engine, limits: Limits, batch_size: Any) -> Any:

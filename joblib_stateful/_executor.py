@@ -79,7 +79,7 @@ class StatefulExecutor(Executor):
         Seconds that one call may run; beyond it, its worker is killed and the call fails with
         `errors.ItemTimeoutError`. None: no limit.
     init_timeout : float, optional
-        Seconds that building an object may take. None: no limit.
+        Seconds that building an object may take; can't be kept by engine ``"inline"``. None: no limit.
     retries : int, default 0
         How often a call is tried again after its worker crashed or timed out.
     max_restarts : int, default 3
@@ -87,7 +87,8 @@ class StatefulExecutor(Executor):
     max_tasks_per_worker : int, optional
         Calls after which a worker is closed and its object built anew. None: never.
     inner_max_num_threads : int, optional
-        Threads that BLAS and OpenMP may use in each worker. None: the CPUs divided by ``n_jobs``, as in joblib.
+        Threads that BLAS and OpenMP may use in each worker's process, where the engine starts one (``"loky"``,
+        ``"ray"``). None: the CPUs divided by ``n_jobs``, as in joblib.
 
     Raises
     ------
@@ -300,8 +301,7 @@ def make_core(
     inner_max_num_threads: int | None = None,
 ) -> Core:
     """Return the core of an executor; nothing is started yet."""
-    if inner_max_num_threads is not None:
-        _check.check_integer("inner_max_num_threads", inner_max_num_threads, 1, " None means CPUs over workers.")
+    _check.check_inner_threads(engine, inner_max_num_threads)
     engine.check()
     # Elsewhere this machine's CPUs are no measure, and a cluster sets limits of its own.
     limits_threads = engine.takes_env and (inner_max_num_threads is not None or not engine.is_remote)

@@ -190,8 +190,8 @@ def stateful_map(
     buffer: int | Literal["auto"] = "auto",
     item_timeout: float | None = None,
     init_timeout: float | None = None,
-    retries: int = 0,
-    max_restarts: int = 3,
+    retries: int = _check.RETRIES,
+    max_restarts: int = _check.MAX_RESTARTS,
     inner_max_num_threads: int | None = None,
     progress: ProgressLike = False,
     total: int | None = None,
@@ -204,7 +204,8 @@ def stateful_map(
     worker : class, factory(function), callable, or StatefulExecutor
         A class, or a `functools.partial` of one: built once per worker from its kwargs, then called with each
         item. `factory` (function): likewise, with what the function returns. Any other callable is stateless and
-        called as it is. A `StatefulExecutor` is used as it is and stays the caller's.
+        called as it is. A `StatefulExecutor` is used as it is and stays the caller's; its limits hold where none
+        are given here (``retries=0`` is given, a time limit of None is not).
     iterable : iterable
         The items; pulled only in the thread that calls ``next()``, never further ahead than ``buffer``.
     n_jobs : int, optional
@@ -232,14 +233,15 @@ def stateful_map(
         Seconds one item may run; beyond it its worker is killed and the item fails with
         `errors.ItemTimeoutError`. None: no limit.
     init_timeout : float, optional
-        Seconds that building an object may take. None: no limit.
+        Seconds that building an object may take; can't be kept by engine ``"inline"``. None: no limit.
     retries : int, default 0
         How often an item is tried again, on another worker where there is one, after its worker crashed or timed
         out. An exception that the worker raises is never retried.
     max_restarts : int, default 3
         How often in a row a worker may die without finishing anything.
     inner_max_num_threads : int, optional
-        Threads of BLAS and OpenMP in each worker. None: CPUs over workers, as in joblib.
+        Threads of BLAS and OpenMP in each worker's process, where the engine starts one (``"loky"``, ``"ray"``).
+        None: CPUs over workers, as in joblib.
     progress : bool, dict, tqdm class or bar, or callable, default False
         True shows a `tqdm.auto` bar, a dict gives it arguments; a callable gets the number of items that newly
         finished. Called in the consumer's thread only.

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from . import _check, _shared, engines
 from ._batching import Batching
 from ._executor import StatefulExecutor
-from ._records import Limits
 from ._spec import make_spec, pack_function
 
 if TYPE_CHECKING:
     from ._core import Core
     from ._messages import AfterError, Mode
     from ._progress import ProgressLike
+    from ._records import Limits
     from ._transport import Transport
 
 OnError = Literal["immediate", "wait_others", "deferred"]
@@ -24,6 +24,15 @@ AFTER_ERROR: dict[OnError, AfterError] = {
     "immediate": "drop",
     "wait_others": "finish_running",
     "deferred": "go_on",
+}
+
+
+# The defaults of `stateful_map`, told by identity: next to an executor, ``retries=0`` means 0.
+_NOT_GIVEN = {
+    "item_timeout": None,
+    "init_timeout": None,
+    "retries": _check.RETRIES,
+    "max_restarts": _check.MAX_RESTARTS,
 }
 
 
@@ -77,7 +86,7 @@ def make_plan(
             engine=None if engine == "loky" else engine,
         )
         chosen, slots, opening = _open_owned(worker)
-        checked = _inherit(_check.check_limits(chosen, **limits), worker.limits)
+        checked = _check.check_limits(chosen, **_inherit(limits, worker.limits))
     else:
         _check.check_worker(worker)
         chosen = engines.get(engine)
@@ -152,11 +161,6 @@ def _open_owned(
     return core.engine, core.n_jobs, lambda: (core, give_back)
 
 
-def _inherit(given: Limits, own: Limits) -> Limits:
+def _inherit(limits: Mapping[str, Any], own: Limits) -> dict[str, Any]:
     """Return the limits given, and for those that are not given the executor's."""
-    default = Limits()
-    chosen = {
-        name: getattr(given if getattr(given, name) != getattr(default, name) else own, name)
-        for name in ("item_timeout", "init_timeout", "retries", "max_restarts")
-    }
-    return Limits(**chosen)
+    return {name: getattr(own, name) if value is _NOT_GIVEN[name] else value for name, value in limits.items()}

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from . import _clock, _exit
 from ._executor import make_core
-from ._spec import PackedSpec, spec_key
+from ._spec import PackedSpec, holds_the_same, spec_key
+from ._transport import ByReference
 from ._worker import current
 
 if TYPE_CHECKING:
@@ -48,6 +49,10 @@ class _Entry:
         # Those with other objects, for an object; those without, for those without. On a cluster also each for the
         # other: idle actors hold CPUs, without which the new ones would find no place.
         return other.is_stateless is self.is_stateless or (self.engine.is_remote and other.engine is self.engine)
+
+    def finds_its_like_in(self, other: _Entry) -> bool:
+        """Tell whether objects of another one with the same key will do for this one."""
+        return holds_the_same(other.core.packed.spec, self.core.packed.spec, self.engine.transport)
 
 
 class Lease:
@@ -103,7 +108,8 @@ def prepare(
     spec_id, session = spec_key(spec, engine.transport), engine.session()
     key = (spec_id, n_jobs, id(engine), session, own, inner_max_num_threads, inside and id(inside))
     with _lock:
-        found = _entries.get(key)
+        # By reference, what the one that is there was made from may hold something else when one is taken.
+        found = None if isinstance(engine.transport, ByReference) else _entries.get(key)
     packed = PackedSpec(spec, engine.transport) if found is None else found.core.packed
     core = make_core(packed, n_jobs, engine, envs, inner_max_num_threads=inner_max_num_threads)
     return lambda: _lease(key, _Entry(core, engine, is_stateless=spec.build is None))
@@ -111,15 +117,21 @@ def prepare(
 
 def _lease(key: Hashable, new: _Entry) -> Lease:
     with _lock:
-        found = _take(key)
+        there = _entries.get(key)
+    fits = there is None or new.finds_its_like_in(there)  # not under the lock, for it may pickle
+    with _lock:
+        found = _take(key) if fits else None
         others = [] if found else _unlist(new.displaces)
     if found is not None:
         return found
     _end(others, wait=True)
     with _lock:
-        if key not in _entries or _entries[key].core.is_closed:  # else another thread was faster
+        present = _entries.get(key)
+        if present is None or present.core.is_closed or (present is there and not fits):
+            if present is not None:
+                present.listed = False
             _entries[key] = new
-        found = _take(key)
+        found = _take(key)  # another thread's, if that was faster
     assert found is not None  # noqa: S101 - it was just put there
     return found
 

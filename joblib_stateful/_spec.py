@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 import inspect
 import types
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from ._records import WorkerSpec
-from ._transport import digest
+from ._transport import ByReference, digest
 
 if TYPE_CHECKING:
     from ._transport import Transport
@@ -192,17 +192,37 @@ def _unpicklable(spec: WorkerSpec, transport: Transport, error: Exception) -> st
 
 
 def spec_key(spec: WorkerSpec, transport: Transport) -> Hashable:
-    """Return what tells specs apart: the class by identity, kwargs by what they hold."""
+    """Return what tells specs apart: the class or function by identity, kwargs by what they hold."""
     own = None if spec.worker_kwargs is None else tuple(_kwargs_key(kwargs, transport) for kwargs in spec.worker_kwargs)
     args = tuple(_value_key(value, transport) for value in spec.args)
-    return _identity(spec.build), args, _kwargs_key(spec.shared_kwargs, transport), own
+    return _identity(spec.build, transport), args, _kwargs_key(spec.shared_kwargs, transport), own
 
 
-def _identity(function: Any) -> Hashable:
+def _identity(build: Any, transport: Transport) -> Hashable:
     # Each access to a bound method, such as Model.from_pretrained, makes a new object.
-    if isinstance(function, types.MethodType):
-        return id(function.__self__), id(function.__func__)
-    return id(function)
+    if isinstance(build, types.MethodType):
+        return _identity(build.__self__, transport), _identity(build.__func__, transport)
+    if build is None or inspect.isclass(build) or inspect.isfunction(build):
+        return id(build)
+    return id(build), _value_key(build, transport)  # it goes to the workers with what it holds, as kwargs do
+
+
+def holds_the_same(held: WorkerSpec, asked: WorkerSpec, transport: Transport) -> bool:
+    """Tell whether objects that were built from one spec may be used for another one that had the same key.
+
+    Where values are passed by reference, they can have changed what they were built from.
+    """
+    return not isinstance(transport, ByReference) or all(
+        one is other or _value_key(one, transport) == _value_key(other, transport)
+        for one, other in zip(_values(held), _values(asked), strict=True)
+    )
+
+
+def _values(spec: WorkerSpec) -> Iterator[Any]:
+    yield from spec.args
+    for kwargs in (spec.shared_kwargs, *(spec.worker_kwargs or ())):
+        for _, value in sorted(kwargs.items()):
+            yield value
 
 
 def _kwargs_key(kwargs: Mapping[str, Any], transport: Transport) -> Hashable:

@@ -293,6 +293,59 @@ def test_without_worker_kwargs_n_jobs_is_joblibs() -> None:
         Parallel()(delayed(abs)(n) for n in range(3))
 
 
+_UNUSED: dict[str, Any] = {
+    "worker_env": [{}],
+    "inner_max_num_threads": 2,
+    "item_timeout": 600,
+    "init_timeout": 60,
+    "retries": 1,
+    "max_restarts": 1,
+    "progress": [].append,
+}
+
+
+@pytest.mark.parametrize("name", _UNUSED)
+@pytest.mark.parametrize("n_jobs", [None, 1])
+def test_an_option_that_one_worker_cannot_use_is_warned_about_once(name: str, n_jobs: int | None) -> None:
+    with stateful(n_jobs=n_jobs, **{name: _UNUSED[name]}), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            assert Parallel()(delayed(abs)(n) for n in range(2)) == [0, 1]
+    assert [str(warning.message).partition(":")[0] for warning in caught] == [f"{name} is not used"]
+    assert "n_jobs=2" in str(caught[0].message)
+
+
+def test_all_of_them_are_named() -> None:
+    with pytest.warns(UserWarning, match=f"^{', '.join(_UNUSED)} are not used"):
+        Parallel(backend="stateful", **_UNUSED)(delayed(abs)(n) for n in range(2))
+
+
+def test_what_is_given_as_it_is_by_default_is_not() -> None:
+    with stateful(retries=0, max_restarts=3, item_timeout=None, progress=False):
+        assert Parallel()(delayed(abs)(n) for n in range(2)) == [0, 1]
+
+
+def one_by_one(item: int) -> Any:
+    warnings.filterwarnings("error", message=".*not used")  # in a worker that lives as long as its test
+    with stateful(retries=1, progress=print):
+        return Parallel()(delayed(abs)(-n) for n in range(item))
+
+
+@parallel_engines
+def test_a_call_within_a_worker_is_not_warned_about(engine: str) -> None:
+    with stateful(n_jobs=2, engine=engine):
+        assert Parallel()(delayed(one_by_one)(2) for _ in range(2)) == [[0, 1]] * 2
+
+
+def test_nor_are_those_nested_in_what_runs_in_this_process() -> None:
+    def nest(item: int) -> Any:
+        return Parallel()(delayed(abs)(-n) for n in range(item))
+
+    with stateful(retries=1), pytest.warns(UserWarning, match="retries is not used") as caught:
+        assert Parallel()(delayed(nest)(2) for _ in range(2)) == [[0, 1]] * 2
+    assert len(caught) == 1
+
+
 def test_worker_env_is_set_and_with_one_job_warned_about(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FAKE_DEVICE", raising=False)
     env = [{"FAKE_DEVICE": "0"}, {"FAKE_DEVICE": "1"}]
@@ -305,6 +358,21 @@ def test_worker_env_is_set_and_with_one_job_warned_about(monkeypatch: pytest.Mon
 def test_inner_max_num_threads() -> None:
     with stateful(n_jobs=2, inner_max_num_threads=3):
         assert Parallel()(delayed(environment)("OMP_NUM_THREADS") for _ in range(2)) == ["3", "3"]
+
+
+@pytest.mark.parametrize("engine", ["threads", "inline"])
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_inner_max_num_threads_is_refused_where_no_process_is_started(engine: str, n_jobs: int) -> None:
+    message = f"inner_max_num_threads=3 .*'{engine}' starts none"
+    with (
+        stateful(n_jobs=n_jobs, engine=engine, inner_max_num_threads=3),  # joblib's own argument, set afterwards
+        pytest.raises(ValueError, match=message),
+    ):
+        Parallel()(delayed(abs)(n) for n in range(2))
+    with pytest.raises(ValueError, match=message):
+        Parallel(n_jobs, backend="stateful", engine=engine, inner_max_num_threads=3)(delayed(abs)(n) for n in range(2))
+    with pytest.raises(ValueError, match=message):
+        StatefulBackend(engine=engine, inner_max_num_threads=3)
 
 
 # --- exceptions and early ends ------------------------------------------------------------------------
@@ -617,6 +685,7 @@ def test_progress_true_shows_a_bar(capfd: pytest.CaptureFixture[str]) -> None:
         ({"engine": "lokey"}, ValueError, "There is no engine 'lokey'"),
         ({"engine": "threads", "item_timeout": 1}, ValueError, "thread can't be killed"),
         ({"engine": "threads", "worker_env": [{}]}, ValueError, "worker_env"),
+        ({"engine": "inline", "init_timeout": 5}, ValueError, "init_timeout=5 can't be kept"),
         ({"retries": -1}, ValueError, "retries"),
         ({"max_restarts": "3"}, TypeError, "max_restarts"),
         ({"progress": 5}, TypeError, "progress must be"),

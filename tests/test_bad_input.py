@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 import pytest
 
 from conftest import ENGINES
 from joblib_stateful import StatefulExecutor, factory, stateful_map
+from joblib_stateful.testing import MemoryEngine
 from test_map_tools import engines
 
 NAN, INF = float("nan"), float("inf")
@@ -29,6 +30,12 @@ class Model:
 
 class NotCallable:
     pass
+
+
+class StartsNone(MemoryEngine):
+    """As engines are whose processes run already, such as Dask's."""
+
+    takes_env: ClassVar[bool] = False
 
 
 def stateless(item: int) -> int:
@@ -165,6 +172,19 @@ def test_counts(name: str) -> None:
 def test_inner_max_num_threads() -> None:
     refused(ValueError, "inner_max_num_threads must be 1 or more", "0", inner_max_num_threads=0)
     refused(TypeError, "inner_max_num_threads must be an integer", "'2'", inner_max_num_threads="2")
+
+
+@pytest.mark.parametrize("engine", ["threads", "inline", StartsNone()])
+def test_inner_max_num_threads_where_no_process_is_started(engine: Any) -> None:
+    name = getattr(engine, "name", engine)
+    words = ("inner_max_num_threads=2", f"engine={name!r} starts none", 'engine="loky"', "OMP_NUM_THREADS")
+    refused(ValueError, *words, inner_max_num_threads=2, engine=engine)
+
+
+def test_an_init_timeout_that_nobody_could_keep() -> None:
+    refused(ValueError, "init_timeout=5 can't be kept", "'inline'", '"threads"', init_timeout=5, engine="inline")
+    with StatefulExecutor(Model, 1, shared_kwargs={"path": "p"}, engine="inline") as executor:
+        refused(ValueError, "init_timeout=5 can't be kept", worker=executor, init_timeout=5)
 
 
 # --- words ----------------------------------------------------------------------------------------------

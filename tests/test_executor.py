@@ -1074,6 +1074,12 @@ def test_each_worker_has_its_environment_before_it_imports(tmp_path: Path, monke
         ({"worker": Echo, "max_restarts": -1}, ValueError, "max_restarts"),
         ({"worker": Echo, "max_tasks_per_worker": 0}, ValueError, "max_tasks_per_worker"),
         ({"worker": Echo, "inner_max_num_threads": 0}, ValueError, "inner_max_num_threads"),
+        (
+            {"inner_max_num_threads": 2, "engine": "threads"},
+            ValueError,
+            "inner_max_num_threads=2 .*'threads' starts none",
+        ),
+        ({"init_timeout": 5, "engine": "inline"}, ValueError, "init_timeout=5 can't be kept by engine='inline'"),
     ],
 )
 def test_bad_arguments_are_refused_at_once(kwargs: dict[str, Any], error: type[Exception], message: str) -> None:

@@ -203,3 +203,18 @@ def test_limits_that_are_given_go_before_the_executors(tmp_path: Path) -> None:
         with pytest.raises(errors.WorkerCrashedError):
             list(stateful_map(executor, ["crash"], retries=3))
         assert len(scene.log("ran").lines) == 1 + 4
+
+
+def test_so_do_those_that_are_given_as_what_they_are_by_default(built: BuildLog, tmp_path: Path) -> None:
+    scene = new_scene(tmp_path)
+    with StatefulExecutor(Works, 1, shared_kwargs={"scene": scene}, retries=2) as executor:
+        with pytest.raises(errors.WorkerCrashedError):
+            list(stateful_map(executor, ["crash"], retries=0))
+        assert len(scene.log("ran").lines) == 1
+    kwargs = {"scene": scene, "built": built, "dies": True}
+    with (
+        StatefulExecutor(Works, 1, shared_kwargs=kwargs, max_restarts=0) as executor,
+        pytest.raises(errors.WorkerInitError, match="max_restarts=3"),
+    ):
+        list(stateful_map(executor, ["a"], max_restarts=3))
+    assert len(built) == 4

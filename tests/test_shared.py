@@ -136,12 +136,94 @@ def test_a_factory_of_the_same_function_is_the_same(engine: str, scene: Scene) -
     assert count(scene.log(), "built") == 1
 
 
+@engines
+def test_the_instance_whose_method_builds_is_told_by_what_it_holds(engine: str, scene: Scene) -> None:
+    loader, opener = Loader("a"), Loader("a")
+    for worker, owner in ((loader.load, loader), (opener, opener)):
+        for weights, built in (("a", 1), ("a", 1), ("b", 2)):
+            owner.weights = weights
+            log = scene.log(type(worker).__name__)
+            results = stateful_map(factory(worker), [1], n_jobs=1, engine=engine, shared_kwargs={"log": log})
+            assert list(results) == [(weights, 1)]
+            assert count(log, "built") == built
+
+
+class Loader:
+    """Gives what it builds something of its own."""
+
+    def __init__(self, weights: str) -> None:
+        self.weights = weights
+
+    def load(self, log: Log) -> Any:
+        weights = self.weights
+        log.note("built")
+        return lambda item: (weights, item)
+
+    def __call__(self, log: Log) -> Any:
+        return self.load(log)
+
+
 class SceneModel:
     def build(self, log: Log) -> Model:
         return Model(log)
 
 
 scene_model = SceneModel()
+
+
+class Collects(Model):
+    """Writes to what it was given, which by reference is the caller's own."""
+
+    def __call__(self, item: int) -> int:
+        self.weights.append(item)
+        return item
+
+
+def collect(engine: str, scene: Scene, into: list[int]) -> Any:
+    kwargs = {"log": scene.log(), "weights": into}
+    return stateful_map(Collects, range(4), n_jobs=1, shared_kwargs=kwargs, engine=engine, buffer=1)
+
+
+within = pytest.mark.parametrize("engine", ["threads", "inline"])
+
+
+@within
+def test_an_object_that_holds_something_else_by_now_is_not_reused(engine: str, scene: Scene) -> None:
+    for _ in range(2):
+        into: list[int] = []
+        assert list(collect(engine, scene, into)) == into == [0, 1, 2, 3]
+    assert [line.split()[0] for line in scene.log().lines] == ["built", "closed", "built"]
+
+
+@within
+def test_nor_if_it_changes_after_the_call_and_before_the_first_item(engine: str, scene: Scene) -> None:
+    one: list[int] = []
+    other: list[int] = []
+    list(collect(engine, scene, []))
+    results, later = collect(engine, scene, one), collect(engine, scene, other)
+    assert list(results) == list(later) == one == other == [0, 1, 2, 3]
+
+
+@within
+def test_one_in_use_that_holds_something_else_stays_with_its_user(engine: str, scene: Scene) -> None:
+    one: list[int] = []
+    other: list[int] = []
+    results = collect(engine, scene, one)
+    assert next(results) == 0
+    assert list(collect(engine, scene, other)) == other == [0, 1, 2, 3]
+    assert count(scene.log(), "closed") == 0
+    assert list(results) == [1, 2, 3]
+    assert one == [0, 1, 2, 3]
+    scene.log().wait_for(3)
+    assert [line.split()[0] for line in scene.log().lines] == ["built", "built", "closed"]
+
+
+def test_with_processes_what_a_worker_does_with_its_kwargs_is_its_own_affair(scene: Scene) -> None:
+    for _ in range(2):
+        into: list[int] = []
+        list(collect("loky", scene, into))
+        assert into == []
+    assert count(scene.log(), "built") == 1
 
 
 def test_env_engine_and_n_jobs_are_told_apart(scene: Scene) -> None:
