@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from ._schedule import Schedule
     from .engines import EngineWorker
 
-# A process that was started has this long to import things and begin building, on top of init_timeout.
+# A process that was started has this long to import things and begin building, on top of init_timeout; and a worker as
+# long to load a function before its first item begins, on top of item_timeout.
 _STARTUP_SECONDS = 60.0
 
 
