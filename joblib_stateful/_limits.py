@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from ._schedule import Schedule
     from .engines import EngineWorker
 
-# A process that was started has this long to import things and begin building, on top of init_timeout.
+# A process that was started has this long to import things and begin building, on top of init_timeout; and a worker as
+# long to load a function before its first item begins, on top of item_timeout.
 _STARTUP_SECONDS = 60.0
 
 
@@ -86,13 +87,21 @@ class LimitWatch:
             watched = self._watched[slot]
             if watched is None or not self._is_under_way(slot, watched.seq):
                 return
-            progress, now = watched.worker.progress, time.monotonic()
-            begun = progress.seq == watched.seq and progress.phase is not Phase.IDLE
-            due = (progress.since if begun else watched.sent + _STARTUP_SECONDS) + watched.limit
+            progress = watched.worker.progress
+            doing = progress.phase, progress.place
+            since, now = progress.since, time.monotonic()
+            if progress.seq != watched.seq:  # not begun
+                due = watched.sent + _STARTUP_SECONDS + watched.limit
+            elif doing[0] is Phase.IDLE or doing != (progress.phase, progress.place):
+                # It is answered, though nobody here has read that yet; or something else has begun just now, to which
+                # what was read may not belong.
+                due = now + watched.limit
+            else:
+                due = since + watched.limit
             if due > now:
                 self._wake_at(slot, min(due, now + watched.limit))
                 return
-        self._expire(slot, watched.seq, progress.place)
+        self._expire(slot, watched.seq, doing[1])
 
 
 class IdleWatch:

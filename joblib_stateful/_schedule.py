@@ -293,7 +293,7 @@ class Schedule(Board):
 
     def _died_running(self, slot: Slot, job: Job, death: Death, *, expired: bool) -> Decisions:
         if not death.started:
-            return self._died_before_it_began(slot, job, death)
+            return self._died_before_it_began(slot, job, death, expired=expired)
         if death.n_finished:
             slot.deaths = 0
         guilty = 0 if len(job.positions) == 1 else death.place
@@ -305,7 +305,7 @@ class Schedule(Board):
             return self._settle_if_done(job.call)
         return self._blame(slot, job, job.positions[guilty], death, expired=expired)
 
-    def _died_before_it_began(self, slot: Slot, job: Job, death: Death) -> Decisions:
+    def _died_before_it_began(self, slot: Slot, job: Job, death: Death, *, expired: bool) -> Decisions:
         slot.deaths += 1
         self._put_back([job])
         decisions = self._settle_if_done(job.call)
@@ -315,7 +315,15 @@ class Schedule(Board):
                 f"Its slot lost {slot.deaths} workers in a row, each before it finished anything; "
                 f"max_restarts={job.call.limits.max_restarts}."
             )
-            error = errors.WorkerCrashedError(None, slot.index, death.pid, death.exitcode, detail)
+            exitcode = death.exitcode
+            if expired:
+                exitcode = None  # the signal was ours, and would be explained as somebody else's
+                detail += (
+                    f" The last one was ended because no item had begun long after item_timeout="
+                    f"{job.call.limits.item_timeout or 0.0:g} s. Likely cause: importing what the function needs hangs, or "
+                    "takes minutes; if it is only slow, raise item_timeout."
+                )
+            error = errors.WorkerCrashedError(None, slot.index, death.pid, exitcode, detail)
             decisions += self._fail_group(slot, error)
         return decisions
 

@@ -205,13 +205,15 @@ class Worker:
         return Built(message.seq, os.getpid(), time.perf_counter() - started)
 
     def _run(self, message: Run) -> Ran:
-        self.progress.enter(message.seq, Phase.RUNNING)
         started = time.perf_counter()
         values = self.transport.packing(catch=BaseException)
         failures: dict[int, Failure] = {}
         what = "function"
         try:
-            call = self._callable(message)
+            try:
+                call = self._callable(message)
+            finally:  # not before: what its function imports is no item's doing
+                self.progress.enter(message.seq, Phase.RUNNING)
             what = "item"
             items = self._items(message.parcel)
         except self._lets_through:

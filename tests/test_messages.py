@@ -117,6 +117,37 @@ def test_an_item_over_its_time() -> None:
     says(error, "Item 0", "item_timeout=0.3 s", f"slot 0 (pid {pid})", "killed", "Raise item_timeout", "retries")
 
 
+def wait_for_ever() -> None:
+    threading.Event().wait()
+
+
+class Loads:
+    """A function; while a worker loads it, something is done there."""
+
+    def __init__(self, do: Any, *args: Any) -> None:
+        self.do, self.args = do, args
+
+    def __call__(self, item: Any) -> Any:
+        return item
+
+    def __reduce__(self) -> Any:
+        return self.do, self.args
+
+
+def test_a_function_that_is_never_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("joblib_stateful._limits._STARTUP_SECONDS", 0.2)  # instead of a minute
+    with pytest.raises(errors.WorkerCrashedError) as caught:
+        only_error(Loads(wait_for_ever), item_timeout=0.3, max_restarts=1)
+    says(caught.value, "2 workers in a row", "max_restarts=1", "item_timeout=0.3 s", "importing", "raise item_timeout")
+    assert "out-of-memory" not in str(caught.value)
+
+
+def test_a_function_whose_loading_ends_its_worker_is_no_items_fault() -> None:
+    with pytest.raises(errors.WorkerCrashedError) as caught:
+        only_error(Loads(os._exit, 3), max_restarts=1)
+    says(caught.value, "exit code 3 while nothing ran on it.", "2 workers in a row", "max_restarts=1")
+
+
 # --- construction ---------------------------------------------------------------------------------------
 
 

@@ -859,6 +859,19 @@ def test_an_item_over_its_time_limit_is_tried_again_like_after_a_crash() -> None
     assert call.errors == {}
 
 
+def test_a_message_over_its_time_before_an_item_began_is_a_death_that_no_item_pays_for() -> None:
+    play, call = with_objects(1), a_call(3, group=a_map(), max_restarts=1)
+    play.submit(call)
+    assert play.expire(0) == ["kill 0"]
+    assert play.died(0) == ["start 0"]
+    assert call.errors == {}
+    assert play.built(0) == ["send [0, 1, 2] to 0"]
+    play.expire(0)
+    assert play.died(0) == ["fail WorkerCrashedError", "settle"]
+    assert "2 workers in a row" in str(call.fatal)
+    assert "item_timeout=2 s" in str(call.fatal)
+
+
 # --- recycling and the end --------------------------------------------------------------------------------
 
 

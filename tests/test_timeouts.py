@@ -166,6 +166,30 @@ def test_construction_is_not_charged_to_the_item_that_brings_it_about() -> None:
     assert isinstance(results[1].exception, errors.ItemTimeoutError)
 
 
+class SlowToLoad:
+    """Takes its time until a worker has it, as a function does whose module imports much."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def __setstate__(self, state: dict[str, float]) -> None:
+        self.__dict__ = state
+        time.sleep(self.seconds)
+
+    def __call__(self, item: float) -> float:
+        time.sleep(item)
+        return item
+
+
+def test_loading_the_function_is_not_charged_to_the_first_item() -> None:
+    # With the first message, and with the first one of the next worker.
+    results = list(
+        stateful_map(SlowToLoad(2 * LIMIT), [0.0, 60.0, 0.1], n_jobs=1, item_timeout=LIMIT, on_error="deferred")
+    )
+    assert [result.value for result in results] == [0.0, None, 0.1]
+    assert isinstance(results[1].exception, errors.ItemTimeoutError)
+
+
 # --- children -------------------------------------------------------------------------------------------
 
 
