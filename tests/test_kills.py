@@ -446,3 +446,81 @@ def test_nested_workers_go_with_theirs(scene: Scene) -> None:
         assert isinstance(future.exception(timeout=30), errors.WorkerCrashedError)
         _, alive = psutil.wait_procs(nested, timeout=3)
         assert not alive
+
+
+# --- processes that do not end when they should -----------------------------------------------------------
+
+
+def by_a_thread(_: Scene) -> None:
+    threading.Thread(target=threading.Event().wait).start()
+
+
+class Kept(Worker):
+    """Starts something for which its process waits at its end."""
+
+    def __init__(self, scene: Scene, start: Callable[[Scene], None], *, fails: bool = False) -> None:
+        super().__init__(scene)
+        start(scene)
+        if fails:
+            raise ConnectionError("no such table")
+
+
+@pytest.mark.parametrize("start", [by_a_thread, by_multiprocessing])
+@pytest.mark.parametrize("end", ["recycled", "idle", "failed"])
+def test_a_process_that_does_not_end_by_itself_is_killed(
+    end: str,
+    start: Callable[[Scene], None],
+    scene: Scene,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(_loky_worker, "_END_SECONDS", 0.2)
+    executor = StatefulExecutor(
+        Kept,
+        1,
+        shared_kwargs={"scene": scene, "start": start, "fails": end == "failed"},
+        max_tasks_per_worker=1 if end == "recycled" else None,
+        idle_timeout=0.01 if end == "idle" else None,
+    )
+    try:
+        for n in range(2):
+            error = executor.submit(call_worker, n).exception(timeout=30)
+            assert error is None or (end == "failed" and isinstance(error, errors.WorkerInitError))
+            if end == "idle":
+                scene.log("closed").wait_for(n + 1)
+        ending = threading.Thread(target=executor.shutdown)
+        ending.start()
+        ending.join(30)
+        assert not ending.is_alive()
+    finally:
+        executor.shutdown(kill_workers=True)
+    pids = builds(scene)[0]
+    assert len(pids) == 2
+    assert all(map(is_gone, [*pids, *map(int, scene.log("child").lines)]))
+    told = [record.getMessage() for record in caplog.records if record.name == "joblib_stateful"]
+    assert [f"(pid {pid})" in text and "daemon=True" in text for pid, text in zip(pids, told, strict=True)] == [
+        True
+    ] * 2
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)  # a grandchild, which somebody else reaps
+    except psutil.NoSuchProcess:
+        return True
+
+
+def test_a_process_that_takes_long_to_end_holds_up_no_other(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_loky_worker, "_END_SECONDS", 600.0)
+    slow = StatefulExecutor(Kept, 1, shared_kwargs={"scene": scene, "start": by_a_thread})
+    slow.warm_up()
+    slow.shutdown(wait=False)
+    scene.log("closed").wait_for(1)
+    quick = StatefulExecutor(n_jobs=1)
+    quick.warm_up()
+    ending = threading.Thread(target=quick.shutdown)
+    ending.start()
+    ending.join(30)
+    is_held_up = ending.is_alive()
+    slow.shutdown(kill_workers=True)
+    assert not is_held_up

@@ -59,6 +59,8 @@ _log = logging.getLogger("joblib_stateful")
 _DRAIN_SECONDS = 0.2
 # A process that loky reports as gone is reaped at once; this only guards against one that can't be.
 _REAP_SECONDS = 2.0
+# A process that has given its last answer has so long to end by itself: for exit handlers, which may have data to save.
+_END_SECONDS = 5.0
 
 
 class LokyWorker(EngineWorker):
@@ -216,16 +218,18 @@ class LokyWorker(EngineWorker):
 
     def _close(self, message: Finish, on_closed: Callable[[Failure | None], None]) -> None:
         answers: queue.SimpleQueue[Reply | Death] = queue.SimpleQueue()
-        failure, pool, manager = None, self._pool, self._manager
+        with self._lock:
+            failure, pool, manager, process = None, self._pool, self._manager, self._process
         try:
             if pool is not None:
                 reply = self.send(message, answers.put) or answers.get()
                 failure = reply.failure if isinstance(reply, Finished) else None
         finally:
             if pool is not None:
-                pool.shutdown(wait=True)
+                pool.shutdown(wait=False)  # or no other pool of loky's in this program could be shut down meanwhile
+                _see_off(process)
                 wait_for_threads(manager)
-            del pool, manager
+            del pool, manager, process
             self._let_go()
             on_closed(failure)
 
@@ -366,6 +370,20 @@ def _kill_and_reap(process: Any) -> None:
 def _kill_all(processes: dict[int, Any], reason: str = "") -> None:  # noqa: ARG001 - loky's signature
     while processes:
         _kill_and_reap(processes.popitem()[1])
+
+def _see_off(process: Any) -> None:
+    """Wait until a process that was told to end is gone; kill it if something keeps it."""
+    if wait([process.sentinel], _END_SECONDS) or process.exitcode is not None:
+        return
+    _log.warning(
+        "The process of a worker (pid %s) was still there %g s after its object was done with, and was killed with all "
+        "that it had started. Likely cause: it had started a thread or a process that is not daemonic, for which Python "
+        "waits at the end. Start it with daemon=True, or end it in the object's close().",
+        process.pid,
+        _END_SECONDS,
+    )
+    _kill_and_reap(process)
+
 
 
 # --- starting processes ---------------------------------------------------------------------------------
