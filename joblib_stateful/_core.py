@@ -252,8 +252,7 @@ class Core:
         elif isinstance(decision, ShareJob):
             self._worker(decision.slot).progress.ask_to_share(decision.seq)
         elif isinstance(decision, CloseWorker):
-            on_closed = partial(self._closed, decision)
-            self._worker(decision.slot).close(Finish(decision.seq), on_closed)
+            self._close_worker(decision)
         elif isinstance(decision, KillWorker):
             return self._kill(decision)
         else:
@@ -389,6 +388,11 @@ class Core:
         if job is None or job.call.settled:  # nobody wants it: don't unpack it
             return report_of(None, reply, self.engine, slot, pid)
         return report_of(job, reply, self.engine, slot, pid)
+
+    def _close_worker(self, close: CloseWorker) -> None:
+        entry = self._workers[close.slot]
+        if entry is not None and entry[0] == close.life:
+            entry[1].close(Finish(close.seq), partial(self._closed, close))
 
     def _closed(self, close: CloseWorker, failure: Failure | None) -> None:
         if failure is not None:

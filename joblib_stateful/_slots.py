@@ -125,7 +125,11 @@ class ShareJob(_ForSlot):
 
 
 class CloseWorker(_ForSlot):
-    """End a slot's worker in an orderly way."""
+    """End a slot's worker in an orderly way; if it is not the one of that life any more, it was killed meanwhile."""
+
+    def __init__(self, slot: int, seq: int, life: int) -> None:
+        super().__init__(slot, seq)
+        self.life = life
 
 
 class KillWorker:

@@ -118,6 +118,7 @@ class ScheduleMachine(RuleBasedStateMachine):
             assert any(slot.state is State.IDLE for slot in self.schedule.slots)
         elif isinstance(decision, CloseWorker):
             life = self.lives[decision.slot]
+            assert life.number == decision.life
             assert life.message is None
             assert life.closing is None
             life.closing = decision.seq

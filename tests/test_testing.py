@@ -127,6 +127,29 @@ def test_an_idle_crash_shows_with_the_next_message_and_costs_no_item() -> None:
         assert future.result() == (1, "b")
 
 
+def test_a_worker_that_is_killed_just_before_it_is_closed_leaves_the_slots_next_one_alone() -> None:
+    engine = MemoryEngine()
+    executor = StatefulExecutor(Counter, n_jobs=1, engine=engine, max_tasks_per_worker=1)
+    futures = [executor.submit(call_worker, "a")]
+
+    def kill_and_go_on(_: Any) -> None:
+        executor.core.kill()
+        futures.append(executor.submit(call_worker, "b"))
+
+    try:
+        engine.worker(0).answer()
+        futures[0].add_done_callback(kill_and_go_on)
+        engine.worker(0).answer()  # that it is to be closed is decided by now, and done when the callback has returned
+        assert [repr(worker) for worker in engine.workers] == [
+            "<MemoryWorker slot=0 life=1: gone>",
+            "<MemoryWorker slot=0 life=2: Build pending>",
+        ]
+        engine.answer_all()
+        assert futures[1].result(timeout=0) == (1, "b")
+    finally:
+        executor.shutdown(kill_workers=True)
+
+
 def test_deaths_during_construction_are_counted() -> None:
     engine = MemoryEngine()
     with StatefulExecutor(Counter, n_jobs=1, engine=engine, max_restarts=1) as executor:
@@ -227,3 +250,5 @@ def test_what_a_test_gets_wrong_is_said() -> None:
         worker.crash(place=2)
     with pytest.raises(RuntimeError, match="was sent a second message"):
         worker.send(a_run(), lambda reply: None)
+    with pytest.raises(RuntimeError, match="was to be closed before it answered"):
+        worker.close(Finish(3), lambda failure: None)
