@@ -119,6 +119,24 @@ def test_while_idle(scene: Scene) -> None:
     assert len(builds(scene)[0]) <= 2
 
 
+def test_a_death_while_idle_shows_and_is_made_up_for_by_warming_up(scene: Scene) -> None:
+    with StatefulExecutor(Worker, 2, shared_kwargs={"scene": scene}) as executor:
+        executor.warm_up()
+        before = executor.workers()
+        kill(before[0].pid)
+        deadline = time.monotonic() + 30
+        while executor.workers()[0].state == "idle":
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        (info, _) = executor.workers()
+        assert (info.state, info.pid, info.n_restarts) == ("empty", None, 1)
+        executor.warm_up()
+        after = executor.workers()
+    assert [info.n_builds for info in after] == [2, 1]
+    assert after[0].pid not in (None, before[0].pid)
+    assert after[1].pid == before[1].pid
+
+
 def test_a_worker_that_is_gone_is_not_killed_again(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its number may be another process's by then."""
     with StatefulExecutor(Worker, 1, shared_kwargs={"scene": scene}) as executor:

@@ -188,11 +188,13 @@ class LokyWorker(EngineWorker):
         with self._lock:
             awaited = self._nothing_expected()
             self._killed, self._lent = True, []
-        death = None if awaited is None else self._autopsy(awaited[0])
-        if not self._has_finished:
-            self._let_go()
-        if awaited is not None and death is not None:
-            awaited[1](death)
+        if self._has_finished:
+            return
+        death = self._autopsy(None if awaited is None else awaited[0])
+        self._let_go()
+        on_death = self.on_idle_death if awaited is None else awaited[1]
+        if on_death is not None:
+            on_death(death)
 
     def _give_up(self, error: BaseException) -> Death:
         """Let go of a process that could not be started, or to which a message could not be sent."""
@@ -204,7 +206,7 @@ class LokyWorker(EngineWorker):
         self._let_go()
         return Death(self.pid, None if process is None else process.exitcode, reason=explain(error))
 
-    def _autopsy(self, message: Message) -> Death:
+    def _autopsy(self, message: Message | None) -> Death:
         """Return how the process ended, when it is gone."""
         process, exitcode = self._process, None
         if process is not None:
@@ -213,6 +215,8 @@ class LokyWorker(EngineWorker):
             if process.exitcode is None:  # loky gave it up for another reason
                 _kill_and_reap(process)
             exitcode = process.exitcode
+        if message is None:
+            return Death(self.pid, exitcode)
         progress = self.progress
         return Death(self.pid, exitcode, progress.seq == message.seq, progress.place, progress.n_finished)
 
@@ -367,10 +371,6 @@ def _kill_and_reap(process: Any) -> None:
         process.join(_REAP_SECONDS)
 
 
-def _kill_all(processes: dict[int, Any], reason: str = "") -> None:  # noqa: ARG001 - loky's signature
-    while processes:
-        _kill_and_reap(processes.popitem()[1])
-
 def _see_off(process: Any) -> None:
     """Wait until a process that was told to end is gone; kill it if something keeps it."""
     if wait([process.sentinel], _END_SECONDS) or process.exitcode is not None:
@@ -384,6 +384,10 @@ def _see_off(process: Any) -> None:
     )
     _kill_and_reap(process)
 
+
+def _kill_all(processes: dict[int, Any], reason: str = "") -> None:  # noqa: ARG001 - loky's signature
+    while processes:
+        _kill_and_reap(processes.popitem()[1])
 
 
 # --- starting processes ---------------------------------------------------------------------------------
