@@ -152,7 +152,7 @@ class Board:
     def _close(self, slot: Slot) -> Decisions:
         self._idle.pop(slot.index, None)
         slot.state, slot.seq = State.CLOSING, self._next_seq()
-        return [CloseWorker(slot.index, slot.seq)]
+        return [CloseWorker(slot.index, slot.seq, slot.life)]
 
     def _free(self, slot: Slot, state: State) -> None:
         slot.state = state

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import weakref
 from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -146,13 +147,15 @@ class Core:
     def warm_up(self, limits: Limits) -> None:
         """Build all objects that don't stand, and return when they do."""
         group = Group(on_error=lambda _: None)  # so that an error ends all of it, and is found in `group.error`
-        # Again, if a slot that somebody else had begun to build came to nothing.
+        again = False
+        # Again, if a slot that somebody else had begun to build came to nothing, or one has died as soon as it was built.
         while not self._schedule.is_warm and not self._schedule.closing:
-            self._note(lambda: self._schedule.warm(group, limits))
+            self._note(partial(self._schedule.warm, group, limits, again=again))
             with self._changed:
                 wait_for(self._changed, lambda: group.error or not self._schedule.is_warming)
             if group.error is not None:
                 raise group.error
+            again = True
 
     def local_worker(self) -> Worker:
         """Return the worker of slot 0 itself; only of a synchronous engine, once its object stands."""
@@ -252,8 +255,7 @@ class Core:
         elif isinstance(decision, ShareJob):
             self._worker(decision.slot).progress.ask_to_share(decision.seq)
         elif isinstance(decision, CloseWorker):
-            on_closed = partial(self._closed, decision)
-            self._worker(decision.slot).close(Finish(decision.seq), on_closed)
+            self._close_worker(decision)
         elif isinstance(decision, KillWorker):
             return self._kill(decision)
         else:
@@ -280,6 +282,7 @@ class Core:
             wanted = slot.seq == start.seq and not slot.gone
             if wanted:
                 self._workers[start.slot] = (slot.life, worker)
+                worker.on_idle_death = partial(_died_idle, weakref.ref(self), start.slot, slot.life)
         if not wanted:  # killed between the decision and now
             return self._answer(start.slot, start.seq, Death(reason="it was killed before it started"))
         message = Build(start.seq, start.slot, self.n_jobs, self.packed.for_slot(start.slot))
@@ -390,6 +393,16 @@ class Core:
             return report_of(None, reply, self.engine, slot, pid)
         return report_of(job, reply, self.engine, slot, pid)
 
+    def _close_worker(self, close: CloseWorker) -> None:
+        entry = self._workers[close.slot]
+        if entry is not None and entry[0] == close.life:
+            entry[1].close(Finish(close.seq), partial(self._closed, close))
+
+    def died_idle(self, slot: int, life: int, death: Death) -> None:
+        """Note that a worker is gone that had nothing to do; for the worker."""
+        self._note(lambda: self._schedule.died_idle(slot, life, death))
+        self._forget_alarms()
+
     def _closed(self, close: CloseWorker, failure: Failure | None) -> None:
         if failure is not None:
             _log.warning("close() of the worker in slot %d raised:\n%s", close.slot, failure.traceback)
@@ -455,3 +468,10 @@ class Core:
             init_seconds=slot.init_seconds,
             busy_seconds=slot.busy_seconds,
         )
+
+
+# Not a method, which would keep the core for as long as its worker lives.
+def _died_idle(core: weakref.ref[Core], slot: int, life: int, death: Death) -> None:
+    found = core()
+    if found is not None:
+        found.died_idle(slot, life, death)

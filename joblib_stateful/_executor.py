@@ -215,6 +215,8 @@ class StatefulExecutor(Executor):
         ------
         errors.WorkerInitError
             One of them could not be built.
+        errors.WorkerCrashedError
+            One of them keeps dying as soon as it is built.
         errors.ShutdownError
             The executor is shut down.
         """

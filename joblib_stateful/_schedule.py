@@ -74,14 +74,27 @@ class Schedule(Board):
         group.sharing = True
         return self._share()
 
-    def warm(self, group: Group, limits: Limits) -> Decisions:
-        """Have every slot build its object now."""
+    def warm(self, group: Group, limits: Limits, *, again: bool = False) -> Decisions:
+        """Have every slot build its object now.
+
+        With ``again``, which says that this was done and they don't stand yet, slots that keep dying are given up.
+        """
         for slot in self.slots:
             if slot.state in (State.EMPTY, State.CLOSING):
                 slot.warm, slot.group, slot.limits = True, group, limits
             elif slot.state is State.BUILDING:
                 slot.warm = True
-        return self._assign()
+        decisions: Decisions = []
+        for slot in self.slots:
+            if (
+                again
+                and slot.warm
+                and slot.group is group
+                and slot.death is not None
+                and slot.deaths > limits.max_restarts
+            ):
+                decisions += self._give_up(slot, slot.death, limits)
+        return decisions + self._assign()
 
     def drop(self, calls: Iterable[Call]) -> Decisions:
         """Forget calls: what is queued is not run, what runs is stopped after its item, nobody is told of it."""
@@ -178,6 +191,7 @@ class Schedule(Board):
         state = slot.state
         if slot.seq != seq or state is State.EMPTY:
             return []
+        slot.death = death
         job = self._take_job(slot)
         expired, unwanted = slot.expired, slot.doomed and not slot.expired
         if state is State.BUILDING:
@@ -195,6 +209,13 @@ class Schedule(Board):
         elif state is State.IDLE:
             slot.deaths += 1
         return decisions + self._assign()
+
+    def died_idle(self, index: int, life: int, death: Death) -> Decisions:
+        """Note that a process is gone that was at nothing; if it is sent something, that is answered with its death."""
+        slot = self.slots[index]
+        if slot.life != life or slot.state is not State.IDLE:
+            return []
+        return self.died(index, slot.seq, death)
 
     def killed(self, index: int, life: int) -> Decisions:
         """Note that a `KillWorker` was carried out; if its last message was answered before, no death follows."""
@@ -311,21 +332,24 @@ class Schedule(Board):
         decisions = self._settle_if_done(job.call)
         if slot.deaths > job.call.limits.max_restarts:
             slot.group = job.call.group
-            detail = (
-                f"Its slot lost {slot.deaths} workers in a row, each before it finished anything; "
-                f"max_restarts={job.call.limits.max_restarts}."
-            )
-            exitcode = death.exitcode
-            if expired:
-                exitcode = None  # the signal was ours, and would be explained as somebody else's
-                detail += (
-                    f" The last one was ended because no item had begun long after item_timeout="
-                    f"{job.call.limits.item_timeout or 0.0:g} s. Likely cause: importing what the function needs hangs, or "
-                    "takes minutes; if it is only slow, raise item_timeout."
-                )
-            error = errors.WorkerCrashedError(None, slot.index, death.pid, exitcode, detail)
-            decisions += self._fail_group(slot, error)
+            decisions += self._give_up(slot, death, job.call.limits, expired=expired)
         return decisions
+
+    def _give_up(self, slot: Slot, death: Death, limits: Limits, *, expired: bool = False) -> Decisions:
+        """End the group of a slot whose workers die before they have done anything."""
+        detail = (
+            f"Its slot lost {slot.deaths} workers in a row, each before it finished anything; "
+            f"max_restarts={limits.max_restarts}."
+        )
+        exitcode = death.exitcode
+        if expired:
+            exitcode = None  # the signal was ours, and would be explained as somebody else's
+            detail += (
+                f" The last one was ended because no item had begun long after item_timeout={limits.item_timeout or 0.0:g} s. "
+                "Likely cause: importing what the function needs hangs, or takes minutes; if it is only slow, raise "
+                "item_timeout."
+            )
+        return self._fail_group(slot, errors.WorkerCrashedError(None, slot.index, death.pid, exitcode, detail))
 
     def _put_back(self, jobs: Iterable[Job]) -> None:
         """Put jobs in front of the queue, the last one first; unless nothing more of their call shall start."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING, TypeAlias
 
-from ._records import NO_LIMITS, Call, Group, Limits, Report
+from ._records import NO_LIMITS, Call, Death, Group, Limits, Report
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,6 +70,7 @@ class Slot:
     expired_place: int | None = None
     gone = False  # ... and that was done
     deaths = 0  # in a row, without finishing anything
+    death: Death | None = None  # the latest one
     tasks = 0  # finished by the present worker
     n_done = 0
     n_restarts = 0
@@ -125,7 +126,11 @@ class ShareJob(_ForSlot):
 
 
 class CloseWorker(_ForSlot):
-    """End a slot's worker in an orderly way."""
+    """End a slot's worker in an orderly way; if it is not the one of that life any more, it was killed meanwhile."""
+
+    def __init__(self, slot: int, seq: int, life: int) -> None:
+        super().__init__(slot, seq)
+        self.life = life
 
 
 class KillWorker:

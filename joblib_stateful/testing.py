@@ -131,6 +131,8 @@ class MemoryWorker(EngineWorker):
 
     def close(self, message: Finish, on_closed: Callable[[Failure | None], None]) -> None:
         """Close the object at once."""
+        if self.pending is not None:
+            raise RuntimeError(f"{self!r} was to be closed before it answered its message.")
         failure = None
         if not self.is_gone:
             reply = self._worker.handle(message)

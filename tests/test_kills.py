@@ -119,6 +119,24 @@ def test_while_idle(scene: Scene) -> None:
     assert len(builds(scene)[0]) <= 2
 
 
+def test_a_death_while_idle_shows_and_is_made_up_for_by_warming_up(scene: Scene) -> None:
+    with StatefulExecutor(Worker, 2, shared_kwargs={"scene": scene}) as executor:
+        executor.warm_up()
+        before = executor.workers()
+        kill(before[0].pid)
+        deadline = time.monotonic() + 30
+        while executor.workers()[0].state == "idle":
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        (info, _) = executor.workers()
+        assert (info.state, info.pid, info.n_restarts) == ("empty", None, 1)
+        executor.warm_up()
+        after = executor.workers()
+    assert [info.n_builds for info in after] == [2, 1]
+    assert after[0].pid not in (None, before[0].pid)
+    assert after[1].pid == before[1].pid
+
+
 def test_a_worker_that_is_gone_is_not_killed_again(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its number may be another process's by then."""
     with StatefulExecutor(Worker, 1, shared_kwargs={"scene": scene}) as executor:
@@ -446,3 +464,81 @@ def test_nested_workers_go_with_theirs(scene: Scene) -> None:
         assert isinstance(future.exception(timeout=30), errors.WorkerCrashedError)
         _, alive = psutil.wait_procs(nested, timeout=3)
         assert not alive
+
+
+# --- processes that do not end when they should -----------------------------------------------------------
+
+
+def by_a_thread(_: Scene) -> None:
+    threading.Thread(target=threading.Event().wait).start()
+
+
+class Kept(Worker):
+    """Starts something for which its process waits at its end."""
+
+    def __init__(self, scene: Scene, start: Callable[[Scene], None], *, fails: bool = False) -> None:
+        super().__init__(scene)
+        start(scene)
+        if fails:
+            raise ConnectionError("no such table")
+
+
+@pytest.mark.parametrize("start", [by_a_thread, by_multiprocessing])
+@pytest.mark.parametrize("end", ["recycled", "idle", "failed"])
+def test_a_process_that_does_not_end_by_itself_is_killed(
+    end: str,
+    start: Callable[[Scene], None],
+    scene: Scene,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(_loky_worker, "_END_SECONDS", 0.2)
+    executor = StatefulExecutor(
+        Kept,
+        1,
+        shared_kwargs={"scene": scene, "start": start, "fails": end == "failed"},
+        max_tasks_per_worker=1 if end == "recycled" else None,
+        idle_timeout=0.01 if end == "idle" else None,
+    )
+    try:
+        for n in range(2):
+            error = executor.submit(call_worker, n).exception(timeout=30)
+            assert error is None or (end == "failed" and isinstance(error, errors.WorkerInitError))
+            if end == "idle":
+                scene.log("closed").wait_for(n + 1)
+        ending = threading.Thread(target=executor.shutdown)
+        ending.start()
+        ending.join(30)
+        assert not ending.is_alive()
+    finally:
+        executor.shutdown(kill_workers=True)
+    pids = builds(scene)[0]
+    assert len(pids) == 2
+    assert all(map(is_gone, [*pids, *map(int, scene.log("child").lines)]))
+    told = [record.getMessage() for record in caplog.records if record.name == "joblib_stateful"]
+    assert [f"(pid {pid})" in text and "daemon=True" in text for pid, text in zip(pids, told, strict=True)] == [
+        True
+    ] * 2
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)  # a grandchild, which somebody else reaps
+    except psutil.NoSuchProcess:
+        return True
+
+
+def test_a_process_that_takes_long_to_end_holds_up_no_other(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_loky_worker, "_END_SECONDS", 600.0)
+    slow = StatefulExecutor(Kept, 1, shared_kwargs={"scene": scene, "start": by_a_thread})
+    slow.warm_up()
+    slow.shutdown(wait=False)
+    scene.log("closed").wait_for(1)
+    quick = StatefulExecutor(n_jobs=1)
+    quick.warm_up()
+    ending = threading.Thread(target=quick.shutdown)
+    ending.start()
+    ending.join(30)
+    is_held_up = ending.is_alive()
+    slow.shutdown(kill_workers=True)
+    assert not is_held_up

@@ -387,6 +387,36 @@ def test_a_death_in_idleness_counts_too() -> None:
     assert play.died(0) == ["fail WorkerInitError", "settle"]
 
 
+def test_a_death_in_idleness_is_counted_once() -> None:
+    play = with_objects(1)
+    schedule, slot = play.schedule, play.schedule.slots[0]
+    life = slot.life
+    assert schedule.died_idle(0, life, _KILLED) == []
+    assert repr(play) == "<Schedule [empty] 0 queued, 0 open>"
+    play.submit(a_call())
+    play.built(0)
+    assert schedule.died_idle(0, life, _KILLED) == []
+    # The next one is found dead by a message first.
+    assert schedule.died_idle(0, slot.life, _KILLED) == []
+    assert (repr(play), slot.deaths) == ("<Schedule [busy] 0 queued, 1 open>", 1)
+    assert play.died(0) == ["start 0"]
+    assert (slot.deaths, slot.n_restarts) == (2, 2)
+
+
+def test_a_slot_that_dies_whenever_it_is_warm_is_given_up() -> None:
+    play, group, limits = Play(1), a_map(), Limits(max_restarts=1)
+    assert told(play.schedule.warm(group, limits)) == ["start 0"]
+    play.built(0)
+    play.died(0)
+    assert told(play.schedule.warm(group, limits, again=True)) == ["start 0"]
+    play.built(0)
+    play.died(0)
+    assert told(play.schedule.warm(group, limits, again=True)) == ["fail WorkerCrashedError"]
+    assert "lost 2 workers in a row" in str(group.error)
+    assert not play.schedule.is_warming
+    assert told(play.schedule.warm(a_map(), limits)) == ["start 0"]
+
+
 def test_finishing_something_starts_the_count_again() -> None:
     play = with_objects(1)
     for _ in range(4):

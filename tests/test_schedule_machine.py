@@ -118,6 +118,7 @@ class ScheduleMachine(RuleBasedStateMachine):
             assert any(slot.state is State.IDLE for slot in self.schedule.slots)
         elif isinstance(decision, CloseWorker):
             life = self.lives[decision.slot]
+            assert life.number == decision.life
             assert life.message is None
             assert life.closing is None
             life.closing = decision.seq
@@ -251,10 +252,16 @@ class ScheduleMachine(RuleBasedStateMachine):
         self.carry_out(self.schedule.kill(chosen, idle_too=data.draw(st.booleans())))
 
     def warm(self, data: st.DataObject) -> None:
-        max_restarts = data.draw(st.integers(0, 2))
+        max_restarts, again = data.draw(st.integers(0, 2)), data.draw(st.booleans())
         group = Group(on_error=_ignore)
         self.groups.append(group)
-        self.carry_out(self.schedule.warm(group, Limits(init_timeout=5.0, max_restarts=max_restarts)))
+        wanted = [slot.index for slot in self.schedule.slots if slot.state in (State.EMPTY, State.CLOSING)]
+        given_up = [index for index in wanted if again and self.unblamed[index] > max_restarts]
+        decisions = self.schedule.warm(group, Limits(init_timeout=5.0, max_restarts=max_restarts), again=again)
+        if given_up:
+            self.unblamed[given_up[0]] = 0
+            self._check_ended(group, decisions)
+        self.carry_out(decisions)
 
     def release(self, _: st.DataObject) -> None:
         self.carry_out(self.schedule.release())
@@ -332,8 +339,8 @@ class ScheduleMachine(RuleBasedStateMachine):
     def died_idle(self, data: st.DataObject) -> None:
         slot = data.draw(st.sampled_from(self._idle()))
         self.unblamed[slot] += 1
-        del self.lives[slot]
-        self.carry_out(self.schedule.died(slot, self.schedule.slots[slot].seq, Death(exitcode=-9)))
+        life = self.lives.pop(slot).number
+        self.carry_out(self.schedule.died_idle(slot, life, Death(exitcode=-9)))
 
     @precondition(lambda self: self._busy())
     @rule(data=st.data())
@@ -434,6 +441,8 @@ class ScheduleMachine(RuleBasedStateMachine):
         assert self.schedule.expire(index, seq, 0) == []
         assert self.schedule.ended(index, seq) == []
         assert self.schedule.killed(index, slot.life - age) == []
+        assert self.schedule.died_idle(index, slot.life - age, Death()) == []
+        assert slot.state is State.IDLE or self.schedule.died_idle(index, slot.life, Death()) == []
         assert self._snapshot() == before
 
     # --- what always holds ----------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -46,6 +47,13 @@ def sent(worker: MemoryWorker, message: Build | Run) -> list[Reply | Death]:
     replies: list[Reply | Death] = []
     assert worker.send(message, replies.append) is None
     return replies
+
+
+def crash_and_tell(worker: MemoryWorker) -> None:
+    """Crash while there is nothing to answer, and have that noticed at once, as with processes."""
+    worker.crash()
+    assert worker.on_idle_death is not None
+    worker.on_idle_death(Death(worker.pid, -9))
 
 
 def test_the_examples_in_its_docstrings_run() -> None:
@@ -125,6 +133,71 @@ def test_an_idle_crash_shows_with_the_next_message_and_costs_no_item() -> None:
         assert repr(engine.worker(0)) == "<MemoryWorker slot=0 life=2: Build pending>"
         engine.answer_all()
         assert future.result() == (1, "b")
+
+
+def test_an_idle_crash_that_is_told_is_made_up_for_once() -> None:
+    engine = MemoryEngine()
+    with StatefulExecutor(Counter, n_jobs=1, engine=engine) as executor:
+        executor.submit(call_worker, "a")
+        engine.answer_all()
+        crash_and_tell(engine.worker(0))
+        (info,) = executor.workers()
+        assert (info.state, info.pid, info.n_restarts) == ("empty", None, 1)
+        future = executor.submit(call_worker, "b")
+        crash_and_tell(engine.workers[0])  # too late
+        assert repr(engine.worker(0)) == "<MemoryWorker slot=0 life=2: Build pending>"
+        engine.answer_all()
+        assert future.result() == (1, "b")
+        assert executor.workers()[0].n_restarts == 1
+
+
+def test_warm_up_gives_up_a_slot_that_dies_as_soon_as_it_is_built() -> None:
+    engine = MemoryEngine()
+    raised: list[BaseException] = []
+
+    def warm_up() -> None:
+        try:
+            executor.warm_up()
+        except errors.WorkerCrashedError as error:
+            raised.append(error)
+
+    with StatefulExecutor(Counter, n_jobs=2, engine=engine, max_restarts=0) as executor:
+        warming = threading.Thread(target=warm_up)
+        warming.start()
+        deadline = time.monotonic() + 30
+        while len(engine.pending) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        engine.worker(0).answer()
+        crash_and_tell(engine.worker(0))
+        engine.worker(1).answer()
+        warming.join(30)
+        assert not warming.is_alive()
+    assert "lost 1 workers in a row" in str(raised[0])
+    assert len(engine.workers) == 2
+
+
+def test_a_worker_that_is_killed_just_before_it_is_closed_leaves_the_slots_next_one_alone() -> None:
+    engine = MemoryEngine()
+    executor = StatefulExecutor(Counter, n_jobs=1, engine=engine, max_tasks_per_worker=1)
+    futures = [executor.submit(call_worker, "a")]
+
+    def kill_and_go_on(_: Any) -> None:
+        executor.core.kill()
+        futures.append(executor.submit(call_worker, "b"))
+
+    try:
+        engine.worker(0).answer()
+        futures[0].add_done_callback(kill_and_go_on)
+        engine.worker(0).answer()  # that it is to be closed is decided by now, and done when the callback has returned
+        assert [repr(worker) for worker in engine.workers] == [
+            "<MemoryWorker slot=0 life=1: gone>",
+            "<MemoryWorker slot=0 life=2: Build pending>",
+        ]
+        engine.answer_all()
+        assert futures[1].result(timeout=0) == (1, "b")
+    finally:
+        executor.shutdown(kill_workers=True)
 
 
 def test_deaths_during_construction_are_counted() -> None:
@@ -227,3 +300,5 @@ def test_what_a_test_gets_wrong_is_said() -> None:
         worker.crash(place=2)
     with pytest.raises(RuntimeError, match="was sent a second message"):
         worker.send(a_run(), lambda reply: None)
+    with pytest.raises(RuntimeError, match="was to be closed before it answered"):
+        worker.close(Finish(3), lambda failure: None)

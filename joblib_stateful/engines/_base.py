@@ -30,6 +30,9 @@ class EngineWorker(ABC):
     pid: int | None = None
     #: The worker itself, if it can be used from any thread of this process (engine ``inline``).
     local: Worker | None = None
+    #: Set by the executor: to be called, from any thread, if the worker is found dead with no message under way. An engine
+    #: that doesn't notice need not; then the next message is answered with that death.
+    on_idle_death: Callable[[Death], None] | None = None
 
     @abstractmethod
     def send(self, message: Message, on_reply: Callable[[Reply | Death], None]) -> Reply | Death | None:

@@ -59,6 +59,8 @@ _log = logging.getLogger("joblib_stateful")
 _DRAIN_SECONDS = 0.2
 # A process that loky reports as gone is reaped at once; this only guards against one that can't be.
 _REAP_SECONDS = 2.0
+# A process that has given its last answer has so long to end by itself: for exit handlers, which may have data to save.
+_END_SECONDS = 10.0
 
 
 class LokyWorker(EngineWorker):
@@ -186,11 +188,13 @@ class LokyWorker(EngineWorker):
         with self._lock:
             awaited = self._nothing_expected()
             self._killed, self._lent = True, []
-        death = None if awaited is None else self._autopsy(awaited[0])
-        if not self._has_finished:
-            self._let_go()
-        if awaited is not None and death is not None:
-            awaited[1](death)
+        if self._has_finished:
+            return
+        death = self._autopsy(None if awaited is None else awaited[0])
+        self._let_go()
+        on_death = self.on_idle_death if awaited is None else awaited[1]
+        if on_death is not None:
+            on_death(death)
 
     def _give_up(self, error: BaseException) -> Death:
         """Let go of a process that could not be started, or to which a message could not be sent."""
@@ -202,7 +206,7 @@ class LokyWorker(EngineWorker):
         self._let_go()
         return Death(self.pid, None if process is None else process.exitcode, reason=explain(error))
 
-    def _autopsy(self, message: Message) -> Death:
+    def _autopsy(self, message: Message | None) -> Death:
         """Return how the process ended, when it is gone."""
         process, exitcode = self._process, None
         if process is not None:
@@ -211,21 +215,25 @@ class LokyWorker(EngineWorker):
             if process.exitcode is None:  # loky gave it up for another reason
                 _kill_and_reap(process)
             exitcode = process.exitcode
+        if message is None:
+            return Death(self.pid, exitcode)
         progress = self.progress
         return Death(self.pid, exitcode, progress.seq == message.seq, progress.place, progress.n_finished)
 
     def _close(self, message: Finish, on_closed: Callable[[Failure | None], None]) -> None:
         answers: queue.SimpleQueue[Reply | Death] = queue.SimpleQueue()
-        failure, pool, manager = None, self._pool, self._manager
+        with self._lock:
+            failure, pool, manager, process = None, self._pool, self._manager, self._process
         try:
             if pool is not None:
                 reply = self.send(message, answers.put) or answers.get()
                 failure = reply.failure if isinstance(reply, Finished) else None
         finally:
             if pool is not None:
-                pool.shutdown(wait=True)
+                pool.shutdown(wait=False)  # or no other pool of loky's in this program could be shut down meanwhile
+                _see_off(process)
                 wait_for_threads(manager)
-            del pool, manager
+            del pool, manager, process
             self._let_go()
             on_closed(failure)
 
@@ -361,6 +369,20 @@ def _kill_and_reap(process: Any) -> None:
     # Also if it was gone before: multiprocessing keeps those that nobody joined.
     with contextlib.suppress(Exception):
         process.join(_REAP_SECONDS)
+
+
+def _see_off(process: Any) -> None:
+    """Wait until a process that was told to end is gone; kill it if something keeps it."""
+    if wait([process.sentinel], _END_SECONDS) or process.exitcode is not None:
+        return
+    _log.warning(
+        "The process of a worker (pid %s) was still there %g s after its object was done with, and was killed with all "
+        "that it had started. Likely cause: it had started a thread or a process that is not daemonic, for which Python "
+        "waits at the end. Start it with daemon=True, or end it in the object's close().",
+        process.pid,
+        _END_SECONDS,
+    )
+    _kill_and_reap(process)
 
 
 def _kill_all(processes: dict[int, Any], reason: str = "") -> None:  # noqa: ARG001 - loky's signature
