@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
-from itertools import chain, islice
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from . import _exit, _shared
@@ -73,6 +73,7 @@ class MapRun:
         self._input: Iterator[Any] | None = None
         self._input_error: Exception | None = None
         self._is_at_rest = False  # the input's items are there already: it is never slow
+        self._set_back: list[Any] = []  # items of such an input for which the latest batch had no room
         self._is_input_slow = False  # the latest batch took long to pull
         self._n_finished = 0  # settled, as the workers report it
         self._n_shown = 0
@@ -307,12 +308,12 @@ class MapRun:
     def _fill(self, items: Packing, wanted: int, max_bytes: float) -> bool:
         """Pack items that are there already; return whether there may be more."""
         assert self._input is not None  # noqa: S101 - the caller looked
-        values = list(islice(self._input, wanted))
+        values = self._set_back[:wanted]
+        del self._set_back[:wanted]
+        values += islice(self._input, wanted - len(values))
         n_packed = items.fill(values, max_bytes=max_bytes)
-        if n_packed < len(values):
-            self._input = chain(values[n_packed:], self._input)
-            return True
-        return len(values) == wanted
+        self._set_back[:0] = values[n_packed:]
+        return n_packed < len(values) or len(values) == wanted
 
     def _send(self, items: Packing, count: int) -> None:
         if self.feed is None:
@@ -381,6 +382,7 @@ class MapRun:
 
     def _end_input(self) -> None:
         source, self._input = self._input, None
+        self._set_back.clear()
         if isinstance(source, Generator):
             source.close()
 

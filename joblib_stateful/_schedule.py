@@ -332,24 +332,30 @@ class Schedule(Board):
         decisions = self._settle_if_done(job.call)
         if slot.deaths > job.call.limits.max_restarts:
             slot.group = job.call.group
-            decisions += self._give_up(slot, death, job.call.limits, expired=expired)
+            why = ""
+            if expired:
+                death = death._replace(exitcode=None)  # the signal was ours, and would be explained as somebody else's
+                why = (
+                    f"The last one was ended because no item had begun long after item_timeout="
+                    f"{job.call.limits.item_timeout or 0.0:g} s. Likely cause: importing what the function needs hangs, or "
+                    "takes minutes; if it is only slow, raise item_timeout."
+                )
+            elif job.call.target is not None:
+                why = (
+                    "It had been sent a function: if importing that function's module ends a process, so it does in a fresh "
+                    "interpreter."
+                )
+            decisions += self._give_up(slot, death, job.call.limits, why)
         return decisions
 
-    def _give_up(self, slot: Slot, death: Death, limits: Limits, *, expired: bool = False) -> Decisions:
+    def _give_up(self, slot: Slot, death: Death, limits: Limits, why: str = "") -> Decisions:
         """End the group of a slot whose workers die before they have done anything."""
         detail = (
             f"Its slot lost {slot.deaths} workers in a row, each before it finished anything; "
-            f"max_restarts={limits.max_restarts}."
-        )
-        exitcode = death.exitcode
-        if expired:
-            exitcode = None  # the signal was ours, and would be explained as somebody else's
-            detail += (
-                f" The last one was ended because no item had begun long after item_timeout={limits.item_timeout or 0.0:g} s. "
-                "Likely cause: importing what the function needs hangs, or takes minutes; if it is only slow, raise "
-                "item_timeout."
-            )
-        return self._fail_group(slot, errors.WorkerCrashedError(None, slot.index, death.pid, exitcode, detail))
+            f"max_restarts={limits.max_restarts}. {why}"
+        ).rstrip()
+        error = errors.WorkerCrashedError(None, slot.index, death.pid, death.exitcode, detail)
+        return self._fail_group(slot, error)
 
     def _put_back(self, jobs: Iterable[Job]) -> None:
         """Put jobs in front of the queue, the last one first; unless nothing more of their call shall start."""

@@ -40,8 +40,8 @@ class _Entry:
     listed = True  # False: to be ended by its last user
     alarm: _clock.Alarm | None = None
 
-    def __init__(self, core: Core, engine: Engine, *, is_stateless: bool) -> None:
-        self.core, self.is_stateless = core, is_stateless
+    def __init__(self, core: Core, engine: Engine, spec_id: Hashable, *, is_stateless: bool) -> None:
+        self.core, self.spec_id, self.is_stateless = core, spec_id, is_stateless
         self.engine = engine  # kept, so that its identity in the key stays its own
 
     def displaces(self, other: _Entry) -> bool:
@@ -52,7 +52,7 @@ class _Entry:
 
     def finds_its_like_in(self, other: _Entry) -> bool:
         """Tell whether objects of another one with the same key will do for this one."""
-        return holds_the_same(other.core.packed.spec, self.core.packed.spec, self.engine.transport)
+        return holds_the_same(other.core.packed.spec, self.core.packed.spec, self.spec_id, self.engine.transport)
 
 
 class Lease:
@@ -112,7 +112,13 @@ def prepare(
         found = None if isinstance(engine.transport, ByReference) else _entries.get(key)
     packed = PackedSpec(spec, engine.transport) if found is None else found.core.packed
     core = make_core(packed, n_jobs, engine, envs, inner_max_num_threads=inner_max_num_threads)
-    return lambda: _lease(key, _Entry(core, engine, is_stateless=spec.build is None))
+
+    def lease() -> Lease:
+        if core.is_disowned:  # by a fork since
+            return prepare(spec, n_jobs, engine, envs, inner_max_num_threads)()
+        return _lease(key, _Entry(core, engine, spec_id, is_stateless=spec.build is None))
+
+    return lease
 
 
 def _lease(key: Hashable, new: _Entry) -> Lease:
@@ -126,12 +132,15 @@ def _lease(key: Hashable, new: _Entry) -> Lease:
         return found
     _end(others, wait=True)
     with _lock:
-        present = _entries.get(key)
+        present, replaced = _entries.get(key), None
         if present is None or present.core.is_closed or (present is there and not fits):
             if present is not None:
                 present.listed = False
+                replaced = present if present.n_leases == 0 else None  # its user has given it back meanwhile
             _entries[key] = new
         found = _take(key)  # another thread's, if that was faster
+    if replaced is not None:
+        _end([replaced], wait=True)
     assert found is not None  # noqa: S101 - it was just put there
     return found
 

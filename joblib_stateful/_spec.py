@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import operator
 import types
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
@@ -207,15 +208,14 @@ def _identity(build: Any, transport: Transport) -> Hashable:
     return id(build), _value_key(build, transport)  # it goes to the workers with what it holds, as kwargs do
 
 
-def holds_the_same(held: WorkerSpec, asked: WorkerSpec, transport: Transport) -> bool:
-    """Tell whether objects that were built from one spec may be used for another one that had the same key.
+def holds_the_same(held: WorkerSpec, asked: WorkerSpec, key: Hashable, transport: Transport) -> bool:
+    """Tell whether objects that were built from one spec may be used for another one; both had the same key.
 
     Where values are passed by reference, they can have changed what they were built from.
     """
-    return not isinstance(transport, ByReference) or all(
-        one is other or _value_key(one, transport) == _value_key(other, transport)
-        for one, other in zip(_values(held), _values(asked), strict=True)
-    )
+    if not isinstance(transport, ByReference) or all(map(operator.is_, _values(held), _values(asked))):
+        return True
+    return spec_key(held, transport) == key
 
 
 def _values(spec: WorkerSpec) -> Iterator[Any]:

@@ -15,7 +15,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from functools import partial
-from itertools import islice
+from itertools import compress, islice
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import cloudpickle
@@ -25,9 +25,8 @@ if TYPE_CHECKING:
 
 PROTOCOL = 5
 # Exact types only: nothing that users define is run when these are pickled or loaded.
-_NUMBERS: frozenset[type] = frozenset({int, float, complex, bool, type(None)})
 _SIZED: frozenset[type] = frozenset({str, bytes})
-_PLAIN = _NUMBERS | _SIZED
+_PLAIN: frozenset[type] = frozenset({int, float, complex, bool, str, bytes, type(None)})
 
 
 def digest(data: bytes | memoryview) -> bytes:
@@ -112,7 +111,8 @@ class Packing(ABC):
         bool
             False if the source has ended.
         """
-        (kinds, keep), add, clock = self.shortcut(), self.add, time.perf_counter
+        (kinds, keep), add = self.shortcut(), self.add
+        clock = time.perf_counter if until < math.inf else float  # which is always 0
         before, nbytes = self.count, 0
         # The clock and the weight are looked at each time: the source may become slow, or its values heavy, at any of them.
         for value in islice(source, wanted):
@@ -281,12 +281,11 @@ class _PickledPacking(Packing):
 
     def fill(self, values: list[Any], *, max_bytes: float) -> int:
         """Pack values that are there already."""
-        if self._packer is None and (
-            _NUMBERS.issuperset(map(type, values))
-            or (_SIZED.issuperset(map(type, values)) and sum(map(len, values)) <= max_bytes)
-        ):
-            self._plain += values
-            return len(values)
+        if self._packer is None and _PLAIN.issuperset(kinds := set(map(type, values))):
+            sized = () if kinds.isdisjoint(_SIZED) else compress(values, map(_SIZED.__contains__, map(type, values)))
+            if sum(map(len, sized)) <= max_bytes:
+                self._plain += values
+                return len(values)
         return super().fill(values, max_bytes=max_bytes)
 
     def finish(self) -> Parcel:
@@ -357,6 +356,15 @@ class _HeldTogether(Packing):
         """Take one more value."""
         self._values.append(value)
         self.nbytes += _weigh(value)
+
+    def fill(self, values: list[Any], *, max_bytes: float) -> int:
+        """Take values that are there already."""
+        nbytes = sum(map(_weigh, values))
+        if self.nbytes + nbytes > max_bytes:
+            return super().fill(values, max_bytes=max_bytes)
+        self._values += values
+        self.nbytes += nbytes
+        return len(values)
 
     def finish(self) -> Parcel:
         """Return the values."""

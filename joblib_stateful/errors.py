@@ -89,12 +89,14 @@ class WorkerCrashedError(WorkerError):
     ) -> None:
         self.index, self.slot, self.pid, self.exitcode, self.detail = index, slot, pid, exitcode, detail
         self.reason = reason
-        during = "while nothing ran on it" if detail else "while it ran a call"
+        during, advice = "while it ran a call", "Set retries to run an item again after a crash."
         if index is not None:
             during = f"while it ran item {index}"
+        elif detail:
+            during, advice = "while nothing ran on it", ""
         told = f" ({reason})" if reason else ""
         message = f"The worker in slot {slot} (pid {pid}) {how_it_ended(exitcode)} {during}{told}."
-        advice = "The other workers keep their objects. Set retries to run an item again after a crash."
+        advice = f"The other workers keep their objects. {advice}".rstrip()
         super().__init__(" ".join(filter(None, [message, detail, likely_cause(exitcode), advice])))
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -280,6 +280,28 @@ def test_a_map_under_way_says_in_a_fork_whose_it_is_and_can_be_left(imported: st
     assert (done.code, done.out.strip(), done.err) == (0, "7 True", "")
 
 
+@pytest.mark.parametrize("engine", ["loky", "threads"])
+def test_a_map_that_has_not_begun_can_be_begun_in_a_fork(engine: str, run_program: RunProgram) -> None:
+    done = run_program(
+        """
+        import os, sys, warnings
+        from joblib_stateful import stateful_map
+        warnings.simplefilter("ignore")
+
+        if __name__ == "__main__":
+            results = stateful_map(abs, range(4), n_jobs=2, engine=sys.argv[1])
+            child = os.fork()
+            found = list(results)
+            if child == 0:
+                sys.exit(7 if found == [0, 1, 2, 3] else 1)
+            _, status = os.waitpid(child, 0)
+            print(os.waitstatus_to_exitcode(status), found)
+        """,
+        engine,
+    )
+    assert (done.code, done.out.strip(), done.err) == (0, "7 [0, 1, 2, 3]", "")
+
+
 # --- calls that wait for each other -------------------------------------------------------------------
 
 

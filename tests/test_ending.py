@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from conftest import StartProgram
+    from conftest import RunProgram, StartProgram
 
 
 def assert_only_the_parent_speaks(err: str) -> None:
@@ -293,3 +293,26 @@ def test_a_second_ctrl_c_before_the_map_begins_to_end(program: StartProgram) -> 
     assert code == -signal.SIGINT
     assert err.count("Traceback (most recent call last)") == 2, err
     running.leaves_nothing()
+
+
+def test_a_worker_whose_process_can_not_end_does_not_keep_the_program(run_program: RunProgram) -> None:
+    done = run_program(
+        """
+        import threading
+        from joblib_stateful import stateful_map
+
+        class Beats:
+            def __init__(self):
+                threading.Thread(target=threading.Event().wait).start()
+
+            def __call__(self, item):
+                return item
+
+        if __name__ == "__main__":
+            print(list(stateful_map(Beats, [1, 2, 3], n_jobs=1)))
+            raise KeyboardInterrupt  # or it would have ten seconds instead of one
+        """,
+        limit=40,
+    )
+    assert done.out.strip() == "[1, 2, 3]"
+    assert "KeyboardInterrupt" in done.err

@@ -240,6 +240,12 @@ def test_an_input_whose_items_become_big_stays_about_the_byte_cap(engine: str) -
     assert most <= 1.1 * BUFFER_BYTES // MEGABYTE
 
 
+@parallel_engines
+def test_a_list_of_small_and_big_items_comes_whole_and_in_order(engine: str) -> None:
+    items = [bytes((number % 7 == 0) * 400_000 + number) for number in range(500)]
+    assert list(stateful_map(len, items, n_jobs=2, engine=engine)) == list(map(len, items))
+
+
 @pytest.mark.parametrize("big", [bytes(MEGABYTE), [bytes(MEGABYTE)]], ids=["plain", "pickled"])
 def test_a_list_whose_items_become_big_is_sent_in_small_batches(big: Any) -> None:
     items = [b"x"] * 5000 + [big] * 20

@@ -371,6 +371,55 @@ def test_shutdown_leaves_executors_that_are_the_callers_alone(engine: str, scene
     assert [line.split()[0] for line in scene.log().lines] == ["built", "closed"]
 
 
+class Fills:
+    """Changes what it was built from."""
+
+    def __init__(self, box: list[int], closed: Log) -> None:
+        self.box, self.closed = box, closed
+
+    def __call__(self, item: int) -> int:
+        self.box.append(item)
+        return item
+
+    def close(self) -> None:
+        self.closed.note("closed")
+
+
+class ClosesLate:
+    def __init__(self, closing: threading.Event, may_close: threading.Event) -> None:
+        self.closing, self.may_close = closing, may_close
+
+    def __call__(self, item: int) -> int:
+        return item
+
+    def close(self) -> None:
+        self.closing.set()
+        assert self.may_close.wait(60)
+
+
+def test_one_that_is_given_back_while_another_takes_its_place_is_ended(scene: Scene) -> None:
+    def fill(*items: int) -> Any:
+        kwargs = {"box": [], "closed": scene.log()}
+        return stateful_map(Fills, items, n_jobs=1, shared_kwargs=kwargs, engine="threads")
+
+    def give_back() -> None:
+        assert closing.wait(60)
+        first.close()
+        may_close.set()
+
+    first = fill(1, 2)
+    assert next(first) == 1
+    closing, may_close = threading.Event(), threading.Event()
+    kwargs = {"closing": closing, "may_close": may_close}
+    assert list(stateful_map(ClosesLate, [3], n_jobs=1, shared_kwargs=kwargs, engine="threads")) == [3]
+    giving = threading.Thread(target=give_back)
+    giving.start()
+    assert list(fill(4)) == [4]  # which waits until the late one has made way
+    giving.join(60)
+    joblib_stateful.shutdown()
+    assert scene.log().lines == ["closed", "closed"]
+
+
 # --- others in the same process -----------------------------------------------------------------------
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _managers: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 _threads: set[threading.Thread] = set()
 _unburied: list[Any] = []
+_last_waits: list[Callable[[float], None]] = []
 
 
 def expect(pool: Any) -> Any:
@@ -67,6 +68,11 @@ def in_thread(name: str, function: Callable[..., None], *args: Any) -> None:
         raise
 
 
+def at_the_end(wait: Callable[[float], None]) -> None:
+    """Have something that no thread can wait for be waited for at the end of the program, for so many seconds at most."""
+    _last_waits.append(wait)
+
+
 def _threads_of(manager: Any) -> list[threading.Thread]:
     """Return loky's thread for a pool, and the one that feeds its queue, for which loky itself never waits."""
     feeder = manager.call_queue._thread
@@ -76,6 +82,8 @@ def _threads_of(manager: Any) -> list[threading.Thread]:
 def wait_for_burials(seconds: float) -> None:
     """Wait until all is tidied up, when all workers have been closed or killed."""
     deadline = time.monotonic() + seconds
+    while _last_waits:
+        _last_waits.pop()(max(0.0, deadline - time.monotonic()))
     for manager in list(_managers):  # before it ends, it has its pool buried
         manager.join(max(0.0, deadline - time.monotonic()))
     for thread in list(_threads):

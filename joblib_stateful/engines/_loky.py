@@ -80,7 +80,7 @@ class LokyEngine(Engine):
         self._listening.ring()
 
     def settle(self, seconds: float) -> None:
-        """Wait for the pools of workers that are gone."""
+        """Wait for what is left of workers that were closed or killed."""
         wait_for_burials(seconds)
 
     def check(self) -> None:

@@ -23,7 +23,7 @@ from .._segments import numbers, spares
 from .._worker import Progress
 from ._base import EngineWorker
 from ._buffers import in_line, segments_in
-from ._burial import bury, expect, in_thread, wait_for_threads
+from ._burial import at_the_end, bury, expect, in_thread, wait_for_threads
 from ._line import Line, encode
 from ._listening import Listening, listen
 from ._loky_room import explain
@@ -231,18 +231,20 @@ class LokyWorker(EngineWorker):
         finally:
             if pool is not None:
                 pool.shutdown(wait=False)  # or no other pool of loky's in this program could be shut down meanwhile
-                _see_off(process)
+                _see_off(process, _END_SECONDS)
                 wait_for_threads(manager)
             del pool, manager, process
             self._let_go()
             on_closed(failure)
 
     def _close_at_exit(self, message: Finish, on_closed: Callable[[Failure | None], None]) -> None:
-        pool = self._pool
+        with self._lock:
+            pool, process = self._pool, self._process
 
         def closed(reply: Reply | Death) -> None:
             if pool is not None:
                 pool.shutdown(wait=False)
+                at_the_end(partial(_see_off, process))
             on_closed(reply.failure if isinstance(reply, Finished) else None)
 
         if pool is None:
@@ -371,16 +373,16 @@ def _kill_and_reap(process: Any) -> None:
         process.join(_REAP_SECONDS)
 
 
-def _see_off(process: Any) -> None:
+def _see_off(process: Any, seconds: float) -> None:
     """Wait until a process that was told to end is gone; kill it if something keeps it."""
-    if wait([process.sentinel], _END_SECONDS) or process.exitcode is not None:
+    if wait([process.sentinel], seconds) or process.exitcode is not None:
         return
     _log.warning(
-        "The process of a worker (pid %s) was still there %g s after its object was done with, and was killed with all "
+        "The process of a worker (pid %s) was still there %.1f s after its object was done with, and was killed with all "
         "that it had started. Likely cause: it had started a thread or a process that is not daemonic, for which Python "
         "waits at the end. Start it with daemon=True, or end it in the object's close().",
         process.pid,
-        _END_SECONDS,
+        seconds,
     )
     _kill_and_reap(process)
 
