@@ -7,6 +7,7 @@ own, so other programs disturb little; the least of several runs is shown.
 """
 
 import argparse
+import math
 import time
 from collections.abc import Callable
 
@@ -48,6 +49,16 @@ def main() -> None:
         for item in range(count):
             echo(item)
 
+    def pack() -> None:
+        packing = transport.packing()
+        packing.fill(list(range(count)), max_bytes=math.inf)
+        packing.finish()
+
+    def pull() -> None:
+        packing = transport.packing()
+        packing.pull((item for item in range(count)), count, until=time.perf_counter() + 60, max_bytes=2**40)
+        packing.finish()
+
     def consume() -> None:
         for _ in stateful_map(Echo, range(count), n_jobs=2):
             pass
@@ -56,7 +67,8 @@ def main() -> None:
     rows = (
         ("the item's own work", call),
         ("... by a worker, which unpacks it, notes it, packs its result", lambda: worker.handle(message)),
-        ("packing it in the parent", lambda: transport.pack_all(range(count))),
+        ("packing it in the parent", pack),
+        ("... if it comes from a generator, which makes it", pull),
         ("the consumer's thread in all", consume),
     )
     print(f"{'':62} ns/item")
