@@ -314,5 +314,5 @@ def test_a_worker_whose_process_can_not_end_does_not_keep_the_program(run_progra
         """,
         limit=40,
     )
-    assert done.out.strip() == "[1, 2, 3]"
+    assert (done.code, done.out.strip()) == (-signal.SIGINT, "[1, 2, 3]")
     assert "KeyboardInterrupt" in done.err

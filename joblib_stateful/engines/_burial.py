@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _managers: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 _threads: set[threading.Thread] = set()
 _unburied: list[Any] = []
-_last_waits: list[Callable[[float], None]] = []
+_last_waits: list[Callable[[float], None]] = []  # each takes the seconds that it may take
 
 
 def expect(pool: Any) -> Any:
