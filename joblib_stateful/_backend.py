@@ -223,6 +223,7 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
                 if not self._ran_inline and not self.nesting_level and current() is None:
                     bound._warn_of_unused()
                 self._ran_inline = True
+                self._renew_inline()
                 raise FallbackToBackend(SequentialBackend(nesting_level=self.nesting_level))
             bound._bound_to, bound._slots = parallel, slots
             bound._sharing = _sharing_of(**backend_kwargs)
@@ -280,12 +281,26 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
             weakref.finalize(self, _shared.release_from_finaliser, self._inline_lease).atexit = False
         return self._inline_lease.core.local_worker()
 
-    def _lease_inline(self) -> _shared.Lease:
+    def _renew_inline(self) -> None:
+        """Give the worker of such calls back if what it was built from was edited since."""
+        lease = self._inline_lease
+        if lease is None or lease.core.is_closed:
+            return
+        present = self._prepare_inline()()
+        if present.core is not lease.core:
+            self._inline_lease = None
+            lease.release()
+        present.release()
+
+    def _prepare_inline(self) -> Callable[[], _shared.Lease]:
         spec = self._spec
         if spec.worker_kwargs is not None:
             own = [spec.worker_kwargs[0]]
             spec = make_spec(as_builder(self._options["worker"]), self._options["shared_kwargs"], own)
-        lease = _shared.prepare(spec, 1, engines.get("inline"), [{}])()
+        return _shared.prepare(spec, 1, engines.get("inline"), [{}])
+
+    def _lease_inline(self) -> _shared.Lease:
+        lease = self._prepare_inline()()
         try:
             lease.core.warm_up(self._limits)
         except BaseException:

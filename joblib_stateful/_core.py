@@ -182,6 +182,11 @@ class Core:
             return any(call.group.on_error is None for call in self._schedule.calls)
 
     @property
+    def has_started(self) -> bool:
+        """True once a worker was opened."""
+        return any(self._workers)
+
+    @property
     def is_closed(self) -> bool:
         """True once no further calls are taken."""
         return self._schedule.closing

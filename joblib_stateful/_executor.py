@@ -22,15 +22,16 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import warnings
 import weakref
 from concurrent.futures import Executor, Future
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from . import _check, _clock, _exit, engines, errors
+from . import _check, _clock, _code, _exit, engines, errors
 from ._core import Core
 from ._outcome import packing_error_of
 from ._records import Call, Group, Limits
-from ._spec import PackedSpec, factory, make_spec
+from ._spec import PackedSpec, factory, make_spec, name_of, version_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -154,6 +155,7 @@ class StatefulExecutor(Executor):
             inner_max_num_threads=inner_max_num_threads,
         )
         self._group = Group()
+        self._reloads, self._version = _code.reloads(), version_of(spec, self._engine.transport)
         # Dropped without shutdown(): what was submitted is finished, then the workers end.
         self._finalizer = weakref.finalize(self, _close, self._core)
         self._finalizer.atexit = False
@@ -195,6 +197,7 @@ class StatefulExecutor(Executor):
         errors.ShutdownError
             The executor is shut down; a RuntimeError.
         """
+        self._warn_of_reloads(_code.reloads(at_new_ones=False), 4)
         future: Future[T] = Future()
         parcel, faults = self._engine.transport.pack_all([(fn, args, kwargs)])
         call = Call(1, self._group, self._limits, parcel=parcel, claim=future.set_running_or_notify_cancel)
@@ -203,6 +206,27 @@ class StatefulExecutor(Executor):
             call.fail(0, packing_error_of(faults[0], None))
         self._core.accept(call)
         return future
+
+    def warn_of_old_code(self) -> None:
+        """Warn if the workers' code has been edited since they were made from it; once each time. For `stateful_map`."""
+        self._warn_of_reloads(_code.reloads(), 7)
+        spec, before = self._core.packed.spec, self._version
+        self._version = version_of(spec, self._engine.transport)
+        if self._version != before:
+            _warn_of_old_code(
+                f"{name_of(spec.build)}, or something that it uses, has changed since this executor was made, and its "
+                "objects are built from what it was then.",
+                6,
+            )
+
+    def _warn_of_reloads(self, present: _code.Reloads, stacklevel: int) -> None:
+        before, self._reloads = self._reloads, present
+        if present != before and self._core.has_started:
+            _warn_of_old_code(
+                f"The module {present.latest} was loaded again, and the workers of this executor still have what it was "
+                "before.",
+                stacklevel,
+            )
 
     def workers(self) -> list[WorkerInfo]:
         """Return a `WorkerInfo` per slot."""
@@ -258,6 +282,15 @@ class StatefulExecutor(Executor):
 
 def _close(core: Core) -> None:
     _exit.call_from_finaliser(functools.partial(core.close, wait=False), is_free=core.is_free and _clock.is_free())
+
+
+def _warn_of_old_code(what: str, stacklevel: int) -> None:
+    warnings.warn(
+        f"{what} Shut it down and make a new one; a class that is given to stateful_map itself, or to the backend, is "
+        "built anew in such a case.",
+        RuntimeWarning,
+        stacklevel=stacklevel,
+    )
 
 
 class _Resolver:

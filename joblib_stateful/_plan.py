@@ -149,6 +149,7 @@ def _open_owned(
 ) -> tuple[engines.Engine, int, Callable[[], tuple[Core, Callable[[], None]]]]:
     """Return what a map needs of an executor that the caller owns."""
     core = executor.core
+    executor.warn_of_old_code()
     if core.packed.spec.build is None:
         raise TypeError(
             "This StatefulExecutor was made without a worker, so that there is no object to call with the items. "

@@ -12,7 +12,7 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any
 
-from . import _clock, _exit
+from . import _clock, _code, _exit
 from ._executor import make_core
 from ._spec import PackedSpec, holds_the_same, spec_key
 from ._transport import ByReference
@@ -21,6 +21,7 @@ from ._worker import current
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
 
+    from ._code import Reloads, Source
     from ._core import Core
     from ._records import WorkerSpec
     from .engines import Engine
@@ -40,19 +41,42 @@ class _Entry:
     listed = True  # False: to be ended by its last user
     alarm: _clock.Alarm | None = None
 
-    def __init__(self, core: Core, engine: Engine, spec_id: Hashable, *, is_stateless: bool) -> None:
+    def __init__(self, core: Core, engine: Engine, spec_id: Hashable, reloads: Reloads, *, is_stateless: bool) -> None:
         self.core, self.spec_id, self.is_stateless = core, spec_id, is_stateless
         self.engine = engine  # kept, so that its identity in the key stays its own
+        self.reloads = reloads  # before its workers started, at any rate
+        self.source = self.present_source()
 
     def displaces(self, other: _Entry) -> bool:
         """Tell whether idle workers make way for these."""
         # Those with other objects, for an object; those without, for those without. On a cluster also each for the
-        # other: idle actors hold CPUs, without which the new ones would find no place.
-        return other.is_stateless is self.is_stateless or (self.engine.is_remote and other.engine is self.engine)
+        # other: idle actors hold CPUs, without which the new ones would find no place. Those with old code are of no use
+        # to anybody.
+        return (
+            other.is_stateless is self.is_stateless
+            or other.reloads != self.reloads
+            or (self.engine.is_remote and other.engine is self.engine)
+        )
 
     def finds_its_like_in(self, other: _Entry) -> bool:
         """Tell whether objects of another one with the same key will do for this one."""
-        return holds_the_same(other.core.packed.spec, self.core.packed.spec, self.spec_id, self.engine.transport)
+        return not other.was_edited(self.present_source()) and holds_the_same(
+            other.core.packed.spec, self.core.packed.spec, self.spec_id, self.engine.transport
+        )
+
+    def present_source(self) -> Source | None:
+        """Return what objects would be built from now, where nothing travels."""
+        return _code.source_of(self.core.packed.spec.build) if isinstance(self.engine.transport, ByReference) else None
+
+    def was_edited(self, present: Source | None) -> bool:
+        """Tell whether what its objects were built from is another thing now."""
+        # What is new on a class while its objects are at work, such as a count of them, is their own doing.
+        is_at_work = self.n_leases > 0
+        return (
+            self.source is not None
+            and present is not None
+            and (self.source.code != present.code or (not is_at_work and self.source.data != present.data))
+        )
 
 
 class Lease:
@@ -66,12 +90,14 @@ class Lease:
     def release(self) -> None:
         """Give the executor back; it keeps its objects for the next one who needs them."""
         entry, end = self._entry, False
+        source = entry.present_source()  # not under the lock, for it may pickle
         with _lock:
             if self._released:
                 return
             self._released = True
             entry.n_leases -= 1
             if entry.n_leases == 0:
+                entry.source = source
                 end = not entry.listed
                 if not end:
                     entry.alarm = _clock.call_after(IDLE_SECONDS, lambda: _let_go(self._key, entry))
@@ -105,8 +131,8 @@ def prepare(
     own = tuple(tuple(sorted(env.items())) for env in envs)
     # What runs in a worker of this process must not wait for the slots that its like, or it itself, holds.
     inside = current()
-    spec_id, session = spec_key(spec, engine.transport), engine.session()
-    key = (spec_id, n_jobs, id(engine), session, own, inner_max_num_threads, inside and id(inside))
+    spec_id, session, reloads = spec_key(spec, engine.transport), engine.session(), _code.reloads()
+    key = (spec_id, reloads, n_jobs, id(engine), session, own, inner_max_num_threads, inside and id(inside))
     with _lock:
         # By reference, what the one that is there was made from may hold something else when one is taken.
         found = None if isinstance(engine.transport, ByReference) else _entries.get(key)
@@ -116,7 +142,7 @@ def prepare(
     def lease() -> Lease:
         if core.is_disowned:  # by a fork since
             return prepare(spec, n_jobs, engine, envs, inner_max_num_threads)()
-        return _lease(key, _Entry(core, engine, spec_id, is_stateless=spec.build is None))
+        return _lease(key, _Entry(core, engine, spec_id, reloads, is_stateless=spec.build is None))
 
     return lease
 
@@ -216,6 +242,7 @@ def _forget() -> None:
     global _lock  # noqa: PLW0603 - a fork starts anew
     _lock = threading.Lock()
     _entries.clear()
+    _code.start_anew()
 
 
 if hasattr(os, "register_at_fork"):

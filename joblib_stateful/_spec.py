@@ -9,6 +9,7 @@ import types
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
+from ._code import source_of
 from ._records import WorkerSpec
 from ._transport import ByReference, digest
 
@@ -27,7 +28,7 @@ class Factory(Generic[W_co]):
         self.function = function
 
     def __repr__(self) -> str:
-        return f"factory({_name(self.function)})"
+        return f"factory({name_of(self.function)})"
 
 
 def factory(function: Callable[..., W]) -> Factory[W]:
@@ -78,9 +79,9 @@ def make_spec(
         if shared or any(own or ()):
             named = ", ".join(sorted({*shared, *(key for kwargs in own or () for key in kwargs)}))
             raise TypeError(
-                f"{_name(worker)} is a stateless function: it is called with each item, and nothing is built from "
+                f"{name_of(worker)} is a stateless function: it is called with each item, and nothing is built from "
                 f"kwargs ({named}). If it is to be called once per worker with these kwargs and to return the "
-                f"worker's object, write factory({_name(worker)}); to fix its arguments, use functools.partial.",
+                f"worker's object, write factory({name_of(worker)}); to fix its arguments, use functools.partial.",
             )
         return WorkerSpec(None, (), {}, own)
     spec = WorkerSpec(build, args, {**preset, **shared}, own)
@@ -142,12 +143,13 @@ def _check_signature(spec: WorkerSpec, slot: int) -> None:
     except TypeError as error:
         where = "" if spec.worker_kwargs is None else f" (with worker_kwargs[{slot}])"
         raise TypeError(
-            f"{_name(spec.build)} can't be called with the kwargs given{where}: {error}. Given: "
-            f"{', '.join(sorted(kwargs)) or 'none'}; its signature is {_name(spec.build)}{signature}.",
+            f"{name_of(spec.build)} can't be called with the kwargs given{where}: {error}. Given: "
+            f"{', '.join(sorted(kwargs)) or 'none'}; its signature is {name_of(spec.build)}{signature}.",
         ) from None
 
 
-def _name(function: Any) -> str:
+def name_of(function: Any) -> str:
+    """Return what a function or class is called."""
     return getattr(function, "__qualname__", None) or repr(function)
 
 
@@ -175,7 +177,7 @@ class PackedSpec:
 
 
 def _unpicklable(spec: WorkerSpec, transport: Transport, error: Exception) -> str:
-    parts = [(f"the worker {_name(spec.build)}", spec.build), ("an argument fixed by partial", spec.args)]
+    parts = [(f"the worker {name_of(spec.build)}", spec.build), ("an argument fixed by partial", spec.args)]
     parts += [(f"kwarg {key!r}", value) for key, value in spec.shared_kwargs.items()]
     for slot, own in enumerate(spec.worker_kwargs or ()):
         parts += [(f"worker_kwargs[{slot}][{key!r}]", value) for key, value in own.items()]
@@ -193,7 +195,7 @@ def _unpicklable(spec: WorkerSpec, transport: Transport, error: Exception) -> st
 
 
 def spec_key(spec: WorkerSpec, transport: Transport) -> Hashable:
-    """Return what tells specs apart: the class or function by identity, kwargs by what they hold."""
+    """Return what tells specs apart: a class or function, and what travels of it; kwargs by what they hold."""
     own = None if spec.worker_kwargs is None else tuple(_kwargs_key(kwargs, transport) for kwargs in spec.worker_kwargs)
     args = tuple(_value_key(value, transport) for value in spec.args)
     return _identity(spec.build, transport), args, _kwargs_key(spec.shared_kwargs, transport), own
@@ -203,9 +205,18 @@ def _identity(build: Any, transport: Transport) -> Hashable:
     # Each access to a bound method, such as Model.from_pretrained, makes a new object.
     if isinstance(build, types.MethodType):
         return _identity(build.__self__, transport), _identity(build.__func__, transport)
-    if build is None or inspect.isclass(build) or inspect.isfunction(build):
+    is_code = inspect.isclass(build) or inspect.isfunction(build)
+    if build is None or (is_code and isinstance(transport, ByReference)):  # see `Source` in `_code`
         return id(build)
-    return id(build), _value_key(build, transport)  # it goes to the workers with what it holds, as kwargs do
+    # It goes to the workers with all that it uses, if it is of a script or a notebook, and with what it holds.
+    return id(build), _value_key(build, transport)
+
+
+def version_of(spec: WorkerSpec, transport: Transport) -> Hashable:
+    """Return what changes when the code of a worker is edited that travels by value."""
+    if isinstance(transport, ByReference):
+        return None if spec.build is None else source_of(spec.build).code
+    return _identity(spec.build, transport)
 
 
 def holds_the_same(held: WorkerSpec, asked: WorkerSpec, key: Hashable, transport: Transport) -> bool:
@@ -243,7 +254,7 @@ def pack_function(function: Callable[..., Any], transport: Transport) -> tuple[s
         packed = transport.pack(function)
     except Exception as error:
         raise TypeError(
-            f"{_name(function)} can't be pickled to be sent to the workers: {type(error).__name__}: {error}. If it needs "
+            f"{name_of(function)} can't be pickled to be sent to the workers: {type(error).__name__}: {error}. If it needs "
             "something that can't travel (a lock, a connection), write a class that makes it in its constructor, "
             "which runs inside each worker, and pass that class.",
         ) from error

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(
 
 # Runs cells in a kernel, prints what each gave, and presses stop while one hangs.
 DRIVER = """
-import asyncio, json, sys, time, warnings
+import asyncio, json, os, sys, time, warnings
 warnings.simplefilter("ignore")  # Jupyter's own
 import nbformat
 from jupyter_core.utils import ensure_async
@@ -71,6 +71,28 @@ with parallel_config(backend="stateful", n_jobs=2, progress=True):
 list(stateful_map(abs, range(30), n_jobs=2, progress=True))
 '''
 
+HELPER = '''
+def helper(item):
+    return {step} * item
+
+class Caller:
+    def __init__(self):
+        self.step = helper(1)
+    def __call__(self, item):
+        return helper(item), self.step
+'''
+
+MODULE = '''
+def call(item):
+    return item {sign} 1
+'''
+
+edited = here / "edited_by_hand.py"
+
+def edit(text, when):
+    edited.write_text(text)
+    os.utime(edited, (when, when))
+
 async def main():
     notebook = nbformat.v4.new_notebook()
     client = NotebookClient(notebook, timeout=60, allow_errors=True)
@@ -99,6 +121,20 @@ async def main():
         found["after"] = await run("print(*run(['three'] * 3))")
         await run(MODEL)
         found["defined again"] = await run("print(*run(['four'] * 3))")
+        call = "print(*stateful_map(Caller, [1, 2], n_jobs=1))"
+        await run(HELPER.format(step=1))
+        found["with a helper"] = await run(call)
+        await run(HELPER.format(step=10).partition("class")[0])  # only the helper
+        found["with an edited helper"] = await run(call)
+        edit(MODULE.format(sign="+"), 1_000_000_000)
+        await run(f"import sys; sys.path.insert(0, {str(here)!r})")
+        for line in ("%load_ext autoreload", "%autoreload 2", "import edited_by_hand"):
+            await run(line)
+        call = "print(*stateful_map(edited_by_hand.call, [1, 2], n_jobs=1))"
+        found["reloaded"] = [await run(call)]
+        for when, sign in enumerate("-*/", 1_000_000_010):
+            edit(MODULE.format(sign=sign), when)
+            found["reloaded"].append(await run(call))
         found["bars"] = {
             **await run(BARS),
             "shown": sum(output.output_type == "display_data" for output in notebook.cells[-1].outputs),
@@ -144,6 +180,10 @@ def test_a_notebook(run_program: RunProgram, tmp_path: Path) -> None:
     assert len(after) == 3
     assert not latest & after, "a class that was defined again is another one"
     assert len(built) == len(set(built)) == 3 + 1 + 3, "something was built twice"
+
+    assert found["with a helper"] == {"text": "(1, 1) (2, 1)", "errors": []}
+    assert found["with an edited helper"] == {"text": "(10, 10) (20, 10)", "errors": []}
+    assert [cell["text"] for cell in found["reloaded"]] == ["2 3", "0 1", "1 2", "1.0 2.0"], found["reloaded"]
 
     # As many bars as calls, none for what is nested, and no text below them.
     full = [[20, 20, "success"], [30, 30, "success"]]
