@@ -1,5 +1,7 @@
 """Sphinx's configuration: `sphinx-build -n -W docs docs/_build` builds the pages without a network."""
 
+from importlib.util import find_spec
+
 import joblib_stateful
 
 project = "joblib_stateful"
@@ -15,6 +17,8 @@ myst_heading_anchors = 3
 
 default_role = "code"  # single backticks in docstrings name things, here or in other libraries
 autodoc_typehints = "none"  # numpydoc's sections name the types
+# The engines of the clusters are documented where these are not installed, too.
+autodoc_mock_imports = [name for name in ("distributed", "ray") if find_spec(name) is None]
 autosummary_generate = False
 numpydoc_show_class_members = False
 numpydoc_xref_param_type = False
