@@ -330,7 +330,8 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
     def submit(self, func: Callable[[], Any], callback: Callable[[Future[Any]], None] | None = None) -> Future[Any]:
         """Run a batch of joblib's in a worker."""
         future: Future[Any] = Future()
-        parcel, faults = self._core.engine.transport.pack_all([(func, (), {})], sharing=self._sharing)
+        transport = self._core.engine.transport
+        parcel, faults = transport.pack_all([(func, (), {})], sharing=self._sharing, definer=transport.definer())
         # joblib counts the tasks of a batch before it submits it.
         first = getattr(self.parallel, "n_dispatched_tasks", 0) - getattr(callback, "batch_size", 0)
         call = Call(1, self._group, self._limits, first=max(first, 0), parcel=parcel, unsent=frozenset(faults))

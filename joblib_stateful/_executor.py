@@ -199,7 +199,8 @@ class StatefulExecutor(Executor):
         """
         self._warn_of_reloads(_code.reloads(at_new_ones=False), 4)
         future: Future[T] = Future()
-        parcel, faults = self._engine.transport.pack_all([(fn, args, kwargs)])
+        transport = self._engine.transport
+        parcel, faults = transport.pack_all([(fn, args, kwargs)], definer=transport.definer())
         call = Call(1, self._group, self._limits, parcel=parcel, claim=future.set_running_or_notify_cancel)
         call.on_settled = _Resolver(future)
         if faults:

@@ -291,7 +291,7 @@ class MapRun:
     def _take_items(self, wanted: int) -> Packing:
         """Pull and pack up to ``wanted`` items; fewer if the input ends, breaks or is slow."""
         assert self._input is not None  # noqa: S101 - the caller looked
-        items, max_bytes = self.plan.transport.packing(), self.plan.batching.max_bytes
+        items, max_bytes = self._packing(), self.plan.batching.max_bytes
         try:
             if self._is_at_rest:
                 has_more = self._fill(items, wanted, max_bytes)
@@ -304,6 +304,10 @@ class MapRun:
         if not has_more:
             self._input = None
         return items
+
+    def _packing(self) -> Packing:
+        transport = self.plan.transport
+        return transport.packing(definer=transport.definer())
 
     def _fill(self, items: Packing, wanted: int, max_bytes: float) -> bool:
         """Pack items that are there already; return whether there may be more."""

@@ -20,8 +20,12 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import cloudpickle
 
+from ._defining import Definer, ReferringPickler, needs_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
+
+    from ._definitions import Definition, Peer
 
 PROTOCOL = 5
 # Exact types only: nothing that users define is run when these are pickled or loaded.
@@ -37,12 +41,16 @@ def digest(data: bytes | memoryview) -> bytes:
 
 
 class Parcel(NamedTuple):
-    """Several packed values: one frame each, or a single frame for all of them when ``joint``."""
+    """Several packed values: one frame each, or a single frame for all of them when ``joint``.
+
+    ``needs`` are the definitions that frames refer to; they don't travel with the parcel, but ahead of it.
+    """
 
     frames: tuple[Any, ...]
     n_values: int
     joint: bool
     nbytes: int
+    needs: tuple[Definition, ...] = ()
 
 
 # Shared, arrays of 256 KiB go out 1.5 times as fast as in line and come back twice as fast, those of 1 MiB 7 and 3 times
@@ -164,12 +172,28 @@ class Transport(ABC):
         """Return what is equal for values that hold the same; raises what pickling the value raises."""
         return digest(cloudpickle.dumps(value, PROTOCOL))
 
+    def definer(self, peer: Peer | None = None) -> Definer | None:  # noqa: ARG002 - a matter of transports that pickle
+        """Return what takes the definitions of classes and globals out of values that are packed with it.
+
+        In a worker ``peer`` is the parent. Without a definer each value brings all of it.
+        """
+        return None
+
+    def pack_with(self, value: Any, definer: Definer | None) -> Any:  # noqa: ARG002 - see above
+        """Pack one value, but for its definitions; raises what its pickling raises."""
+        return self.pack(value)
+
     @abstractmethod
     def unpack(self, packed: Any) -> Any:
         """Unpack one value; raises what its loading raises."""
 
     @abstractmethod
-    def packing(self, catch: type[BaseException] = Exception, sharing: Sharing | None = None) -> Packing:
+    def packing(
+        self,
+        catch: type[BaseException] = Exception,
+        sharing: Sharing | None = None,
+        definer: Definer | None = None,
+    ) -> Packing:
         """Return what packs several values, one by one as they come.
 
         Values whose packing raises ``catch`` are left out and named. Workers catch everything. The parent does not: a
@@ -181,9 +205,10 @@ class Transport(ABC):
         values: Iterable[Any],
         catch: type[BaseException] = Exception,
         sharing: Sharing | None = None,
+        definer: Definer | None = None,
     ) -> tuple[Parcel, dict[int, BaseException]]:
         """Pack several values; those that raise ``catch`` are left out and named by place."""
-        packing = self.packing(catch, sharing)
+        packing = self.packing(catch, sharing, definer)
         packing.extend(values)
         return packing.finish(), packing.faults
 
@@ -206,7 +231,8 @@ class Transport(ABC):
             values = self.unpack(parcel.frames[0])
             return self.pack_all([values[place] for place in chosen])[0]
         frames = tuple(parcel.frames[place] for place in chosen)
-        return Parcel(frames, len(frames), joint=False, nbytes=parcel.nbytes * len(frames) // parcel.n_values)
+        nbytes = parcel.nbytes * len(frames) // parcel.n_values
+        return Parcel(frames, len(frames), joint=False, nbytes=nbytes, needs=parcel.needs)
 
 
 class Pickled(Transport):
@@ -230,20 +256,38 @@ class Pickled(Transport):
         """Unpack one value."""
         return pickle.loads(packed)
 
-    def packing(self, catch: type[BaseException] = Exception, sharing: Sharing | None = None) -> Packing:
-        """Return what packs several values."""
-        return _PickledPacking(partial(self._packer, sharing), catch)
+    def definer(self, peer: Peer | None = None) -> Definer:
+        """Return what takes definitions out of values."""
+        return Definer(self._packer_of_definitions, peer)
 
-    def _packer(self, sharing: Sharing | None) -> Packer:  # noqa: ARG002 - a matter of transports that share
-        return Packer()
+    def pack_with(self, value: Any, definer: Definer | None) -> Any:
+        """Pack one value, but for its definitions."""
+        return self.pack(value) if definer is None else self._packer(None, definer).pack(value)
+
+    def packing(
+        self,
+        catch: type[BaseException] = Exception,
+        sharing: Sharing | None = None,
+        definer: Definer | None = None,
+    ) -> Packing:
+        """Return what packs several values."""
+        return _PickledPacking(partial(self._packer, sharing, definer), catch, definer)
+
+    def _packer(self, sharing: Sharing | None, definer: Definer | None = None) -> Packer:  # noqa: ARG002 - a matter of transports that share
+        return Packer(definer=definer)
+
+    def _packer_of_definitions(self, definer: Definer) -> Packer:
+        return Packer(definer=definer)
 
 
 class _PickledPacking(Packing):
     """Packs each value when it comes, for the next one may be the same object with other contents."""
 
-    def __init__(self, make_packer: Callable[[], Packer], catch: type[BaseException]) -> None:
+    def __init__(
+        self, make_packer: Callable[[], Packer], catch: type[BaseException], definer: Definer | None = None
+    ) -> None:
         super().__init__()
-        self._make_packer, self._catch = make_packer, catch
+        self._make_packer, self._catch, self._definer = make_packer, catch, definer
         self._plain: list[Any] = []  # all values, as long as they are plain, which nobody can change
         self._frames: list[Any] = []
         self._packer: Packer | None = None
@@ -294,16 +338,21 @@ class _PickledPacking(Packing):
             count, alone = len(self._plain), len(self._plain) == 1
             frames = (pickle.dumps(self._plain[0] if alone else self._plain, PROTOCOL),) if count else ()
             return Parcel(frames, count, joint=count > 1, nbytes=sum(map(len, frames)))
-        return Parcel(tuple(self._frames), len(self._frames), joint=False, nbytes=self.nbytes)
+        needs = needs_of(self._definer)
+        return Parcel(tuple(self._frames), len(self._frames), joint=False, nbytes=self.nbytes, needs=needs)
 
 
 class Packer:
     """A pickler for one value after the other."""
 
-    def __init__(self, buffer_callback: Any = None) -> None:
+    def __init__(self, buffer_callback: Any = None, definer: Definer | None = None) -> None:
         self.nbytes = 0
         self._file = io.BytesIO()
-        self._pickler = self._make_pickler(self._file, buffer_callback)
+        self._pickler = self._make_pickler(
+            self._file, buffer_callback, cloudpickle.Pickler if definer is None else ReferringPickler
+        )
+        if definer is not None:
+            self._pickler.definer = definer
 
     def pack(self, value: Any) -> Any:
         """Return the frame of a value; after an error, this packer must not be used again."""
@@ -318,8 +367,13 @@ class Packer:
         self.nbytes += len(packed)
         return packed
 
-    def _make_pickler(self, file: io.BytesIO, buffer_callback: Any) -> Any:
-        return cloudpickle.Pickler(file, PROTOCOL, buffer_callback)
+    def define(self, value: Any, *, is_root: bool) -> Any:
+        """Return the frame of a definition."""
+        self._pickler.root, self._pickler.is_definition = value if is_root else None, True
+        return self.pack(value)
+
+    def _make_pickler(self, file: io.BytesIO, buffer_callback: Any, kind: Any) -> Any:
+        return kind(file, PROTOCOL, buffer_callback)
 
 
 class ByReference(Transport):
@@ -337,6 +391,7 @@ class ByReference(Transport):
         self,
         catch: type[BaseException] = Exception,  # noqa: ARG002 - nothing can go wrong here
         sharing: Sharing | None = None,  # noqa: ARG002 - all is shared
+        definer: Definer | None = None,  # noqa: ARG002 - all is the same
     ) -> Packing:
         """Return what holds several values together."""
         return _HeldTogether()
