@@ -28,6 +28,7 @@ from ._definitions import (
     entry,
     find,
     namespace,
+    own_namespaces,
     set_class_state,
     skeleton,
     top_function,
@@ -61,6 +62,7 @@ class _Namespace:
         self.key, self.globals, self.marks = uuid.uuid4().hex, globals_, _no_marks()
         base = {name: globals_[name] for name in _OF_MODULE if name in globals_}
         self.reference = _Reference(namespace, self.key, base)
+        own_namespaces[self.key] = self
 
 
 class _Reference:

@@ -11,8 +11,10 @@ has a name within something: a global of a namespace, an attribute of a class.
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
+import uuid
 import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -56,6 +58,7 @@ class Peer:
 
     def __init__(self, *, is_parent: bool) -> None:
         self._is_parent = is_parent
+        self._is_near = False  # both sides are in one process, which has all of it already
         self._known: dict[Key, int] = {}  # versions that the other side has from here
         self._own: dict[str, Any] = {}  # classes of this side that the other side may name
         self._held: dict[str, Any] = {}  # classes from the other side that it surely knows
@@ -71,7 +74,7 @@ class Peer:
 
     def has(self, key: str, found: Any) -> bool:
         """Tell whether a class came from the other side, which need not be told what it is."""
-        return self._held.get(key) is found
+        return self._is_near or self._held.get(key) is found
 
     def take(self, needs: Iterable[Definition]) -> tuple[Any, ...]:
         """Return what must be sent ahead of values with these needs; from now on the other side has it."""
@@ -88,7 +91,7 @@ class Peer:
             known[key] = version
             if isinstance(key, str):
                 self._own[key] = value
-        return start + tuple(need.sent() for need in news)
+        return (_process[0], *start, *(need.sent() for need in news))
 
     def _has_made(self, need: Definition) -> bool:
         return isinstance(need.key, str) and self.has(need.key, need.value)
@@ -108,6 +111,11 @@ class Peer:
         """Take definitions; what is wrong with one is said to whoever asks for it."""
         self._load = load
         for definition in definitions:
+            if isinstance(definition, str):
+                self._is_near = definition == _process[0]
+                if self._is_near:
+                    return
+                continue
             if definition is None:
                 self._forget()
                 continue
@@ -143,7 +151,7 @@ class Peer:
     def existing(self, key: str) -> Any:
         """Return a class that is here already, or None."""
         found = self._alive.get(key)
-        if found is None and self._is_parent:
+        if found is None and (self._is_parent or self._is_near):
             found = cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID.get(key)
         return found
 
@@ -156,6 +164,8 @@ class Peer:
 
     def namespace(self, name: str, base: Mapping[str, Any]) -> dict[str, Any]:
         """Return the globals that functions from one module share."""
+        if self._is_near:
+            return own_namespaces[name].globals  # type: ignore[no-any-return]  # see there
         found = self._namespaces.get(name)
         if found is None:
             found = self._namespaces[name] = dict(base)
@@ -163,6 +173,8 @@ class Peer:
 
     def entry(self, owner: str, name: str) -> Any:
         """Return a global of a namespace."""
+        if self._is_near:
+            return own_namespaces[owner].globals[name]
         if (owner, name) in self._unloaded:
             self._load_definition((owner, name))
         return self._namespaces[owner][name]
@@ -229,6 +241,20 @@ class Peer:
             for key, version in self._versions.items()
             if (owner := key if isinstance(key, str) else key[0]) in self._namespaces or owner in self._alive
         }
+
+
+#: Those of this process, by their keys; each has its ``globals``.
+own_namespaces: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
+# What tells this process from others, by which it is seen that a peer is no other one.
+_process = [uuid.uuid4().hex]
+
+
+def _be_another_process() -> None:
+    _process[0] = uuid.uuid4().hex
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_be_another_process)
 
 
 def _nothing(_: Any) -> Any:
@@ -322,4 +348,4 @@ def top_function(globals_: dict[str, Any], name: str, code: Any, closure: Any) -
 
 def frames_of(definitions: tuple[Any, ...]) -> Iterator[Any]:
     """Return the frames of definitions as they are sent."""
-    return (definition[2] for definition in definitions if definition is not None)
+    return (definition[2] for definition in definitions if isinstance(definition, tuple))

@@ -33,7 +33,9 @@ def with_buffers(message: Message, change: Callable[[Any], Any]) -> Message:
     elif isinstance(message, Build) and message.spec:
         message = message._replace(spec=tuple(map(changed, message.spec)))
     if not isinstance(message, Finish) and message.definitions:
-        definitions = (found and (*found[:2], changed(found[2])) for found in message.definitions)
+        definitions = (
+            (*found[:2], changed(found[2])) if isinstance(found, tuple) else found for found in message.definitions
+        )
         message = message._replace(definitions=tuple(definitions))
     return message
 
