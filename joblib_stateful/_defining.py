@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from ._definitions import Key, Peer
+    from ._noticing import Memory
 
     # What a name within something was packed to at last, and the number of that version.
     Marks = dict[str | None, tuple[Any, int]]
@@ -102,10 +103,14 @@ class Definer:
         Returns a packer for definitions.
     peer : Peer or None
         In a worker, the parent: what came from there is not defined.
+    memory : Memory or None
+        What earlier parcels of the same sender needed.
     """
 
-    def __init__(self, make_packer: Callable[[Definer], Any], peer: Peer | None = None) -> None:
-        self._make_packer, self._peer = make_packer, peer
+    def __init__(
+        self, make_packer: Callable[[Definer], Any], peer: Peer | None = None, memory: Memory | None = None
+    ) -> None:
+        self._make_packer, self._peer, self._memory = make_packer, peer, memory
         self.needs: dict[Key, Definition] = {}
         self._touched: dict[str, _Namespace] = {}
 
@@ -201,13 +206,30 @@ class Definer:
             if key not in self._new and key not in self._queued:
                 self._queued[key] = value, marks, f"{label} (for {self._label})" if self._label else label
             return
+        memory = self._memory
+        if memory is None:
+            self.needs.update(self._define_all(key, value, marks, label))
+            return
+        print_, needs = memory.recall(key, value)
+        if needs is None:
+            # All of it, also what is defined already for another one.
+            before, self.needs = self.needs, {}
+            try:
+                needs = tuple(self._define_all(key, value, marks, label).values())
+            finally:
+                self.needs = before
+            memory.keep(key, print_, needs)
+        for need in needs:
+            self.needs.setdefault(need.key, need)
+
+    def _define_all(self, key: Key, value: Any, marks: Marks, label: str) -> dict[Key, Definition]:
         self._queued, self._new = {key: (value, marks, label)}, {}
         try:
             while self._queued:
                 key, (value, marks, label) = next(iter(self._queued.items()))
                 self._define(key, value, marks, label)
                 del self._queued[key]
-            self.needs.update(self._new)
+            return self._new
         finally:
             self._queued, self._new, self._label = None, {}, ""
 
@@ -315,8 +337,11 @@ class ReferringPickler(public.Pickler):  # type: ignore[misc]  # it is not typed
         return reduced
 
     def _function(self, found: Any) -> Any:
-        if self.definer.is_back or cloudpickle._should_pickle_by_reference(found):
-            return super().reducer_override(found)
+        if cloudpickle._should_pickle_by_reference(found):
+            self._known[id(found)] = found, NotImplemented
+            return NotImplemented
+        if self.definer.is_back:
+            return self._dynamic_function_reduce(found)
         return self.definer.function(found, is_root=found is self.root)
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
 
     from ._definitions import Definition, Peer
+    from ._noticing import Memory
 
 PROTOCOL = 5
 # Exact types only: nothing that users define is run when these are pickled or loaded.
@@ -172,10 +173,15 @@ class Transport(ABC):
         """Return what is equal for values that hold the same; raises what pickling the value raises."""
         return digest(cloudpickle.dumps(value, PROTOCOL))
 
-    def definer(self, peer: Peer | None = None) -> Definer | None:  # noqa: ARG002 - a matter of transports that pickle
+    def definer(
+        self,
+        peer: Peer | None = None,  # noqa: ARG002 - a matter of transports that pickle
+        memory: Memory | None = None,  # noqa: ARG002 - see above
+    ) -> Definer | None:
         """Return what takes the definitions of classes and globals out of values that are packed with it.
 
-        In a worker ``peer`` is the parent. Without a definer each value brings all of it.
+        In a worker ``peer`` is the parent. Without a definer each value brings all of it. ``memory`` is that of earlier
+        parcels from the same sender.
         """
         return None
 
@@ -256,9 +262,9 @@ class Pickled(Transport):
         """Unpack one value."""
         return pickle.loads(packed)
 
-    def definer(self, peer: Peer | None = None) -> Definer:
+    def definer(self, peer: Peer | None = None, memory: Memory | None = None) -> Definer:
         """Return what takes definitions out of values."""
-        return Definer(self._packer_of_definitions, peer)
+        return Definer(self._packer_of_definitions, peer, memory)
 
     def pack_with(self, value: Any, definer: Definer | None) -> Any:
         """Pack one value, but for its definitions."""

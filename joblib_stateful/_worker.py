@@ -31,6 +31,7 @@ from ._messages import (
     Reply,
     Run,
 )
+from ._noticing import Memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -166,6 +167,7 @@ class Worker:
         self._lets_through: tuple[type[BaseException], ...] = (KeyboardInterrupt,) if interruptible else ()
         self._target: tuple[str, Callable[..., Any]] | None = None
         self._parent = Peer(is_parent=False)
+        self._memory = Memory()
         self._definer: Definer | None = None  # of what the message under way is answered with
 
     @property
@@ -179,7 +181,7 @@ class Worker:
         """Answer one message; raises nothing but a Ctrl-C in the caller's own thread."""
         previous = getattr(_local, "worker", None)
         _local.worker = self
-        self._definer = self.transport.definer(self._parent)
+        self._definer = self.transport.definer(self._parent, self._memory)
         try:
             with active(self._parent):
                 if isinstance(message, Run):
