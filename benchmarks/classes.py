@@ -69,7 +69,7 @@ class Box(typing.Generic[T]):
         self.content = content
 
 
-class Trouble(Exception):
+class Trouble(Exception):  # noqa: N818 - users name theirs as they like
     """No error here, but a value."""
 
 

@@ -317,9 +317,7 @@ class Core:
         if needs or parcel.needs:
             definitions = self._peer(send.slot, worker).take((*needs, *parcel.needs))
             parcel = parcel._replace(needs=())
-        message = Run(
-            send.seq, call.mode, target_id, packed, parcel, call.after_error, timed, call.budget, definitions
-        )
+        message = Run(send.seq, call.mode, target_id, packed, parcel, call.after_error, timed, call.budget, definitions)
         decisions = self._exchange(send.slot, worker, message)
         if call.limits.item_timeout is not None:
             self._limits.watch(worker, send.slot, send.seq, call.limits.item_timeout)

@@ -231,7 +231,7 @@ class Definer:
                 del self._queued[key]
             return self._new
         finally:
-            self._queued, self._new, self._label = None, {}, ""
+            self._queued, self._new, self._key, self._label = None, {}, "", ""
 
     def _define(self, key: Key, value: Any, marks: Marks, label: str) -> None:
         self._label = label.split(" (for ", maxsplit=1)[0]

@@ -63,7 +63,9 @@ class Peer:
         self._own: dict[str, Any] = {}  # classes of this side that the other side may name
         self._held: dict[str, Any] = {}  # classes from the other side that it surely knows
         self._alive: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()  # those and earlier ones
-        self._given: weakref.WeakSet[Any] = weakref.WeakSet()  # this side's own that were described to it: left as they are
+        self._given: weakref.WeakSet[Any] = (
+            weakref.WeakSet()
+        )  # this side's own that were described to it: left as they are
         self._versions: dict[Key, int] = {}
         self._namespaces: dict[str, dict[str, Any]] = {}
         # Frames that have come, until they are loaded; those that could not be loaded are tried again when asked for.
