@@ -412,7 +412,7 @@ class Core:
         worker = self._worker(slot)
         if job is not None and job.call.settled:  # nobody wants it: don't unpack it
             job = None
-        return report_of(job, reply, self.engine, slot, worker.pid, self._peer(slot, worker))
+        return report_of(job, reply, self.engine, slot, worker.pid, peer=self._peer(slot, worker))
 
     def _close_worker(self, close: CloseWorker) -> None:
         entry = self._workers[close.slot]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .engines import Engine
 
 
-def report_of(job: Job | None, reply: Ran, engine: Engine, slot: int, pid: int | None, peer: Peer) -> Report:
+def report_of(job: Job | None, reply: Ran, engine: Engine, slot: int, pid: int | None, *, peer: Peer) -> Report:
     """Unpack a reply to a job; without a job (nobody waits for it) only count."""
     with active(peer):
         if reply.definitions:
@@ -37,11 +37,11 @@ def _unpack(job: Job, reply: Ran, engine: Engine, slot: int, pid: int | None) ->
     }
     values = transport.unpack_joint(reply.values)
     if values is None:
-        values = []
+        values, unpack = [], transport.unpacker(reply.values)
         good = [place for place in range(reply.n_run) if place not in reply.failures]
         for place, frame in zip(good, reply.values.frames, strict=True):
             try:
-                values.append(transport.unpack(frame))
+                values.append(unpack(frame))
             except BaseException as error:  # noqa: BLE001 - loading runs users' code; it is this item's error
                 values.append(None)
                 index = call.index(job.positions[place])

@@ -97,11 +97,18 @@ class SharedMemory(Pickled):
     def unpack(self, packed: Any) -> Any:
         """Unpack one value."""
         if isinstance(packed, SharedFrame):
-            buffers = [buffer.view() if isinstance(buffer, (Received, Blob)) else buffer for buffer in packed.buffers]
-            return pickle.loads(packed.head, buffers=buffers)
+            head, buffers = self.buffers_of(packed)
+            return pickle.loads(head, buffers=buffers)
         if isinstance(packed, Lost):
             raise packed.error
         return super().unpack(packed)
+
+    def buffers_of(self, frame: Any) -> tuple[Any, Any]:
+        """Return the pickle of a frame, and the buffers that go with it; no pickle if it is lost."""
+        if isinstance(frame, SharedFrame):
+            views = (buffer.view() if isinstance(buffer, (Received, Blob)) else buffer for buffer in frame.buffers)
+            return frame.head, list(views)
+        return (None, None) if isinstance(frame, Lost) else (frame, None)
 
     def _packer(self, sharing: Sharing | None, definer: Definer | None = None) -> Packer:
         # A worker's warnings would be seen by nobody who looks for them.

@@ -292,7 +292,7 @@ class Worker:
     def _items(self, parcel: Parcel) -> Iterator[Any]:
         """Return an iterator that goes on behind an item that can't be unpacked."""
         joint = self.transport.unpack_joint(parcel)
-        return map(self.transport.unpack, parcel.frames) if joint is None else iter(joint)
+        return map(self.transport.unpacker(parcel), parcel.frames) if joint is None else iter(joint)
 
     def _callable(self, message: Run) -> Callable[[Any], Any]:
         """Return what is called with each item of a message."""

@@ -396,6 +396,10 @@ def test_several_threads_pack_at_once() -> None:
     assert {type(point) for point in found} == {Point}
 
 
+def through_the_worker(item: Any) -> Any:
+    return get_worker()(item)
+
+
 def test_parallel_and_submit() -> None:
     from joblib import Parallel, delayed, parallel_config
 
@@ -403,7 +407,7 @@ def test_parallel_and_submit() -> None:
         results = Parallel()(delayed(Echo())(kind(1)) for kind in KINDS)
     assert [type(result) for result in results] == list(KINDS)
     with StatefulExecutor(Echo, n_jobs=1) as executor:
-        results = [executor.submit(lambda item: get_worker()(item), kind(1)).result() for kind in KINDS]
+        results = [executor.submit(through_the_worker, kind(1)).result() for kind in KINDS]
     assert [type(result) for result in results] == list(KINDS)
 
 
@@ -566,16 +570,16 @@ def test_a_script(run_program: RunProgram) -> None:
 def test_cells_of_a_notebook() -> None:
     cells: dict[str, Any] = {"__name__": "__main__"}
     code = "class Cell:\n    def name(self):\n        return helper()\ndef helper():\n    return 'one'\n"
-    exec(code, cells)  # noqa: S102 - that is what a notebook does
+    exec(code, cells)
 
     def name(item: Any) -> str:
         return str(item.name())
 
     with StatefulExecutor(n_jobs=1) as executor:
         assert executor.submit(name, cells["Cell"]()).result() == "one"
-        exec("def helper():\n    return 'two'\n", cells)  # noqa: S102 - as above
+        exec("def helper():\n    return 'two'\n", cells)
         assert executor.submit(name, cells["Cell"]()).result() == "two"
         old = cells["Cell"]()
-        exec(code, cells)  # noqa: S102 - as above
+        exec(code, cells)
         assert type(executor.submit(lambda item: item, old).result()) is type(old)
         assert type(executor.submit(lambda item: item, cells["Cell"]()).result()) is cells["Cell"]
