@@ -315,7 +315,7 @@ class ReferringPickler(public.Pickler):  # type: ignore[misc]  # it is not typed
         # By number, with the object, so that its number is not given again.
         self._known: dict[int, tuple[Any, Any]] = {}
 
-    def reducer_override(self, found: Any) -> Any:
+    def reducer_override(self, found: Any) -> Any:  # noqa: PLR0911 - each kind is a case of its own, and time counts
         """Return what stands for an object; called for all but those of built-in types."""
         known = self._known.get(id(found))
         if known is not None and found is not self.root:

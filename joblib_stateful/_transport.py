@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import cloudpickle
 
-from ._definitions import find
 from ._defining import Definer, ReferringPickler, needs_of
+from ._definitions import find
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
@@ -432,9 +432,13 @@ class _Unpacker:
         data, buffers = self._transport.buffers_of(frame)
         if data is None or data[0] == _PROTO[0]:
             return self._transport.unpack(frame)
-        unpickler = pickle.Unpickler(io.BytesIO(self._starts[data[0]] + data), buffers=buffers)
-        unpickler.persistent_load = self._find
+        unpickler = _FindingUnpickler(io.BytesIO(self._starts[data[0]] + data), buffers=buffers)
+        unpickler.persistent_load = self._find  # type: ignore[method-assign]  # as fast as a dict's own
         return unpickler.load()
+
+
+class _FindingUnpickler(pickle.Unpickler):
+    """Can be told how to find what has a name; since Python 3.13 the one that it is made from can't."""
 
 
 class _Classes(dict[str, Any]):
@@ -455,8 +459,9 @@ def _absent(error: Exception) -> type:
     def refuse(*_: object, **__: object) -> Any:
         raise error
 
-    kind = type("Absent", (type,), {"__call__": refuse})
-    return kind("Absent", (), {"__new__": refuse})
+    kind: Any = type("Absent", (type,), {"__call__": refuse})
+    absent: type = kind("Absent", (), {"__new__": refuse})
+    return absent
 
 
 class ByReference(Transport):
