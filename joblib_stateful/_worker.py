@@ -236,7 +236,10 @@ class Worker:
             n_run = self._run_items(message, call, items, values, failures)
         seconds = time.perf_counter() - started
         self.progress.reply(n_run)
-        return Ran(message.seq, n_run, values.finish()._replace(needs=()), failures, seconds, self._definitions())
+        parcel = values.finish()
+        if parcel.needs:
+            parcel = parcel._replace(needs=())
+        return Ran(message.seq, n_run, parcel, failures, seconds, self._definitions())
 
     def _receive(self, definitions: Sequence[Any]) -> None:
         self._parent.receive(definitions, self.transport.unpack, self._lets_through)

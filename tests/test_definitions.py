@@ -302,7 +302,7 @@ class Maker:
     def __call__(self, how: str) -> Any:
         if how == "kept":
             return self.kept(os.getpid(), 1)
-        fresh: Any = collections.namedtuple("Fresh", ["number"])  # noqa: PYI024 - see above
+        fresh: Any = collections.namedtuple("fresh", ["number"])  # noqa: PYI024 - see above
         return fresh(2)
 
 
