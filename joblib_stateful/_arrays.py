@@ -15,22 +15,22 @@ if TYPE_CHECKING:
     import io
 
 
-def array_pickler(file: io.BytesIO, buffer_callback: Any, *, with_contents: bool = False) -> Any:
-    """Return a pickler for any values; that numpy need not be there is why its class is made here.
+def array_pickler(file: io.BytesIO, buffer_callback: Any, kind: Any, *, with_contents: bool = False) -> Any:
+    """Return a pickler of some kind for any values; that numpy need not be there is why its class is made here.
 
     ``with_contents`` is for comparing only: what is in a file counts, too, and not only its name.
     """
     numpy = sys.modules.get("numpy")
     if numpy is None or not hasattr(numpy, "memmap"):  # or it is being imported just now
-        return cloudpickle.Pickler(file, PROTOCOL, buffer_callback)
-    if with_contents not in _classes:
+        return kind(file, PROTOCOL, buffer_callback)
+    if (kind, with_contents) not in _classes:
         reduce = _reduce_with_contents if with_contents else _reduce
         table = ChainMap({numpy.memmap: reduce, numpy.ndarray: reduce}, *cloudpickle.Pickler.dispatch_table.maps)
-        _classes[with_contents] = type("ArrayPickler", (cloudpickle.Pickler,), {"dispatch_table": table})
-    return _classes[with_contents](file, PROTOCOL, buffer_callback)
+        _classes[kind, with_contents] = type("ArrayPickler", (kind,), {"dispatch_table": table})
+    return _classes[kind, with_contents](file, PROTOCOL, buffer_callback)
 
 
-_classes: dict[bool, Any] = {}
+_classes: dict[tuple[Any, bool], Any] = {}
 
 
 def _reduce(array: Any) -> Any:

@@ -25,6 +25,7 @@ from joblib.parallel import AutoBatchingMixin, ParallelBackendBase, get_active_b
 
 from . import _check, _shared, engines, errors
 from ._executor import as_builder
+from ._noticing import Memory
 from ._outcome import packing_error_of
 from ._progress import Progress, check_progress
 from ._records import NO_LIMITS, Call, Group
@@ -166,6 +167,7 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         self._lease: _shared.Lease | None = None
         self._group = Group()
         self._calls: dict[Call, None] = {}
+        self._memory = Memory()
         self._raised: BaseException | None = None
         self._bar = Progress(False, None)
         self._sharing = Sharing()
@@ -330,7 +332,9 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
     def submit(self, func: Callable[[], Any], callback: Callable[[Future[Any]], None] | None = None) -> Future[Any]:
         """Run a batch of joblib's in a worker."""
         future: Future[Any] = Future()
-        parcel, faults = self._core.engine.transport.pack_all([(func, (), {})], sharing=self._sharing)
+        transport = self._core.engine.transport
+        definer = transport.definer(memory=self._memory)
+        parcel, faults = transport.pack_all([(func, (), {})], sharing=self._sharing, definer=definer)
         # joblib counts the tasks of a batch before it submits it.
         first = getattr(self.parallel, "n_dispatched_tasks", 0) - getattr(callback, "batch_size", 0)
         call = Call(1, self._group, self._limits, first=max(first, 0), parcel=parcel, unsent=frozenset(faults))

@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from . import _exit, errors
+from ._definitions import Peer
 from ._interrupts import uninterrupted, wait_for
 from ._limits import IdleWatch, LimitWatch
 from ._messages import Build, BuildFailed, Built, Failure, Finish, Ran, Reply, Run
@@ -88,6 +89,7 @@ class Core:
         self._workers: list[tuple[int, EngineWorker] | None] = [None] * n_jobs  # (life, worker)
         self._answering: set[int] = set()  # threads that bring an answer, and so run callbacks
         self._targets: list[Any] = [None] * n_jobs  # (worker, digest) of the function that it has
+        self._peers: list[tuple[EngineWorker | None, Peer]] = [(None, Peer(is_parent=True))] * n_jobs
         self._limits = LimitWatch(n_jobs, self._changed, self._is_under_way, self._expire)
         self._idle = IdleWatch(idle_timeout, self._schedule, self.release)
         _exit.watch(self)
@@ -290,7 +292,8 @@ class Core:
                 worker.on_idle_death = partial(_died_idle, weakref.ref(self), start.slot, slot.life)
         if not wanted:  # killed between the decision and now
             return self._answer(start.slot, start.seq, Death(reason="it was killed before it started"))
-        message = Build(start.seq, start.slot, self.n_jobs, self.packed.for_slot(start.slot))
+        definitions = self._peer(start.slot, worker).take(self.packed.needs)
+        message = Build(start.seq, start.slot, self.n_jobs, self.packed.for_slot(start.slot), definitions)
         decisions = self._exchange(start.slot, worker, message)
         _exit.register()
         if start.limits.init_timeout is not None:
@@ -299,21 +302,32 @@ class Core:
 
     def _send(self, send: SendJob) -> Decisions:
         call, job, worker = send.job.call, send.job, self._worker(send.slot)
-        (target_id, target), parcel = call.target or (None, None), call.parcel
+        target, parcel = call.target, call.parcel
+        target_id, packed, needs = target or (None, None, ())
         if parcel is None:  # settled between the decision and now: dropped by its owner
             return self._answer(send.slot, send.seq, self._nothing_run(send.seq))
         if len(job.positions) != call.size or parcel.n_values != call.size:
             parcel = self._part_of(call, parcel, job.positions)
         if self._targets[send.slot] == (worker, target_id):
-            target = None  # it has this function already
+            packed, needs = None, ()  # it has this function already
         elif target_id is not None:
             self._targets[send.slot] = (worker, target_id)
         timed = call.limits.item_timeout is not None
-        message = Run(send.seq, call.mode, target_id, target, parcel, call.after_error, timed, call.budget)
+        definitions = ()
+        if needs or parcel.needs:
+            definitions = self._peer(send.slot, worker).take((*needs, *parcel.needs))
+            parcel = parcel._replace(needs=())
+        message = Run(send.seq, call.mode, target_id, packed, parcel, call.after_error, timed, call.budget, definitions)
         decisions = self._exchange(send.slot, worker, message)
         if call.limits.item_timeout is not None:
             self._limits.watch(worker, send.slot, send.seq, call.limits.item_timeout)
         return decisions
+
+    def _peer(self, slot: int, worker: EngineWorker) -> Peer:
+        """Return what a worker knows and is known of."""
+        if self._peers[slot][0] is not worker:
+            self._peers[slot] = worker, Peer(is_parent=True)
+        return self._peers[slot][1]
 
     def _part_of(self, call: Call, parcel: Parcel, positions: Sequence[int]) -> Parcel:
         """Return the parcel of some of a call's items."""
@@ -339,6 +353,7 @@ class Core:
                 worker.kill()
                 return self._answer(slot, message.seq, Death(worker.pid, reason=f"{type(error).__name__}: {error}"))
             # A Ctrl-C, and the object is none the worse for it.
+            self._peer(slot, worker).start_anew()
             if isinstance(message, Run):
                 reply = self._nothing_run(message.seq)
                 self._abandon(slot)  # or the rest of a batch that was cut short would run first
@@ -371,7 +386,8 @@ class Core:
             report = self._report(slot, reply)
         decoded = None
         if isinstance(reply, BuildFailed):
-            decoded = init_error_of(slot, self.packed.spec.kwargs(slot), reply, self.engine)
+            peer = self._peers[slot][1]
+            decoded = init_error_of(slot, self.packed.spec.kwargs(slot), reply, self.engine, peer)
         with self._lock:
             job = schedule.slots[slot].job
             if isinstance(reply, Ran):
@@ -393,10 +409,10 @@ class Core:
         if any(failure.what == "function" for failure in reply.failures.values()):
             self._targets[slot] = None
         job = self._schedule.slots[slot].job
-        pid = self._worker(slot).pid
-        if job is None or job.call.settled:  # nobody wants it: don't unpack it
-            return report_of(None, reply, self.engine, slot, pid)
-        return report_of(job, reply, self.engine, slot, pid)
+        worker = self._worker(slot)
+        if job is not None and job.call.settled:  # nobody wants it: don't unpack it
+            job = None
+        return report_of(job, reply, self.engine, slot, worker.pid, peer=self._peer(slot, worker))
 
     def _close_worker(self, close: CloseWorker) -> None:
         entry = self._workers[close.slot]

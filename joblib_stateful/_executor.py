@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from . import _check, _clock, _code, _exit, engines, errors
 from ._core import Core
+from ._noticing import Memory
 from ._outcome import packing_error_of
 from ._records import Call, Group, Limits
 from ._spec import PackedSpec, factory, make_spec, name_of, version_of
@@ -156,6 +157,7 @@ class StatefulExecutor(Executor):
         )
         self._group = Group()
         self._reloads, self._version = _code.reloads(), version_of(spec, self._engine.transport)
+        self._memory = Memory()
         # Dropped without shutdown(): what was submitted is finished, then the workers end.
         self._finalizer = weakref.finalize(self, _close, self._core)
         self._finalizer.atexit = False
@@ -199,7 +201,8 @@ class StatefulExecutor(Executor):
         """
         self._warn_of_reloads(_code.reloads(at_new_ones=False), 4)
         future: Future[T] = Future()
-        parcel, faults = self._engine.transport.pack_all([(fn, args, kwargs)])
+        transport = self._engine.transport
+        parcel, faults = transport.pack_all([(fn, args, kwargs)], definer=transport.definer(memory=self._memory))
         call = Call(1, self._group, self._limits, parcel=parcel, claim=future.set_running_or_notify_cancel)
         call.on_settled = _Resolver(future)
         if faults:

@@ -29,6 +29,7 @@ class Build(NamedTuple):
     slot: int
     n_jobs: int
     spec: Any
+    definitions: tuple[Any, ...] = ()  # what the spec refers to, and the worker doesn't have yet
 
 
 class Run(NamedTuple):
@@ -42,6 +43,7 @@ class Run(NamedTuple):
     after_error: AfterError
     timed: bool = True  # somebody wants to know when each item began
     budget: float | None = None  # seconds after which what has not begun goes back to the parent
+    definitions: tuple[Any, ...] = ()  # what target and parcel refer to, and the worker doesn't have yet
 
 
 class Finish(NamedTuple):
@@ -77,6 +79,7 @@ class BuildFailed(NamedTuple):
     seq: int
     pid: int | None
     failure: Failure
+    definitions: tuple[Any, ...] = ()
 
 
 class Ran(NamedTuple):
@@ -87,6 +90,7 @@ class Ran(NamedTuple):
     values: Parcel
     failures: dict[int, Failure]
     seconds: float
+    definitions: tuple[Any, ...] = ()  # what values and failures refer to, and the parent doesn't have yet
 
 
 class Finished(NamedTuple):

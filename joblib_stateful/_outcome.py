@@ -6,21 +6,30 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from . import errors
+from ._definitions import active
 from ._records import Report
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from ._definitions import Peer
     from ._messages import BuildFailed, Failure, Ran
     from ._slots import Job
     from ._transport import Transport
     from .engines import Engine
 
 
-def report_of(job: Job | None, reply: Ran, engine: Engine, slot: int, pid: int | None) -> Report:
+def report_of(job: Job | None, reply: Ran, engine: Engine, slot: int, pid: int | None, *, peer: Peer) -> Report:
     """Unpack a reply to a job; without a job (nobody waits for it) only count."""
-    if job is None:
-        return Report(reply.n_run, [], {}, reply.seconds)
+    with active(peer):
+        if reply.definitions:
+            peer.receive(reply.definitions, engine.transport.unpack)
+        if job is None:
+            return Report(reply.n_run, [], {}, reply.seconds)
+        return _unpack(job, reply, engine, slot, pid)
+
+
+def _unpack(job: Job, reply: Ran, engine: Engine, slot: int, pid: int | None) -> Report:
     transport, call = engine.transport, job.call
     faults: dict[int, BaseException] = {
         place: exception_of(failure, transport, call.index(job.positions[place]), slot, pid)
@@ -28,11 +37,11 @@ def report_of(job: Job | None, reply: Ran, engine: Engine, slot: int, pid: int |
     }
     values = transport.unpack_joint(reply.values)
     if values is None:
-        values = []
+        values, unpack = [], transport.unpacker(reply.values)
         good = [place for place in range(reply.n_run) if place not in reply.failures]
         for place, frame in zip(good, reply.values.frames, strict=True):
             try:
-                values.append(transport.unpack(frame))
+                values.append(unpack(frame))
             except BaseException as error:  # noqa: BLE001 - loading runs users' code; it is this item's error
                 values.append(None)
                 index = call.index(job.positions[place])
@@ -68,11 +77,15 @@ def packing_error_of(error: BaseException, index: int | None) -> errors.Transfer
     return _transfer_error(index, "item", error)
 
 
-def init_error_of(slot: int, kwargs: Iterable[str], reply: BuildFailed, engine: Engine) -> errors.WorkerInitError:
+def init_error_of(
+    slot: int, kwargs: Iterable[str], reply: BuildFailed, engine: Engine, peer: Peer
+) -> errors.WorkerInitError:
     """Return the error for a constructor that raised."""
     failure = reply.failure
     error = errors.WorkerInitError(slot, tuple(kwargs), _reason(failure), reply.pid)
-    cause = _rebuild(failure, engine.transport)
+    with active(peer):
+        peer.receive(reply.definitions, engine.transport.unpack)
+        cause = _rebuild(failure, engine.transport)
     if cause is None:
         cause = errors.RemoteError(failure.type_name, failure.message, failure.traceback)
     error.__cause__ = cause if cause.__traceback__ is not None else _with_traceback(cause, failure)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ._core import Core
     from ._messages import AfterError, Mode
     from ._progress import ProgressLike
-    from ._records import Limits
+    from ._records import Limits, Target
     from ._transport import Transport
 
 OnError = Literal["immediate", "wait_others", "deferred"]
@@ -40,7 +40,7 @@ class Plan(NamedTuple):
     """What a map was asked to do; nothing of it has started."""
 
     open: Callable[[], tuple[Core, Callable[[], None]]]  # the core, and how to give it back
-    target: tuple[str, Any] | None  # the packed function to be called with each item, if not the worker's object
+    target: Target | None  # the function to be called with each item, if not the worker's object
     iterable: Iterable[Any]
     length: int | None
     pass_as: Mode

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from ._definitions import Definition
     from ._messages import AfterError, Mode
     from ._transport import Parcel
 
@@ -43,6 +44,14 @@ class WorkerSpec(NamedTuple):
         """Return the kwargs of one slot."""
         own = {} if self.worker_kwargs is None else self.worker_kwargs[slot]
         return {**self.shared_kwargs, **own}
+
+
+class Target(NamedTuple):
+    """A function that is called with items, packed: it goes to each worker once, with what it refers to."""
+
+    id: str
+    packed: Any
+    needs: tuple[Definition, ...] = ()
 
 
 class Group:
@@ -83,7 +92,7 @@ class Call:
         budget: float | None = None,
         first: int | None = None,
         mode: Mode = "call",
-        target: tuple[str, Any] | None = None,
+        target: Target | None = None,
         parcel: Parcel | None = None,
         claim: Callable[[], bool] | None = None,
         unsent: frozenset[int] = frozenset(),
@@ -91,7 +100,7 @@ class Call:
         self.size, self.group, self.limits, self.after_error, self.mode = size, group, limits, after_error, mode
         self.budget = budget  # seconds that a message may take before what is left of it is shared out
         self.first = first  # index in the input of the first item; None if there is no such thing
-        self.target = target  # (digest, packed function); None: the worker's object
+        self.target = target  # None: the worker's object
         self.parcel = parcel
         self.claim = claim  # False: the caller has cancelled it
         self.unsent = unsent  # positions that could not be packed

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _exit, _shared
 from ._feed import Feed
+from ._noticing import Memory
 from ._outcome import add_note, packing_error_of, text_of
 from ._plan import AFTER_ERROR
 from ._progress import Progress
@@ -73,6 +74,7 @@ class MapRun:
         self._input: Iterator[Any] | None = None
         self._input_error: Exception | None = None
         self._is_at_rest = False  # the input's items are there already: it is never slow
+        self._memory = Memory()
         self._set_back: list[Any] = []  # items of such an input for which the latest batch had no room
         self._is_input_slow = False  # the latest batch took long to pull
         self._n_finished = 0  # settled, as the workers report it
@@ -291,7 +293,7 @@ class MapRun:
     def _take_items(self, wanted: int) -> Packing:
         """Pull and pack up to ``wanted`` items; fewer if the input ends, breaks or is slow."""
         assert self._input is not None  # noqa: S101 - the caller looked
-        items, max_bytes = self.plan.transport.packing(), self.plan.batching.max_bytes
+        items, max_bytes = self._packing(), self.plan.batching.max_bytes
         try:
             if self._is_at_rest:
                 has_more = self._fill(items, wanted, max_bytes)
@@ -304,6 +306,10 @@ class MapRun:
         if not has_more:
             self._input = None
         return items
+
+    def _packing(self) -> Packing:
+        transport = self.plan.transport
+        return transport.packing(definer=transport.definer(memory=self._memory))
 
     def _fill(self, items: Packing, wanted: int, max_bytes: float) -> bool:
         """Pack items that are there already; return whether there may be more."""

@@ -28,6 +28,8 @@ from ._transport import Packer, Packing, Pickled, Sharing, digest
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Iterator
 
+    from ._defining import Definer
+
 
 class SharedFrame(NamedTuple):
     """A packed value whose large buffers travel beside it."""
@@ -81,24 +83,40 @@ class SharedMemory(Pickled):
         finally:
             packer.aside.clear()  # a buffer that is looked into can't be resized
 
-    def packing(self, catch: type[BaseException] = Exception, sharing: Sharing | None = None) -> Packing:
+    def packing(
+        self,
+        catch: type[BaseException] = Exception,
+        sharing: Sharing | None = None,
+        definer: Definer | None = None,
+    ) -> Packing:
         """Return what packs several values."""
         if self.arena is not None:
             self.arena.rewind()
-        return super().packing(catch, sharing)
+        return super().packing(catch, sharing, definer)
 
     def unpack(self, packed: Any) -> Any:
         """Unpack one value."""
         if isinstance(packed, SharedFrame):
-            buffers = [buffer.view() if isinstance(buffer, (Received, Blob)) else buffer for buffer in packed.buffers]
-            return pickle.loads(packed.head, buffers=buffers)
+            head, buffers = self.buffers_of(packed)
+            return pickle.loads(head, buffers=buffers)
         if isinstance(packed, Lost):
             raise packed.error
         return super().unpack(packed)
 
-    def _packer(self, sharing: Sharing | None) -> Packer:
+    def buffers_of(self, frame: Any) -> tuple[Any, Any]:
+        """Return the pickle of a frame, and the buffers that go with it; no pickle if it is lost."""
+        if isinstance(frame, SharedFrame):
+            views = (buffer.view() if isinstance(buffer, (Received, Blob)) else buffer for buffer in frame.buffers)
+            return frame.head, list(views)
+        return (None, None) if isinstance(frame, Lost) else (frame, None)
+
+    def _packer(self, sharing: Sharing | None, definer: Definer | None = None) -> Packer:
         # A worker's warnings would be seen by nobody who looks for them.
-        return _SharingPacker(self._set_aside, sharing or self._sharing, warns=self.arena is None)
+        return _SharingPacker(self._set_aside, sharing or self._sharing, definer, warns=self.arena is None)
+
+    def _packer_of_definitions(self, definer: Definer) -> Packer:
+        # Those of a worker may be kept longer than what lies in its arena.
+        return super()._packer_of_definitions(definer) if definer.is_back else self._packer(None, definer)
 
     def _set_aside(self, buffer: memoryview, sharing: Sharing) -> Any:
         return self._store.segment_of(buffer, sharing) if self.arena is None else self.arena.write(buffer)
@@ -147,8 +165,8 @@ class Stored(SharedMemory):
     def __reduce__(self) -> tuple[Any, ...]:
         return _far_end, (self._sharing,)
 
-    def _packer(self, sharing: Sharing | None) -> Packer:
-        return Packer() if self._is_far else super()._packer(sharing)
+    def _packer(self, sharing: Sharing | None, definer: Definer | None = None) -> Packer:
+        return Packer(definer=definer) if self._is_far else super()._packer(sharing, definer)
 
 
 def _far_end(sharing: Sharing) -> Stored:
@@ -176,10 +194,10 @@ def copied_out(frame: Any, arena: Arena) -> Any:
 class _SettingAside(Packer):
     """A pickler that sets large buffers aside."""
 
-    def __init__(self, sharing: Sharing) -> None:
+    def __init__(self, sharing: Sharing, definer: Definer | None = None) -> None:
         self.aside: list[memoryview] = []
         self._threshold = sys.maxsize if sharing.threshold is None else max(sharing.threshold, 1)
-        super().__init__(self._stays_in_line)
+        super().__init__(self._stays_in_line, definer)
 
     def _stays_in_line(self, buffer: pickle.PickleBuffer) -> bool:
         try:
@@ -195,19 +213,26 @@ class _SettingAside(Packer):
 class _Comparing(_SettingAside):
     """A pickler whose output is only compared."""
 
-    def _make_pickler(self, file: io.BytesIO, buffer_callback: Any) -> Any:
-        return array_pickler(file, buffer_callback, with_contents=True)
+    def _make_pickler(self, file: io.BytesIO, buffer_callback: Any, kind: Any) -> Any:
+        return array_pickler(file, buffer_callback, kind, with_contents=True)
 
 
 class _SharingPacker(_SettingAside):
     """A pickler whose large buffers are put elsewhere."""
 
-    def __init__(self, put: Callable[[memoryview, Sharing], Any], sharing: Sharing, *, warns: bool) -> None:
+    def __init__(
+        self,
+        put: Callable[[memoryview, Sharing], Any],
+        sharing: Sharing,
+        definer: Definer | None,
+        *,
+        warns: bool,
+    ) -> None:
         self._put, self._sharing, self._warns = put, sharing, warns
-        super().__init__(sharing)
+        super().__init__(sharing, definer)
 
-    def _make_pickler(self, file: io.BytesIO, buffer_callback: Any) -> Any:
-        return array_pickler(file, buffer_callback)
+    def _make_pickler(self, file: io.BytesIO, buffer_callback: Any, kind: Any) -> Any:
+        return array_pickler(file, buffer_callback, kind)
 
     def pack(self, value: Any) -> Any:
         """Return the frame of a value."""

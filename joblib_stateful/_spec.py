@@ -10,10 +10,12 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from ._code import source_of
-from ._records import WorkerSpec
+from ._defining import DefinitionError, needs_of
+from ._records import Target, WorkerSpec
 from ._transport import ByReference, digest
 
 if TYPE_CHECKING:
+    from ._definitions import Definition
     from ._transport import Transport
 
 P = ParamSpec("P")
@@ -160,12 +162,16 @@ class PackedSpec:
         self.spec = spec
         self._own: list[Any] | None = None
         self._common = None
+        #: What it refers to.
+        self.needs: tuple[Definition, ...] = ()
         if spec.build is None:
             return
+        definer = transport.definer()
         try:
-            self._common = transport.pack_shared((spec.build, spec.args, dict(spec.shared_kwargs)))
+            self._common = transport.pack_with((spec.build, spec.args, dict(spec.shared_kwargs)), definer)
             if spec.worker_kwargs is not None:
-                self._own = [transport.pack_shared(dict(kwargs)) for kwargs in spec.worker_kwargs]
+                self._own = [transport.pack_with(dict(kwargs), definer) for kwargs in spec.worker_kwargs]
+            self.needs = needs_of(definer)
         except Exception as error:
             raise TypeError(_unpicklable(spec, transport, error)) from error
 
@@ -181,6 +187,8 @@ def _unpicklable(spec: WorkerSpec, transport: Transport, error: Exception) -> st
     parts += [(f"kwarg {key!r}", value) for key, value in spec.shared_kwargs.items()]
     for slot, own in enumerate(spec.worker_kwargs or ()):
         parts += [(f"worker_kwargs[{slot}][{key!r}]", value) for key, value in own.items()]
+    if isinstance(error, DefinitionError):  # which names it
+        parts = []
     culprit = "the worker or its kwargs"
     for what, value in parts:
         try:
@@ -248,14 +256,19 @@ def _value_key(value: Any, transport: Transport) -> Hashable:
         return f"id {id(value)}"
 
 
-def pack_function(function: Callable[..., Any], transport: Transport) -> tuple[str, Any]:
-    """Return a digest of a function and the function packed, for calls that bring their own."""
+def pack_function(function: Callable[..., Any], transport: Transport) -> Target:
+    """Return a function packed, for calls that bring their own."""
+    definer = transport.definer()
     try:
-        packed = transport.pack(function)
+        packed = transport.pack_with(function, definer)
     except Exception as error:
         raise TypeError(
             f"{name_of(function)} can't be pickled to be sent to the workers: {type(error).__name__}: {error}. If it needs "
             "something that can't travel (a lock, a connection), write a class that makes it in its constructor, "
             "which runs inside each worker, and pass that class.",
         ) from error
-    return digest(packed).hex() if isinstance(packed, bytes) else f"id {id(function)}", packed
+    needs = needs_of(definer)
+    if not isinstance(packed, bytes):
+        return Target(f"id {id(function)}", packed, needs)
+    versions = repr([(need.key, need.version) for need in needs])
+    return Target(digest(packed + versions.encode()).hex(), packed, needs)

@@ -16,6 +16,7 @@ from array import array
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, assert_never
 
+from ._definitions import Peer, active
 from ._messages import (
     Build,
     BuildFailed,
@@ -30,10 +31,12 @@ from ._messages import (
     Reply,
     Run,
 )
+from ._noticing import Memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from ._defining import Definer
     from ._public import WorkerInfo
     from ._transport import Packing, Parcel, Transport
 
@@ -163,6 +166,9 @@ class Worker:
         # In the caller's own thread a KeyboardInterrupt is the user's Ctrl-C and no item's error.
         self._lets_through: tuple[type[BaseException], ...] = (KeyboardInterrupt,) if interruptible else ()
         self._target: tuple[str, Callable[..., Any]] | None = None
+        self._parent = Peer(is_parent=False)
+        self._memory = Memory()
+        self._definer: Definer | None = None  # of what the message under way is answered with
 
     @property
     def info(self) -> WorkerInfo:
@@ -175,14 +181,16 @@ class Worker:
         """Answer one message; raises nothing but a Ctrl-C in the caller's own thread."""
         previous = getattr(_local, "worker", None)
         _local.worker = self
+        self._definer = self.transport.definer(self._parent, self._memory)
         try:
-            if isinstance(message, Run):
-                return self._run(message)
-            if isinstance(message, Build):
-                return self._build(message)
-            if isinstance(message, Finish):
-                return self._finish(message)
-            assert_never(message)
+            with active(self._parent):
+                if isinstance(message, Run):
+                    return self._run(message)
+                if isinstance(message, Build):
+                    return self._build(message)
+                if isinstance(message, Finish):
+                    return self._finish(message)
+                assert_never(message)
         finally:
             _local.worker = previous
             self.progress.leave()
@@ -193,6 +201,7 @@ class Worker:
         started = time.perf_counter()
         try:
             if message.spec is not None:
+                self._receive(message.definitions)
                 common, own = message.spec
                 build, args, shared = self.transport.unpack(common)
                 self._kwargs = {**shared, **({} if own is None else self.transport.unpack(own))}
@@ -201,16 +210,18 @@ class Worker:
         except self._lets_through:
             raise
         except BaseException as error:  # noqa: BLE001 - a constructor may raise anything, SystemExit too
-            return BuildFailed(message.seq, os.getpid(), self._describe(error))
+            return BuildFailed(message.seq, os.getpid(), self._describe(error), self._definitions())
         return Built(message.seq, os.getpid(), time.perf_counter() - started)
 
     def _run(self, message: Run) -> Ran:
         started = time.perf_counter()
-        values = self.transport.packing(catch=BaseException)
+        values = self.transport.packing(BaseException, None, self._definer)
         failures: dict[int, Failure] = {}
         what = "function"
         try:
             try:
+                if message.definitions:
+                    self._receive(message.definitions)
                 call = self._callable(message)
             finally:  # not before: what its function imports is no item's doing
                 self.progress.enter(message.seq, Phase.RUNNING)
@@ -225,7 +236,18 @@ class Worker:
             n_run = self._run_items(message, call, items, values, failures)
         seconds = time.perf_counter() - started
         self.progress.reply(n_run)
-        return Ran(message.seq, n_run, values.finish(), failures, seconds)
+        parcel = values.finish()
+        if parcel.needs:
+            parcel = parcel._replace(needs=())
+        return Ran(message.seq, n_run, parcel, failures, seconds, self._definitions())
+
+    def _receive(self, definitions: Sequence[Any]) -> None:
+        self._parent.receive(definitions, self.transport.unpack, self._lets_through)
+
+    def _definitions(self) -> tuple[Any, ...]:
+        """Return what the answer refers to and the parent doesn't have yet."""
+        definer = self._definer
+        return self._parent.take(definer.needs.values()) if definer is not None and definer.needs else ()
 
     def _run_items(
         self,
@@ -273,7 +295,7 @@ class Worker:
     def _items(self, parcel: Parcel) -> Iterator[Any]:
         """Return an iterator that goes on behind an item that can't be unpacked."""
         joint = self.transport.unpack_joint(parcel)
-        return map(self.transport.unpack, parcel.frames) if joint is None else iter(joint)
+        return map(self.transport.unpacker(parcel), parcel.frames) if joint is None else iter(joint)
 
     def _callable(self, message: Run) -> Callable[[Any], Any]:
         """Return what is called with each item of a message."""
@@ -296,7 +318,7 @@ class Worker:
         packed = None
         if not what:
             try:
-                packed = self.transport.pack(error)
+                packed = self.transport.pack_with(error, self._definer)
             except BaseException:  # noqa: BLE001 - then its texts have to do
                 packed = None
         module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."  # as in tracebacks

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .._messages import Build, Run
+from .._definitions import frames_of
+from .._messages import Build, Finish, Run
 from .._sharing import SharedFrame, copied_out, segments_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     from .._messages import Message, Ran
     from .._segments import Arena
@@ -22,13 +23,20 @@ def segments_in(message: Message) -> Iterator[Any]:
 
 def with_buffers(message: Message, change: Callable[[Any], Any]) -> Message:
     """Return a message with what its large buffers lie in changed."""
-    frames = tuple(
-        frame.with_buffers(change) if isinstance(frame, SharedFrame) else frame for frame in _frames_of(message)
-    )
-    if isinstance(message, Run) and frames:
-        return message._replace(parcel=message.parcel._replace(frames=frames))
-    if isinstance(message, Build) and frames:
-        return message._replace(spec=frames)
+
+    def changed(frame: Any) -> Any:
+        return frame.with_buffers(change) if isinstance(frame, SharedFrame) else frame
+
+    if isinstance(message, Run) and not message.parcel.joint:
+        frames = tuple(map(changed, message.parcel.frames))
+        message = message._replace(parcel=message.parcel._replace(frames=frames))
+    elif isinstance(message, Build) and message.spec:
+        message = message._replace(spec=tuple(map(changed, message.spec)))
+    if not isinstance(message, Finish) and message.definitions:
+        definitions = (
+            (*found[:2], changed(found[2])) if isinstance(found, tuple) else found for found in message.definitions
+        )
+        message = message._replace(definitions=tuple(definitions))
     return message
 
 
@@ -54,7 +62,11 @@ def without_arena(reply: Ran, arena: Arena) -> Ran:
     return reply._replace(values=reply.values._replace(frames=frames))
 
 
-def _frames_of(message: Message) -> Iterable[Any]:
+def _frames_of(message: Message) -> Iterator[Any]:
+    if isinstance(message, Finish):
+        return
+    yield from frames_of(message.definitions)
     if isinstance(message, Run) and not message.parcel.joint:
-        return message.parcel.frames
-    return message.spec or () if isinstance(message, Build) else ()
+        yield from message.parcel.frames
+    elif isinstance(message, Build):
+        yield from message.spec or ()
