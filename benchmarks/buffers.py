@@ -4,11 +4,16 @@ Items are arrays that are summed (out), results are arrays that are made (back).
 interleaved, and the medians are shown as ratios to the pickle in line. It is for finding the threshold from which
 buffers are shared.
 
-    python benchmarks/buffers.py [--rounds 3]
+With ``--arrival`` something else is shown: what it takes a worker to get an array that lies in shared memory and to
+look at its first number, to read all of it, to write all of it, or to change each number; copied at once, and as
+ratios to that mapped privately. It is for finding the size up to which arrays are copied.
+
+    python benchmarks/buffers.py [--rounds 3] [--arrival]
 """
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -19,6 +24,7 @@ from typing import Any
 import numpy as np
 
 KILOBYTES = (64, 256, 1024, 4096, 32768)
+ARRIVING = (256, 1024, 2048, 3072, 4096, 8192, 16384, 65536)
 WAYS = ("in line", "shared", "joblib")
 
 
@@ -70,11 +76,53 @@ def run_one(way: str, direction: str, kilobytes: int) -> float:
     return count * kilobytes / (time.perf_counter() - started) / 1e6
 
 
+USES = {
+    "first": lambda array: array[0],
+    "read": lambda array: array.sum(),
+    "write": lambda array: array.fill(1.0),
+    "change": lambda array: array.__iadd__(1.0),
+}
+
+
+def arrive(kilobytes: int, use: str, copied: int) -> float:
+    """Return the microseconds until an array is there and used, in the median."""
+    from joblib_stateful._arrivals import Arrived
+    from joblib_stateful._segments import Received, Segment
+
+    segment = Segment(memoryview(np.ones(kilobytes << 7)).cast("B"))
+    received = Received(segment.number, segment.size, segment.mode)
+    seconds = []
+    for _ in range(max(8, min(200, (1 << 18) // kilobytes))):
+        fd = os.dup(segment.fd)
+        started = time.perf_counter()
+        (memory,) = Arrived({segment.number: fd}, {segment.number: 1}, copied).memory_of([received])
+        array = np.frombuffer(memory)
+        USES[use](array)
+        del array, memory
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds) * 1e6
+
+
+def show_arrivals(rounds: int) -> None:
+    print(f"{'':12}" + "".join(f"{use:>20}" for use in USES) + "   (us copied; times mapped)")
+    for kilobytes in ARRIVING:
+        row = ""
+        for use in USES:
+            pairs = [(arrive(kilobytes, use, sys.maxsize), arrive(kilobytes, use, 0)) for _ in range(rounds)]
+            copied, mapped = (statistics.median(times) for times in zip(*pairs, strict=True))
+            row += f"{copied:>14.0f}{copied / mapped:>6.2f}"
+        print(f"{kilobytes:>8} KiB{row}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--arrival", action="store_true")
     options = parser.parse_args()
+    if options.arrival:
+        show_arrivals(options.rounds)
+        return
     if options.one:
         way, direction, kilobytes = options.one
         print(json.dumps(run_one(way, direction, int(kilobytes))))

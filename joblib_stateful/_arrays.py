@@ -1,11 +1,13 @@
-"""Arrays that look into a file travel as the name of that file."""
+"""Arrays: which of those that look into a file travel as its name, and that results can be written to."""
 
 from __future__ import annotations
 
 import os
+import pickle
 import sys
 from collections import ChainMap
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import cloudpickle
 
@@ -14,29 +16,59 @@ from ._transport import PROTOCOL, digest
 if TYPE_CHECKING:
     import io
 
+_Named = Literal["none", "read-only", "all"]
 
-def array_pickler(file: io.BytesIO, buffer_callback: Any, kind: Any, *, with_contents: bool = False) -> Any:
+
+def array_pickler(
+    file: io.BytesIO,
+    buffer_callback: Any,
+    kind: Any,
+    *,
+    named: _Named,
+    is_result: bool = False,
+    with_contents: bool = False,
+) -> Any:
     """Return a pickler of some kind for any values; that numpy need not be there is why its class is made here.
 
-    ``with_contents`` is for comparing only: what is in a file counts, too, and not only its name.
+    Parameters
+    ----------
+    file : io.BytesIO
+        Where it writes to.
+    buffer_callback : callable or None
+        Takes buffers that shall be out of line.
+    named : {"none", "read-only", "all"}
+        Which arrays in files travel by the name of their file.
+    is_result : bool, default False
+        Arrays that can't be written to for the sake of the memory that they look into, which the worker was given, can be
+        when they arrive.
+    with_contents : bool, default False
+        For comparing only: what is in a file counts, too, and not only its name.
     """
     numpy = sys.modules.get("numpy")
     if numpy is None or not hasattr(numpy, "memmap"):  # or it is being imported just now
         return kind(file, PROTOCOL, buffer_callback)
-    if (kind, with_contents) not in _classes:
-        reduce = _reduce_with_contents if with_contents else _reduce
+    key = kind, named, is_result, with_contents
+    if key not in _classes:
+        reduce = _reduce_with_contents if with_contents else partial(_reduce, named, is_result)
         table = ChainMap({numpy.memmap: reduce, numpy.ndarray: reduce}, *cloudpickle.Pickler.dispatch_table.maps)
-        _classes[kind, with_contents] = type("ArrayPickler", (kind,), {"dispatch_table": table})
-    return _classes[kind, with_contents](file, PROTOCOL, buffer_callback)
+        _classes[key] = type("ArrayPickler", (kind,), {"dispatch_table": table})
+    return _classes[key](file, PROTOCOL, buffer_callback)
 
 
-_classes: dict[tuple[Any, bool], Any] = {}
+_classes: dict[tuple[Any, _Named, bool, bool], Any] = {}
 
 
-def _reduce(array: Any) -> Any:
-    backing = _file_map_of(array)
-    if backing is None or not array.size or any(stride < 0 for stride in array.strides):
+def _reduce(named: _Named, is_result: bool, array: Any) -> Any:  # noqa: FBT001 - as a partial, without keywords
+    if array.base is None:  # as most arrays
         return array.__reduce_ex__(PROTOCOL)
+    backing = None if named == "none" else _file_map_of(array)
+    if (
+        backing is None
+        or (backing.mode != "r" and named != "all")
+        or not array.size
+        or any(stride < 0 for stride in array.strides)
+    ):
+        return _reduce_by_value(array, is_result=is_result)
     start: int = backing.__array_interface__["data"][0]
     offset = backing.offset + array.__array_interface__["data"][0] - start
     mode = "r+" if backing.mode == "w+" else backing.mode
@@ -44,8 +76,44 @@ def _reduce(array: Any) -> Any:
     return _open, (where, array.dtype, array.shape, array.strides)
 
 
+def _reduce_by_value(array: Any, *, is_result: bool) -> Any:
+    numpy = sys.modules["numpy"]
+    if type(array) is numpy.memmap:  # without its file it would be a strange one
+        array = numpy.asarray(array)
+    reduced = array.__reduce_ex__(PROTOCOL)
+    if is_result and not array.flags.writeable and _is_memory_read_only(array):
+        function, (buffer, *rest) = reduced
+        if isinstance(buffer, pickle.PickleBuffer):
+            return function, (pickle.PickleBuffer(numpy.asarray(_Writable(buffer.raw()))), *rest)
+    return reduced
+
+
+def _is_memory_read_only(array: Any) -> bool:
+    """Tell whether an array is read-only only because the memory is that it looks into, and not because somebody froze it."""
+    numpy = sys.modules["numpy"]
+    while isinstance(array, numpy.ndarray) and not array.flags.writeable:
+        array = array.base
+    if array is None or isinstance(array, numpy.ndarray):
+        return False
+    try:
+        with memoryview(array) as memory:
+            return memory.readonly
+    except TypeError:
+        return False
+
+
+class _Writable:
+    """Looks like memory that can be written to, for a pickler that only reads it."""
+
+    def __init__(self, raw: memoryview) -> None:
+        numpy = sys.modules["numpy"]
+        self._held = numpy.frombuffer(raw, dtype=numpy.uint8)
+        interface = self._held.__array_interface__
+        self.__array_interface__ = {**interface, "data": (interface["data"][0], False)}
+
+
 def _reduce_with_contents(array: Any) -> Any:
-    function, *rest = _reduce(array)
+    function, *rest = _reduce("all", False, array)
     if function is not _open:
         return function, *rest
     numpy = sys.modules["numpy"]
@@ -54,8 +122,6 @@ def _reduce_with_contents(array: Any) -> Any:
 
 def _file_map_of(array: Any) -> Any:
     """Return the `numpy.memmap` that an array looks into, if others can open the same file."""
-    if array.base is None:  # as most arrays
-        return None
     numpy = sys.modules["numpy"]
     found = None
     while isinstance(array, numpy.ndarray):

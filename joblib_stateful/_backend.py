@@ -409,7 +409,7 @@ def _sharing_of(
     """Return how arrays travel under joblib's own arguments for that."""
     threshold = memstr_to_bytes(max_nbytes) if isinstance(max_nbytes, str) else max_nbytes
     folder = temp_folder or os.environ.get("JOBLIB_TEMP_FOLDER") or None
-    return Sharing(None if mmap_mode is None else threshold, mmap_mode or "r", folder, held={})
+    return Sharing(None if mmap_mode is None else threshold, mmap_mode or "r", folder, held={}, named="all")
 
 
 _OPTIONS = (

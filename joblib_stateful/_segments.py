@@ -1,7 +1,7 @@
 """Memory that two processes share and that has no name, so that nothing of it can be left behind.
 
 Large buffers don't go through pipes. On their way out each lies in a `Segment`, whose open file is handed to the
-worker, which maps it; on their way back they lie in the worker's `Arena`, from which the parent copies them. The
+worker, which maps or copies it (`_arrivals`); on their way back they lie in the worker's `Arena`, from which the parent copies them. The
 kernel frees both when the last process lets go of them, however that ends.
 """
 
@@ -70,6 +70,18 @@ def _write(fd: int, buffer: memoryview, offset: int = 0) -> None:
     while buffer:
         n_written = os.pwrite(fd, buffer, offset)
         buffer, offset = buffer[n_written:], offset + n_written
+
+
+def read(fd: int, size: int, offset: int = 0) -> Any:
+    """Return a writable copy of some bytes of a file."""
+    copy = empty(size)
+    rest = memoryview(copy)
+    while rest:
+        n_read = os.preadv(fd, [rest], offset)
+        if not n_read:
+            raise BufferError("the shared memory that it lay in is gone")
+        rest, offset = rest[n_read:], offset + n_read
+    return copy
 
 
 def close_with(owner: object, fd: int) -> None:
@@ -179,11 +191,11 @@ class Segment:
         There is no room, or no file descriptor left.
     """
 
-    def __init__(self, buffer: memoryview, mode: str = "r", folder: str | None = None) -> None:
+    def __init__(self, buffer: memoryview, mode: str = "c", folder: str | None = None) -> None:
         self.size, self.mode, self.number = buffer.nbytes, mode, next(numbers)
         #: Messages whose workers have not said that nothing of theirs looks into it any more.
         self.lent: set[Hashable] = set()
-        if folder is None and mode == "r":
+        if folder is None and mode in ("r", "c"):  # else workers write into the file itself
             self.fd, capacity = spares.take(self.size) or (open_unnamed("segment"), 0)
             # As `close_with`, and for the same reason.
             retire = weakref.finalize(self, _retire, self.fd, max(capacity, self.size), self.lent, os.getpid())
@@ -203,69 +215,12 @@ class Segment:
         return Received, (self.number, self.size, self.mode)
 
 
-# Else each map costs a file descriptor as long as it lives.
-_KEEP_NO_FD: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
-
-
-class _Map(mmap.mmap):
-    """A map that can be referred to weakly."""
-
-
-# What is mapped: as long as a message is worked at, and then as long as a value of it is alive.
-_mapped: weakref.WeakValueDictionary[int, _Map] = weakref.WeakValueDictionary()
-
-
-# Those that were mapped when this process forked: whoever was born then may look into them as long as it likes.
-_forked: set[int] = set()
-
-
-def _note_fork() -> None:
-    _forked.update(list(_mapped.data))  # type: ignore[attr-defined]  # as it is, in one step
-
-
-if hasattr(os, "register_at_fork"):
-    # Another thread may map one while the fork is made.
-    os.register_at_fork(before=_note_fork, after_in_parent=_note_fork)
-
-
-def is_mapped(number: int) -> bool:
-    """Tell whether a segment is mapped, here or in a fork of this process."""
-    return number in _mapped or number in _forked
-
-
 class Received(NamedTuple):
     """A segment, on the worker's side."""
 
     number: int
     size: int
     mode: str
-
-    def map(self, fd: int) -> object:
-        """Map it from its open file; it stays mapped while the returned object lives, or a value made of it."""
-        try:
-            # What an earlier task wrote to its own copy is not the next one's.
-            found = None if self.mode == "c" else _mapped.get(self.number)
-            if found is None:
-                found = _mapped[self.number] = _Map(
-                    fd,
-                    self.size,
-                    flags=mmap.MAP_PRIVATE if self.mode == "c" else mmap.MAP_SHARED,
-                    prot=mmap.PROT_READ if self.mode == "r" else mmap.PROT_READ | mmap.PROT_WRITE,
-                    **_KEEP_NO_FD,
-                )
-            return found
-        finally:
-            os.close(fd)
-
-    def view(self) -> memoryview:
-        """Return what it holds."""
-        found = _mapped.get(self.number)
-        if found is None:
-            raise BufferError(
-                "its shared memory did not reach the worker, which may have run out of file descriptors (ulimit -n) "
-                "or of memory maps",
-            )
-        return memoryview(found)
 
 
 class Range(NamedTuple):
@@ -309,14 +264,7 @@ class Arena:
         """Return a writable copy of a buffer."""
         if self.fd < 0:
             raise OSError(errno.EMFILE, "no file descriptor was left to receive it by; raise the limit (ulimit -n)")
-        copy = _empty(where.size)
-        rest, offset = memoryview(copy), where.offset
-        while rest:
-            n_read = os.preadv(self.fd, [rest], offset)
-            if not n_read:
-                raise BufferError("the shared memory of this result is gone")
-            rest, offset = rest[n_read:], offset + n_read
-        return copy
+        return read(self.fd, where.size, where.offset)
 
     def _own(self, fd: int) -> None:
         self.fd = fd
@@ -328,7 +276,8 @@ class Arena:
             os.ftruncate(self.fd, 0)
 
 
-def _empty(size: int) -> Any:
+def empty(size: int) -> Any:
+    """Return memory to be written to."""
     numpy = sys.modules.get("numpy")
     # Its large blocks come in huge pages, and are not filled with zeros first.
     return bytearray(size) if numpy is None else numpy.empty(size, dtype=numpy.uint8)

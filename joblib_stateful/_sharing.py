@@ -22,12 +22,13 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._arrays import array_pickler
-from ._segments import Arena, Received, Segment, most_open, numbers
+from ._segments import Arena, Segment, empty, most_open, numbers
 from ._transport import Packer, Packing, Pickled, Sharing, digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Iterator
 
+    from ._arrivals import Arrived
     from ._defining import Definer
 
 
@@ -39,8 +40,9 @@ class SharedFrame(NamedTuple):
     buffers: tuple[Any, ...]
 
     def with_buffers(self, change: Callable[[Any], Any]) -> SharedFrame:
-        """Return it with what the buffers lie in changed."""
-        return SharedFrame(self.head, tuple(map(change, self.buffers)))
+        """Return it with what the buffers lie in changed: once, where several are the same."""
+        changed = {key: change(buffer) for key, buffer in {id(buffer): buffer for buffer in self.buffers}.items()}
+        return SharedFrame(self.head, tuple(changed[id(buffer)] for buffer in self.buffers))
 
 
 class Lost(NamedTuple):
@@ -61,14 +63,16 @@ class SharedMemory(Pickled):
     def __init__(self, sharing: Sharing | None = None) -> None:
         self._sharing = sharing or Sharing()
         self._store = _Store()
-        self.arena: Arena | None = None  # in a worker: where large results go
+        # In a worker: where large results go, and what has come with the message.
+        self.arena: Arena | None = None
+        self.arrived: Arrived | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return SharedMemory, (self._sharing,)
 
     def pack_shared(self, value: Any) -> Any:
-        """Pack one value that several workers get."""
-        return self._packer(None).pack(value)
+        """Pack one value that several workers get, and that stays: files that it names are meant to be shared."""
+        return self._packer(self._sharing._replace(named="all")).pack(value)
 
     def identify(self, value: Any) -> Hashable:
         """Return what is equal for values that hold the same.
@@ -106,13 +110,15 @@ class SharedMemory(Pickled):
     def buffers_of(self, frame: Any) -> tuple[Any, Any]:
         """Return the pickle of a frame, and the buffers that go with it; no pickle if it is lost."""
         if isinstance(frame, SharedFrame):
-            views = (buffer.view() if isinstance(buffer, (Received, Blob)) else buffer for buffer in frame.buffers)
-            return frame.head, list(views)
+            return frame.head, self._memory_of(frame)
         return (None, None) if isinstance(frame, Lost) else (frame, None)
+
+    def _memory_of(self, frame: SharedFrame) -> Iterable[Any]:
+        return frame.buffers if self.arrived is None else self.arrived.memory_of(frame.buffers)
 
     def _packer(self, sharing: Sharing | None, definer: Definer | None = None) -> Packer:
         # A worker's warnings would be seen by nobody who looks for them.
-        return _SharingPacker(self._set_aside, sharing or self._sharing, definer, warns=self.arena is None)
+        return _SharingPacker(self._set_aside, sharing or self._sharing, definer, in_worker=self.arena is not None)
 
     def _packer_of_definitions(self, definer: Definer) -> Packer:
         # Those of a worker may be kept longer than what lies in its arena.
@@ -129,11 +135,11 @@ class Blob:
     ----------
     buffer : memoryview
         What it holds, in bytes; copied at once.
-    mode : {"r", "r+", "w+", "c"}
+    mode : {"c", "r", "r+", "w+"}
         What workers may do with it.
     """
 
-    def __init__(self, buffer: memoryview, mode: str = "r") -> None:
+    def __init__(self, buffer: memoryview, mode: str = "c") -> None:
         self.size, self.mode, self.number, self.data = buffer.nbytes, mode, next(numbers), bytes(buffer)
         # Where it lies in the cluster's own store: what that gave for it, by place.
         self.handles: dict[Any, Any] = {}
@@ -142,6 +148,20 @@ class Blob:
     def view(self) -> memoryview:
         """Return what it holds."""
         return memoryview(self.data)
+
+
+class ToCopy:
+    """A buffer in a cluster's store, of which each value gets a copy when it is unpacked, and not all of them at once."""
+
+    def __init__(self, data: Any) -> None:
+        self._data = data
+
+    def copy(self) -> Any:
+        """Return memory that can be written to."""
+        with memoryview(self._data) as view:
+            copy = empty(view.nbytes)
+            memoryview(copy)[:] = view.cast("B")
+        return copy
 
 
 class Stored(SharedMemory):
@@ -165,8 +185,11 @@ class Stored(SharedMemory):
     def __reduce__(self) -> tuple[Any, ...]:
         return _far_end, (self._sharing,)
 
+    def _memory_of(self, frame: SharedFrame) -> Iterable[Any]:
+        return frame.with_buffers(lambda buffer: buffer.copy() if isinstance(buffer, ToCopy) else buffer).buffers
+
     def _packer(self, sharing: Sharing | None, definer: Definer | None = None) -> Packer:
-        return Packer(definer=definer) if self._is_far else super()._packer(sharing, definer)
+        return _ResultPacker(definer=definer) if self._is_far else super()._packer(sharing, definer)
 
 
 def _far_end(sharing: Sharing) -> Stored:
@@ -178,7 +201,7 @@ def segments_of(frames: Iterable[Any]) -> Iterator[Any]:
     for frame in frames:
         if isinstance(frame, SharedFrame):
             # Some may have come in line after all.
-            yield from (buffer for buffer in frame.buffers if not isinstance(buffer, bytes))
+            yield from (buffer for buffer in frame.buffers if not isinstance(buffer, (bytes, bytearray)))
 
 
 def copied_out(frame: Any, arena: Arena) -> Any:
@@ -189,6 +212,13 @@ def copied_out(frame: Any, arena: Arena) -> Any:
         return frame.with_buffers(arena.read)
     except (OSError, MemoryError, BufferError) as error:  # the item's error, when it is unpacked
         return Lost(error)
+
+
+class _ResultPacker(Packer):
+    """A pickler for results that go in line, perhaps to another machine."""
+
+    def _make_pickler(self, file: io.BytesIO, buffer_callback: Any, kind: Any) -> Any:
+        return array_pickler(file, buffer_callback, kind, named="none", is_result=True)
 
 
 class _SettingAside(Packer):
@@ -214,7 +244,7 @@ class _Comparing(_SettingAside):
     """A pickler whose output is only compared."""
 
     def _make_pickler(self, file: io.BytesIO, buffer_callback: Any, kind: Any) -> Any:
-        return array_pickler(file, buffer_callback, kind, with_contents=True)
+        return array_pickler(file, buffer_callback, kind, named="all", with_contents=True)
 
 
 class _SharingPacker(_SettingAside):
@@ -226,13 +256,13 @@ class _SharingPacker(_SettingAside):
         sharing: Sharing,
         definer: Definer | None,
         *,
-        warns: bool,
+        in_worker: bool,
     ) -> None:
-        self._put, self._sharing, self._warns = put, sharing, warns
+        self._put, self._sharing, self._in_worker = put, sharing, in_worker
         super().__init__(sharing, definer)
 
     def _make_pickler(self, file: io.BytesIO, buffer_callback: Any, kind: Any) -> Any:
-        return array_pickler(file, buffer_callback, kind)
+        return array_pickler(file, buffer_callback, kind, named=self._sharing.named, is_result=self._in_worker)
 
     def pack(self, value: Any) -> Any:
         """Return the frame of a value."""
@@ -254,7 +284,7 @@ class _SharingPacker(_SettingAside):
         try:
             return tuple(self._put(buffer, self._sharing) for buffer in self.aside)
         except OSError as error:
-            if self._warns:
+            if not self._in_worker:
                 _warn_once(error, "they are copied through pipes instead, which is slower")
             return None
 

@@ -69,18 +69,23 @@ class Sharing(NamedTuple):
     ----------
     threshold : int or None
         Buffers of so many bytes and more are shared; None: none are.
-    mode : {"r", "r+", "w+", "c"}
-        What workers may do with them, as in `numpy.memmap`.
+    mode : {"c", "r", "r+", "w+"}
+        What workers may do with them, as in `numpy.memmap`: change them for themselves, or only read them, or write to
+        what all workers see.
     folder : str or None
         Where they lie instead of in memory.
     held : dict or None
         Takes what was used more than once, for it will be used again.
+    named : {"read-only", "all"}
+        Which arrays in files travel by the name of their file. Those that can be written to may have other contents when
+        they arrive: a generator fills one again and again.
     """
 
     threshold: int | None = THRESHOLD
-    mode: Literal["r", "r+", "w+", "c"] = "r"
+    mode: Literal["c", "r", "r+", "w+"] = "c"
     folder: str | None = None
     held: dict[Any, Any] | None = None
+    named: Literal["read-only", "all"] = "read-only"
 
 
 class Packing(ABC):
@@ -430,8 +435,10 @@ class _Unpacker:
     def unpack(self, frame: Any) -> Any:
         """Unpack one value."""
         data, buffers = self._transport.buffers_of(frame)
-        if data is None or data[0] == _PROTO[0]:
-            return self._transport.unpack(frame)
+        if data is None:
+            return self._transport.unpack(frame)  # which says why
+        if data[0] == _PROTO[0]:
+            return pickle.loads(data, buffers=buffers)
         unpickler = _FindingUnpickler(io.BytesIO(self._starts[data[0]] + data), buffers=buffers)
         unpickler.persistent_load = self._find  # type: ignore[method-assign]  # as fast as a dict's own
         return unpickler.load()

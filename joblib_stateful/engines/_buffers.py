@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .._arrivals import COPIED_BYTES, Arrived
 from .._definitions import frames_of
 from .._messages import Build, Finish, Run
-from .._sharing import SharedFrame, copied_out, segments_of
+from .._sharing import SharedFrame, ToCopy, copied_out, segments_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from .._messages import Message, Ran
     from .._segments import Arena
@@ -47,13 +49,29 @@ class Handle(NamedTuple):
     mode: str
 
     def used(self, data: Any) -> Any:
-        """Return what lies in the store, or a copy if workers may write to it."""
-        return data if self.mode == "r" else bytearray(data)
+        """Return what lies in the store, or what will be copied if workers may write to it."""
+        return data if self.mode == "r" else ToCopy(data)
 
 
 def in_line(message: Message, keep: Collection[int] = ()) -> Message:
     """Return a message that brings its large buffers itself, but for those in some segments, by number."""
-    return with_buffers(message, lambda segment: segment if segment.number in keep else bytes(segment.view()))
+
+    def bring(segment: Any) -> Any:
+        if segment.number in keep:
+            return segment
+        with segment.view() as view:
+            return bytes(view) if segment.mode == "r" else bytearray(view)
+
+    return with_buffers(message, bring)
+
+
+def arrived_with(message: Message, fds: Sequence[int | None]) -> Arrived:
+    """Return the open files that came with a message."""
+    numbers = [segment.number for segment in segments_in(message)]
+    uses = Counter(number for frame in _frames_of(message) for number in {one.number for one in segments_of((frame,))})
+    # What the object is built from stays for its whole life, and is the same for all workers.
+    copied = COPIED_BYTES if isinstance(message, Run) else 0
+    return Arrived(dict(zip(numbers, fds, strict=True)), uses, copied)
 
 
 def without_arena(reply: Ran, arena: Arena) -> Ran:

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from loky import process_executor
 
+from .._arrivals import still_mapped
 from .._messages import Finish, Ran
-from .._segments import Arena, is_mapped
+from .._segments import Arena
 from .._sharing import SharedMemory, segments_of
 from .._worker import Progress, Worker, current, set_process_worker
-from ._buffers import segments_in, without_arena
+from ._buffers import arrived_with, segments_in, without_arena
 from ._line import decode, encode
 from ._loky_process import keep_from_children
 
@@ -90,13 +91,17 @@ def _serve_one(worker: Worker, line: Line) -> bool:
     data, fds = line.receive()
     message: Message = decode(data)[0]
     del data
-    maps = _map_segments(message, fds) if fds else ()
-    try:
-        reply = worker.handle(message)
-    finally:
-        del maps  # what no value refers to is unmapped
-    kept = [segment.number for segment in segments_in(message) if is_mapped(segment.number)] if fds else ()
     transport = worker.transport
+    if fds and isinstance(transport, SharedMemory):
+        transport.arrived = arrived_with(message, fds)
+        try:
+            reply = worker.handle(message)
+        finally:
+            transport.arrived.close()
+            transport.arrived = None
+        kept = still_mapped(segment.number for segment in segments_in(message))
+    else:
+        reply, kept = worker.handle(message), []
     if isinstance(reply, Ran) and isinstance(transport, SharedMemory) and transport.arena and lies_in_arena(reply):
         try:
             line.send(encode(reply, kept), [transport.arena.fd])
@@ -113,16 +118,6 @@ def _serve_one(worker: Worker, line: Line) -> bool:
 def lies_in_arena(reply: Ran) -> bool:
     """Tell whether the worker's arena belongs to a reply."""
     return not reply.values.joint and any(True for _ in segments_of(reply.values.frames))
-
-
-def _map_segments(message: Message, fds: list[int | None]) -> list[object]:
-    maps = []
-    for received, fd in zip(segments_in(message), fds, strict=True):
-        if fd is None:
-            continue
-        with contextlib.suppress(OSError, ValueError):  # no room: then the value that needs it can't be loaded
-            maps.append(received.map(fd))
-    return maps
 
 
 def _die_with_parent(lifeline: Connection) -> None:
