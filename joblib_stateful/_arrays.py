@@ -9,8 +9,6 @@ from collections import ChainMap
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-import cloudpickle
-
 from ._transport import PROTOCOL, digest
 
 if TYPE_CHECKING:
@@ -50,7 +48,7 @@ def array_pickler(
     key = kind, named, is_result, with_contents
     if key not in _classes:
         reduce = _reduce_with_contents if with_contents else partial(_reduce, named, is_result)
-        table = ChainMap({numpy.memmap: reduce, numpy.ndarray: reduce}, *cloudpickle.Pickler.dispatch_table.maps)
+        table = ChainMap({numpy.memmap: reduce, numpy.ndarray: reduce}, *kind.dispatch_table.maps)
         _classes[key] = type("ArrayPickler", (kind,), {"dispatch_table": table})
     return _classes[key](file, PROTOCOL, buffer_callback)
 

@@ -19,9 +19,9 @@ import weakref
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
-import cloudpickle as public
 from cloudpickle import cloudpickle
 
+from ._code_pickler import Pickler
 from ._definitions import (
     Definition,
     entries,
@@ -301,7 +301,7 @@ def _digest(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
 
 
-class ReferringPickler(public.Pickler):  # type: ignore[misc]  # it is not typed
+class ReferringPickler(Pickler):
     """A pickler that hands a definer what can't be imported."""
 
     definer: Definer

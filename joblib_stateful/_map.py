@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, Unpack, 
 
 from . import _check
 from ._progress import check_progress
+from ._tracebacks import without_our_frames
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -57,7 +58,11 @@ class StatefulMap(Generic[T]):
         except KeyboardInterrupt:
             self._run.close(interrupted=True)
             raise
-        return self._advance()
+        try:
+            return self._advance()
+        except BaseException as error:
+            __tracebackhide__ = True
+            raise without_our_frames(error)
 
     def _advance(self) -> T:
         run, thread = self._run, threading.get_ident()
@@ -74,6 +79,7 @@ class StatefulMap(Generic[T]):
                         raise
                     except BaseException:  # the end, or an error that is the caller's now
                         run.shut()
+                        run.flush()
                         raise
                     finally:
                         run.holder = None

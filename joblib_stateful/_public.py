@@ -45,8 +45,18 @@ class TaskResult(Generic[T]):
     def unwrap(self) -> T:
         """Return the value, or raise the exception."""
         if self.exception is not None:
-            raise self.exception
+            __tracebackhide__ = True
+            raise self._as_it_came(self.exception)
         return self.value  # type: ignore[return-value]  # None is a value a worker may return
+
+    def _as_it_came(self, error: BaseException) -> BaseException:
+        """Return an exception without what an earlier `unwrap` has added to its traceback."""
+        frames = error.__traceback__
+        while frames is not None:
+            code, variables, frames = frames.tb_frame.f_code, frames.tb_frame.f_locals, frames.tb_next
+            if code is TaskResult.unwrap.__code__ and variables.get("self") is self:
+                return BaseException.with_traceback(error, frames)
+        return error
 
 
 @dataclass(frozen=True, slots=True)

@@ -436,6 +436,11 @@ class MapRun:
                 else:
                     core.drop(feed.sent())
 
+    def flush(self) -> None:
+        """Have the loggers get what the workers have logged, before the consumer hears that this is the end."""
+        if self.core is not None and not self.core.is_disowned:
+            self.core.engine.flush()
+
 
 def _first_of(failures: Sequence[tuple[int, BaseException]]) -> BaseException:
     """Return the error of the lowest index, with the others noted on it."""

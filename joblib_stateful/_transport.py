@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import cloudpickle
 
+from . import _code_pickler
 from ._defining import Definer, ReferringPickler, needs_of
 from ._definitions import find
 
@@ -267,8 +268,7 @@ class Pickled(Transport):
         """Pack one value."""
         if type(value) in _PLAIN:
             return pickle.dumps(value, PROTOCOL)
-        packed: bytes = cloudpickle.dumps(value, PROTOCOL)
-        return packed
+        return _code_pickler.dumps(value, PROTOCOL)
 
     def unpack(self, packed: Any) -> Any:
         """Unpack one value."""
@@ -378,7 +378,7 @@ class Packer:
         self.nbytes = 0
         self._file = io.BytesIO()
         self._pickler = self._make_pickler(
-            self._file, buffer_callback, cloudpickle.Pickler if definer is None else ReferringPickler
+            self._file, buffer_callback, _code_pickler.Pickler if definer is None else ReferringPickler
         )
         self._presets: dict[int, tuple[int, Any]] | None = None
         if definer is not None:

@@ -11,11 +11,11 @@ import math
 import os
 import threading
 import time
-import traceback
 from array import array
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, assert_never
 
+from ._debugging import explain_end
 from ._definitions import Peer, active
 from ._messages import (
     Build,
@@ -32,6 +32,8 @@ from ._messages import (
     Run,
 )
 from ._noticing import Memory
+from ._tracebacks import strip, text_of_traceback
+from ._transport import ByReference
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -314,7 +316,10 @@ class Worker:
 
     def _describe(self, error: BaseException, what: str = "") -> Failure:
         kind = type(error)
-        text = _traceback_of(error)
+        strip(error)
+        if not isinstance(self.transport, ByReference):
+            explain_end(error)
+        text = text_of_traceback(error)
         packed = None
         if not what:
             try:
@@ -388,15 +393,6 @@ _MODES: dict[Mode, Callable[[Callable[..., Any]], Callable[[Any], Any]]] = {
     "args": _with_args,
     "kwargs": _with_kwargs,
 }
-
-
-def _traceback_of(error: BaseException) -> str:
-    try:
-        # The first frame is this module's own.
-        rest = error.__traceback__.tb_next if error.__traceback__ is not None else None
-        return "".join(traceback.format_exception(type(error), error, rest))
-    except BaseException:  # noqa: BLE001 - a hostile __str__; the type's name is still told
-        return f"{type(error).__qualname__}: (its traceback could not be formatted)\n"
 
 
 def _text_of(error: BaseException) -> str:

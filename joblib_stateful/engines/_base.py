@@ -109,5 +109,8 @@ class Engine(ABC):
     def settle(self, seconds: float) -> None:  # noqa: B027 - most engines leave nothing
         """Wait, at most so long, until nothing of the workers that are gone is left to be tidied up."""
 
+    def flush(self) -> None:  # noqa: B027 - most engines have nothing that comes beside the answers
+        """Wait, for a moment at most, until the loggers have had what workers have logged."""
+
     def __repr__(self) -> str:
         return f"<engine {self.name!r}>"

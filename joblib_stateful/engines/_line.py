@@ -15,7 +15,7 @@ from .._messages import Ran, Run
 from .._transport import PROTOCOL, Parcel
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Sequence
 
     from .._messages import Message, Reply
 
@@ -36,8 +36,8 @@ _CLOEXEC = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))
 _SHORT = 1 << 16
 
 
-def encode(message: Message | Reply, kept: Collection[int] = ()) -> bytes:
-    """Return the bytes of a message, or of an answer and the numbers of the segments that are still looked into."""
+def encode(message: Message | Reply, beside: Any = ()) -> bytes:
+    """Return the bytes of a message and the levels for logging, or of an answer and the segments that are still looked into."""
     # Those that are sent all the time go as plain tuples: records take 3 µs more to pickle, and 2 to load.
     coded: tuple[int, Any] = 0, message
     if isinstance(message, Run):
@@ -46,19 +46,19 @@ def encode(message: Message | Reply, kept: Collection[int] = ()) -> bytes:
     elif isinstance(message, Ran):
         seq, n_run, parcel, *others = message
         coded = _RAN, (seq, n_run, tuple(parcel), *others)
-    return pickle.dumps((*coded, kept), PROTOCOL)
+    return pickle.dumps((*coded, beside), PROTOCOL)
 
 
-def decode(data: bytes | bytearray) -> tuple[Any, Collection[int]]:
+def decode(data: bytes | bytearray) -> tuple[Any, Any]:
     """Return what was encoded."""
-    kind, fields, kept = pickle.loads(data)
+    kind, fields, beside = pickle.loads(data)
     if kind == _RUN:
         seq, mode, target_id, target, parcel, *rest = fields
-        return Run(seq, mode, target_id, target, Parcel(*parcel), *rest), kept
+        return Run(seq, mode, target_id, target, Parcel(*parcel), *rest), beside
     if kind == _RAN:
         seq, n_run, parcel, *rest = fields
-        return Ran(seq, n_run, Parcel(*parcel), *rest), kept
-    return fields, kept
+        return Ran(seq, n_run, Parcel(*parcel), *rest), beside
+    return fields, beside
 
 
 _RUN, _RAN = 1, 2

@@ -11,6 +11,7 @@ import copy
 import multiprocessing
 import os
 import sys
+import time
 from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -26,10 +27,13 @@ from ._listening import Listening
 from ._loky_room import check_room
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Hashable, Mapping
 
     from .._interrupts import Wakeup
     from ._loky_worker import LokyWorker
+
+# Log records that have come when a map ends are handled first, unless their handlers take longer.
+_FLUSH_SECONDS = 0.5
 
 
 class LokyEngine(Engine):
@@ -58,12 +62,12 @@ class LokyEngine(Engine):
             resource_tracker.ensure_running()
         from . import _loky_worker  # noqa: F401
 
-    def open(self, slot: int, env: Mapping[str, str]) -> LokyWorker:  # noqa: ARG002 - only env tells slots apart
+    def open(self, slot: int, env: Mapping[str, str]) -> LokyWorker:
         """Return a worker for a slot."""
         check_room()
         from ._loky_worker import LokyWorker
 
-        return LokyWorker(self.transport, env, self._listening)
+        return LokyWorker(self.transport, env, self._listening, slot)
 
     def for_slots(self, n_slots: int) -> LokyEngine:  # noqa: ARG002 - however many there are
         """Return an engine whose workers are listened to together."""
@@ -81,7 +85,18 @@ class LokyEngine(Engine):
 
     def settle(self, seconds: float) -> None:
         """Wait for what is left of workers that were closed or killed."""
+        deadline = time.monotonic() + seconds
         wait_for_burials(seconds)
+        self._flush(None, max(_FLUSH_SECONDS, deadline - time.monotonic()))
+
+    def flush(self) -> None:
+        """Wait until the loggers have had what has come from the workers, unless that takes long."""
+        self._flush(id(self._listening), _FLUSH_SECONDS)
+
+    def _flush(self, owner: Hashable, seconds: float) -> None:
+        logs = sys.modules.get(f"{__package__}._log_reader")  # which comes with the first worker
+        if logs is not None:
+            logs.reader.flush(owner, seconds)
 
     def check(self) -> None:
         """Refuse daemonic processes."""

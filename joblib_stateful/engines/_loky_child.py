@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import signal
 import threading
@@ -13,12 +14,15 @@ from typing import TYPE_CHECKING, Any
 from loky import process_executor
 
 from .._arrivals import still_mapped
+from .._debugging import refuse_breakpoints
+from .._log_levels import Levels
 from .._messages import Finish, Ran
 from .._segments import Arena
 from .._sharing import SharedMemory, segments_of
 from .._worker import Progress, Worker, current, set_process_worker
 from ._buffers import arrived_with, segments_in, without_arena
 from ._line import decode, encode
+from ._log_channel import ToParent
 from ._loky_process import keep_from_children
 
 if TYPE_CHECKING:
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
     from .._messages import Message
     from .._transport import Transport
     from ._line import Line
+    from ._log_channel import WorkerEnd
 
 try:
     import fcntl
@@ -34,7 +39,13 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]  # tested before use
 
 
-def set_up(lifeline: Connection, line: Line, numbers: memoryview[int], transport: Transport) -> None:
+def set_up(
+    lifeline: Connection,
+    line: Line,
+    numbers: memoryview[int],
+    transport: Transport,
+    logs: WorkerEnd | None = None,
+) -> None:
     """Make this process a worker; runs before `serve`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     if hasattr(signal, "pthread_sigmask"):
@@ -46,7 +57,12 @@ def set_up(lifeline: Connection, line: Line, numbers: memoryview[int], transport
     _die_with_parent(lifeline)
     keep_from_children(line.fileno())
     set_process_worker(Worker(transport, Progress(numbers)))
-    _kept[:] = lifeline, line
+    refuse_breakpoints()
+    handler = None
+    if logs is not None:
+        handler = ToParent(logs.fd)
+        logging.getLogger().addHandler(handler)
+    _kept[:] = lifeline, line, handler
     if isinstance(transport, SharedMemory):
         _renew_arena(transport)
         if hasattr(os, "register_at_fork"):
@@ -72,24 +88,31 @@ _kept: list[Any] = []
 
 def serve() -> None:
     """Answer messages, until the last one or until the parent hangs up. For loky this is one task."""
-    worker, line = current(), _kept[1]
+    worker, (_, line, logs) = current(), _kept
     assert worker is not None  # noqa: S101 - set_up ran before
     is_last = False
     try:
         while not is_last:
-            is_last = _serve_one(worker, line)
+            is_last = _serve_one(worker, line, logs)
     except EOFError:
         return
     except OSError:  # the user's code has closed it; nobody would ever hear of this worker again
         os._exit(1)
     finally:
+        if logs is not None:
+            logs.flush()
         line.hang_up()  # behind the last answer, so that the parent need not guess whether another one comes
 
 
-def _serve_one(worker: Worker, line: Line) -> bool:
+def _serve_one(worker: Worker, line: Line, logs: ToParent | None) -> bool:
     """Wait for a message and answer it; return True if it was the last one."""
+    if logs is not None and logs.has_waiting:
+        logs.send_until(line)
     data, fds = line.receive()
-    message: Message = decode(data)[0]
+    message: Message
+    message, levels = decode(data)
+    if levels and logs is not None:
+        logs.levels.apply(Levels(*levels))
     del data
     transport = worker.transport
     if fds and isinstance(transport, SharedMemory):

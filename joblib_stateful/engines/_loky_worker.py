@@ -17,6 +17,7 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from .._log_levels import watch as log_levels
 from .._messages import Finished, Run
 from .._records import Death
 from .._segments import numbers, spares
@@ -26,6 +27,7 @@ from ._buffers import in_line, segments_in
 from ._burial import at_the_end, bury, expect, in_thread, wait_for_threads
 from ._line import Line, encode
 from ._listening import Listening, listen
+from ._log_reader import reader
 from ._loky_room import explain
 from ._process_tree import kill_tree
 from ._shared_numbers import SharedNumbers
@@ -47,8 +49,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from concurrent.futures import Future
 
+    from .._log_levels import Levels
     from .._messages import Failure, Finish, Message, Reply
     from .._transport import Transport
+    from ._log_reader import Channel
 
     _OnReply: TypeAlias = Callable[[Reply | Death], None]
 
@@ -61,6 +65,8 @@ _DRAIN_SECONDS = 0.2
 _REAP_SECONDS = 2.0
 # A process that has given its last answer has so long to end by itself: for exit handlers, which may have data to save.
 _END_SECONDS = 10.0
+# What a worker has logged by its end is handled before it counts as closed, unless handlers take longer.
+_HANDLE_SECONDS = 5.0
 
 
 class LokyWorker(EngineWorker):
@@ -70,9 +76,11 @@ class LokyWorker(EngineWorker):
     consumer: through loky's queues each message would wake two threads more.
     """
 
-    def __init__(self, transport: Transport, env: Mapping[str, str], listening: Listening) -> None:
+    def __init__(self, transport: Transport, env: Mapping[str, str], listening: Listening, slot: int = 0) -> None:
         self._transport, self._listening = transport, listening
-        self._env = dict(env)
+        self._env, self._slot = dict(env), slot
+        self._logs: Channel | None = None  # by which log records come
+        self._told: Levels | None = None  # which of them are wanted
         self._numbers: SharedNumbers | None = SharedNumbers(Progress.SIZE)
         self.progress = Progress(self._numbers.values)
         self._pool: loky.ProcessPoolExecutor | None = None
@@ -135,6 +143,7 @@ class LokyWorker(EngineWorker):
     def _start(self) -> Future[None]:
         """Start the process; return loky's future of all its service."""
         # A pipe for each worker, because only one process can be signalled for an open file.
+        self._logs = logs = reader.open(self._slot, id(self._listening))
         theirs, self._lifeline = multiprocessing.Pipe(duplex=False)
         _lifelines.add(self._lifeline)
         self._line, far_end = Line.pair()
@@ -145,9 +154,11 @@ class LokyWorker(EngineWorker):
                 context=Context(),
                 env=self._env,
                 initializer=_loky_child.set_up,
-                initargs=(theirs, far_end, self._numbers, self._transport),
+                initargs=(theirs, far_end, self._numbers, self._transport, logs and logs.worker_end),
             )
             served: Future[None] = pool.submit(_loky_child.serve)
+        if logs is not None:
+            logs.is_started()
         # loky's own asks for psutil or pgrep. Where there is neither, as in slim images, it ends loky's thread.
         pool._executor_manager_thread.kill_workers = partial(_kill_all, pool._processes)
         self._pool, self._manager = pool, expect(pool)
@@ -235,6 +246,8 @@ class LokyWorker(EngineWorker):
                 wait_for_threads(manager)
             del pool, manager, process
             self._let_go()
+            if self._logs is not None and not reader.is_mine():
+                self._logs.done.wait(_HANDLE_SECONDS)
             on_closed(failure)
 
     def _close_at_exit(self, message: Finish, on_closed: Callable[[Failure | None], None]) -> None:
@@ -258,6 +271,8 @@ class LokyWorker(EngineWorker):
             self._killed = True  # nothing can be sent to it any more
             if self._lifeline is not None:
                 self._lifeline.close()
+            if self._logs is not None:
+                reader.finish(self._logs)
             if self._line is not None:
                 self._line.hang_up()
             self.progress = self.progress.copy()
@@ -289,7 +304,9 @@ class LokyWorker(EngineWorker):
             segments = segments[: Line.most_files]
             message = in_line(message, {segment.number for segment in segments})
         assert self._line is not None  # noqa: S101 - the process is started
-        _put(self._line, message, segments)
+        levels, told = log_levels.look(), self._told
+        self._told = levels
+        _put(self._line, message, segments, None if levels is told else levels)
 
     def deliver(self, reply: Reply, kept: Collection[int]) -> None:
         """Take an answer, and the numbers of the segments that the worker still looks into."""
@@ -336,21 +353,22 @@ def _ended(worker: weakref.ref[LokyWorker], served: Future[None]) -> None:
         found.ended(served.exception())
 
 
-def _put(line: Line, message: Message, segments: Sequence[Any]) -> None:
-    """Send a message; by a thread, if that may take long."""
-    data = encode(message)
+def _put(line: Line, message: Message, segments: Sequence[Any], levels: Levels | None = None) -> None:
+    """Send a message, and which log records are wanted if that is news; by a thread, if that may take long."""
+    beside = () if levels is None else tuple(levels)
+    data = encode(message, beside)
     if len(data) > line.at_once:
         # A worker that is only being started, or stopped, takes as long as it likes.
         thread = threading.Thread(
-            target=_put_now, args=(line, message, data, segments), name="joblib_stateful-send", daemon=True
+            target=_put_now, args=(line, message, data, segments, levels), name="joblib_stateful-send", daemon=True
         )
         with contextlib.suppress(RuntimeError):  # there is no room for one more thread, or the interpreter is ending
             thread.start()
             return
-    _put_now(line, message, data, segments)
+    _put_now(line, message, data, segments, levels)
 
 
-def _put_now(line: Line, message: Message, data: bytes, segments: Sequence[Any]) -> None:
+def _put_now(line: Line, message: Message, data: bytes, segments: Sequence[Any], levels: Levels | None) -> None:
     try:
         try:
             line.send(data, [segment.fd for segment in segments])
@@ -358,7 +376,7 @@ def _put_now(line: Line, message: Message, data: bytes, segments: Sequence[Any])
             if error.errno != errno.ETOOMANYREFS:
                 raise
             # How many files may be under way is a limit of the user's.
-            _put(line, in_line(message), ())
+            _put(line, in_line(message), (), levels)
     except Exception:  # noqa: BLE001 - whatever it is, the worker will not answer; if it is gone that is known already
         line.hang_up()
 

@@ -1,0 +1,87 @@
+"""Code that travels by value keeps the name of its file; where nobody else could read that, its lines go with it.
+
+cloudpickle 3.1.3 writes ``<dynamic-code>`` in the place of the name, so that tracebacks and warnings of a class of a script
+or a notebook would not say where they come from. What a cell or a line of a REPL holds is in no file at all: `linecache`
+knows it in the parent, and then in the worker too, where tracebacks and `inspect.getsource` look for it.
+"""
+
+from __future__ import annotations
+
+import io
+import linecache
+import os
+from collections import ChainMap
+from types import CodeType
+from typing import Any, ClassVar
+
+import cloudpickle
+
+# Where the name stands among the arguments of `CodeType`, and what cloudpickle writes there.
+_AT = 10
+_ANONYMOUS = "<dynamic-code>"
+
+
+def _reduce(code: CodeType) -> tuple[Any, ...]:
+    make, args = cloudpickle.Pickler.dispatch_table[CodeType](code)
+    name = code.co_filename
+    if name == _ANONYMOUS or args[_AT] not in (_ANONYMOUS, name):
+        return make, args
+    # One object for each name, and no one else's: then equal code has equal bytes.
+    args = (*args[:_AT], _names.setdefault(name, "".join(name)), *args[_AT + 1 :])
+    text = None if _is_file(name) else _source_of(code)
+    return (make, args) if text is None else (make_code, (text, *args))
+
+
+_names: dict[str, str] = {}
+_files: dict[str, bool] = {}
+
+
+def _is_file(name: str) -> bool:
+    if name not in _files:
+        _files[name] = not name.startswith("<") and os.path.isfile(name)  # noqa: PTH113 - no pathlib in workers
+    return _files[name]
+
+
+def _source_of(code: CodeType) -> str | None:
+    """Return the lines of a function that is in no file, if `linecache` has them."""
+    try:
+        lines = linecache.getlines(code.co_filename)
+        last = max((end for _, end, _, _ in code.co_positions() if end is not None), default=0)
+        return "".join(lines[max(0, code.co_firstlineno - 1) : last]) or None
+    except Exception:  # noqa: BLE001 - loaders and notebooks have put their own functions into it
+        return None
+
+
+def make_code(text: str, *args: Any) -> CodeType:
+    """Return code, once its lines are where tracebacks look for them."""
+    code = CodeType(*args)
+    name, first = code.co_filename, max(0, code.co_firstlineno - 1)
+    known = linecache.cache.get(name)
+    if known is None or name in _brought:  # and not in the parent, to which it has come back
+        new = text.splitlines(keepends=True)
+        lines = _brought.setdefault(name, [])
+        lines += ["\n"] * (first + len(new) - len(lines))
+        lines[first : first + len(new)] = new
+        # Without a time it is never compared with a file.
+        linecache.cache[name] = sum(map(len, lines)), None, lines, name
+    return code
+
+
+_brought: dict[str, list[str]] = {}
+
+
+class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it is not typed
+    """cloudpickle's own, by which code keeps its place."""
+
+    dispatch_table: ClassVar[Any] = ChainMap(
+        # A copy, which one more map in front of it would make slower for all that has a class.
+        {**cloudpickle.Pickler.dispatch_table.maps[0], CodeType: _reduce},
+        *cloudpickle.Pickler.dispatch_table.maps[1:],
+    )
+
+
+def dumps(value: Any, protocol: int) -> bytes:
+    """Return the bytes of a value."""
+    with io.BytesIO() as file:
+        Pickler(file, protocol=protocol).dump(value)
+        return file.getvalue()
