@@ -17,7 +17,7 @@ def refuse_breakpoints() -> None:
 
 def _refuse(*args: Any, **kwargs: Any) -> Any:
     if os.environ.get("PYTHONBREAKPOINT"):  # it names a debugger that needs no keyboard, or says that none is wanted
-        return sys.__breakpointhook__(*args, **kwargs)
+        return sys.__breakpointhook__(*args, **kwargs)  # noqa: T100 - the user's own, who has asked for it
     raise RuntimeError(
         "breakpoint() can't stop here: this is a worker process, whose standard input is empty, so that nobody could type. "
         + _ADVICE

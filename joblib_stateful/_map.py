@@ -60,9 +60,9 @@ class StatefulMap(Generic[T]):
             raise
         try:
             return self._advance()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it is the caller's
             __tracebackhide__ = True
-            raise without_our_frames(error)
+            raise without_our_frames(error)  # noqa: B904 - the same one
 
     def _advance(self) -> T:
         run, thread = self._run, threading.get_ident()

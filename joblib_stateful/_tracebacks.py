@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import RemoteTraceback, StatefulError
 
@@ -20,7 +20,7 @@ _CALLER = _HERE + "_worker.py"
 def text_of_traceback(error: BaseException) -> str:
     """Return what Python would print of an exception that was raised in a worker, but for our frames."""
     try:
-        found = traceback.TracebackException(type(error), error, error.__traceback__)
+        found = traceback.TracebackException(type(error), error, _field(error, "__traceback__"))
         for each in _all_of(found):
             stack: traceback.StackSummary | None = each.stack
             if stack:
@@ -69,9 +69,13 @@ def behind_ours(found: TracebackType | None) -> TracebackType | None:
     return found
 
 
+def _field(error: BaseException, name: str) -> Any:
+    return BaseException.__getattribute__(error, name)  # and not by what a hostile class has put in its place
+
+
 def strip(error: BaseException) -> None:
     """Take our frames from the beginning of an exception's traceback, unless there are no others."""
-    rest = behind_ours(error.__traceback__)
+    rest = behind_ours(_field(error, "__traceback__"))
     if rest is not None:
         BaseException.with_traceback(error, rest)
 
@@ -81,8 +85,8 @@ def without_our_frames(error: BaseException) -> BaseException:
 
     One of ours that tells of no worker and of no misuse is a fault here, and keeps them.
     """
-    rest = behind_ours(error.__traceback__)
-    if rest is None and not isinstance(error, (StatefulError, StopIteration, KeyboardInterrupt)):
-        if not isinstance(error.__cause__, RemoteTraceback):
-            return error
+    rest = behind_ours(_field(error, "__traceback__"))
+    is_told = isinstance(error, (StatefulError, StopIteration, KeyboardInterrupt))
+    if rest is None and not is_told and not isinstance(_field(error, "__cause__"), RemoteTraceback):
+        return error
     return BaseException.with_traceback(error, rest)

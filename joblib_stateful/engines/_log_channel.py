@@ -183,7 +183,7 @@ def encode(record: logging.LogRecord) -> bytes:
     if type(record.msg) is not str or not _are_plain(record.args):
         fields["msg"], fields["args"] = str(record.getMessage()), None
     if record.exc_info:
-        error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
+        error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None  # type: ignore[redundant-expr]  # users make records, too
         if error is not None and not record.exc_text:
             fields["exc_text"] = text_of_traceback(error).rstrip("\n")
     fields["exc_info"] = None

@@ -210,7 +210,7 @@ class LogReader:
                 for channel in full:
                     try:
                         channel.handle_one()
-                    except Exception:
+                    except Exception:  # noqa: BLE001 - what came is nonsense, or users' objects raise when they are loaded
                         _log.exception("A log record of the worker in slot %d could not be taken:", channel.slot)
             with self._lock:
                 for channel in channels:
