@@ -1,6 +1,7 @@
 """The worker's end of the way that log records take to the parent: beside its line, and never in the way of an answer.
 
-Each record is a message of a socket that keeps messages apart, so that children that the worker forks can use it, too. What
+Each record is a message of a socket that keeps messages apart, so that all workers can use the same one, and children that they
+fork as well. What
 finds no room there waits in the worker, the oldest is dropped when too much does, and the parent hears how many.
 """
 
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 
 can_carry = hasattr(socket, "SOCK_SEQPACKET") and hasattr(socket, "MSG_DONTWAIT") and os.name == "posix"
 _FLAGS = int(getattr(socket, "MSG_DONTWAIT", 0)) | int(getattr(socket, "MSG_NOSIGNAL", 0))
-#: Before each part of a record: the process that sends it, what it is, and how many parts follow.
-HEADER = struct.Struct("<IBI")
+#: Before each part of a record: whose it is, the process that sends it, what it is, and how many parts follow.
+HEADER = struct.Struct("<IIBI")
 RECORD, DROPPED = 0, 1
 #: Bytes of a part.
 PART = 1 << 15
@@ -50,27 +51,27 @@ def pair() -> tuple[socket.socket, socket.socket]:
 class WorkerEnd:
     """The worker's end on its way into the process that is being started."""
 
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
+    def __init__(self, fd: int, number: int) -> None:
+        self.fd, self.number = fd, number
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Hand it to the process that is being started; nothing else can pickle it."""
         from multiprocessing.reduction import DupFd
 
-        return _attach, (DupFd(self.fd),)
+        return _attach, (DupFd(self.fd), self.number)
 
 
-def _attach(end: Any) -> WorkerEnd:
-    return WorkerEnd(end.detach())
+def _attach(end: Any, number: int) -> WorkerEnd:
+    return WorkerEnd(end.detach(), number)
 
 
 class ToParent(logging.Handler):
     """Sends what the parent wants; the handler of a worker's root logger."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, end: WorkerEnd) -> None:
         super().__init__()
-        os.set_inheritable(fd, False)
-        self._socket = socket.socket(fileno=fd)
+        os.set_inheritable(end.fd, False)
+        self._socket, self._number = socket.socket(fileno=end.fd), end.number
         self.levels = Applied()
         self.wanted = self.levels.wanted
         self._waiting: deque[list[bytes]] = deque()
@@ -96,13 +97,14 @@ class ToParent(logging.Handler):
     def _put(self, data: bytes) -> None:
         count = -(-len(data) // PART) or 1
         parts = [
-            HEADER.pack(os.getpid(), RECORD, count - 1 - at) + data[at * PART : (at + 1) * PART] for at in range(count)
+            HEADER.pack(self._number, os.getpid(), RECORD, count - 1 - at) + data[at * PART : (at + 1) * PART]
+            for at in range(count)
         ]
         self._waiting.append(parts)
         self._nbytes += len(data)
         while len(self._waiting) > MOST_RECORDS or (self._nbytes > MOST_BYTES and len(self._waiting) > 1):
             # Not one that is under way.
-            at = 1 if HEADER.unpack_from(self._waiting[0][0])[2] != len(self._waiting[0]) - 1 else 0
+            at = 1 if HEADER.unpack_from(self._waiting[0][0])[3] != len(self._waiting[0]) - 1 else 0
             oldest = self._waiting[at]
             del self._waiting[at]
             self._nbytes -= sum(map(len, oldest))
@@ -117,7 +119,7 @@ class ToParent(logging.Handler):
                 return True
             try:
                 if self._dropped:
-                    self._socket.send(HEADER.pack(os.getpid(), DROPPED, self._dropped), _FLAGS)
+                    self._socket.send(HEADER.pack(self._number, os.getpid(), DROPPED, self._dropped), _FLAGS)
                     self._dropped = 0
                 parts = self._waiting[0] if self._waiting else []
                 while parts:

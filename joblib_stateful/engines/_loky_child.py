@@ -60,7 +60,7 @@ def set_up(
     refuse_breakpoints()
     handler = None
     if logs is not None:
-        handler = ToParent(logs.fd)
+        handler = ToParent(logs)
         logging.getLogger().addHandler(handler)
     _kept[:] = lifeline, line, handler
     if isinstance(transport, SharedMemory):

@@ -157,8 +157,6 @@ class LokyWorker(EngineWorker):
                 initargs=(theirs, far_end, self._numbers, self._transport, logs and logs.worker_end),
             )
             served: Future[None] = pool.submit(_loky_child.serve)
-        if logs is not None:
-            logs.is_started()
         # loky's own asks for psutil or pgrep. Where there is neither, as in slim images, it ends loky's thread.
         pool._executor_manager_thread.kill_workers = partial(_kill_all, pool._processes)
         self._pool, self._manager = pool, expect(pool)
@@ -355,8 +353,7 @@ def _ended(worker: weakref.ref[LokyWorker], served: Future[None]) -> None:
 
 def _put(line: Line, message: Message, segments: Sequence[Any], levels: Levels | None = None) -> None:
     """Send a message, and which log records are wanted if that is news; by a thread, if that may take long."""
-    beside = () if levels is None else tuple(levels)
-    data = encode(message, beside)
+    data = encode(message) if levels is None else encode(message, tuple(levels))
     if len(data) > line.at_once:
         # A worker that is only being started, or stopped, takes as long as it likes.
         thread = threading.Thread(
