@@ -154,8 +154,8 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
                 f"function {worker!r}: write factory(...) around it if it returns the object; functions that are to be "
                 "called with each item are what joblib's delayed() is for.",
             )
-        if worker_env is not None and not self._engine.takes_env:
-            _check.check_env(worker_env, len(worker_env), self._engine)
+        if worker_env is not None:
+            _check.check_env(worker_env, None, self._engine)
         self._default = self._find_default()
         self._was_asked = False  # for that number
         self._ran_inline = False
