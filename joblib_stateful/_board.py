@@ -83,9 +83,10 @@ class Board:
 
     def _next_pair(self) -> tuple[Job, Slot] | None:
         """Return the first job in the queue that an idle slot may run, with that slot."""
+        if min(self._idle) >= self._widest:  # they are not for any of the jobs, which may be thousands
+            return None
         at = 0
-        # Not each of the jobs, which may be thousands, where those that are idle are not for any of them.
-        while at < len(self.queue) and any(index < self._widest for index in self._idle):
+        while at < len(self.queue):
             job = self.queue[at]
             slot = self._idle_slot_for(job)
             if slot is None:
@@ -152,7 +153,7 @@ class Board:
         decisions: Decisions = []
         for index in [i for i in self._empty if self.slots[i].warm]:
             decisions.append(self._start(self.slots[index]))
-        if not self.queue or not any(index < self._widest for index in self._empty):
+        if not self.queue or not self._empty or min(self._empty) >= self._widest:
             return decisions
         coming = [slot.index for slot in self.slots if slot.state is State.BUILDING]
         # Those first to which the fewest slots will do, so that no other job is served by these.

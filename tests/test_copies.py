@@ -11,7 +11,7 @@ import cloudpickle
 import pytest
 from joblib import Parallel, delayed, parallel_config
 
-from joblib_stateful import StatefulBackend, StatefulExecutor, factory, get_worker, stateful_map
+from joblib_stateful import StatefulBackend, StatefulExecutor, get_worker, stateful_map
 from joblib_stateful.testing import MemoryEngine
 from test_map_tools import engines
 
@@ -41,13 +41,23 @@ def test_an_executor_refuses_and_goes_on(duplicate: Callable[[Any], Any], engine
             assert executor.submit(abs, -1).result(60) == 1
 
 
+class Uses:
+    """Uses an executor."""
+
+    def __init__(self, executor: StatefulExecutor) -> None:
+        self.executor = executor
+
+    def __call__(self, item: int) -> int:
+        return self.executor.submit(abs, item).result()
+
+
 def test_the_message_reaches_who_sends_one_to_a_worker() -> None:
     with StatefulExecutor(n_jobs=1) as executor:
         future = executor.submit(repr, executor)
         with pytest.raises(Exception, match="A StatefulExecutor can't be copied or pickled"):
             future.result(60)
     with pytest.raises(TypeError, match="A StatefulExecutor can't be copied or pickled"):
-        stateful_map(factory(dict), [1], shared_kwargs={"executor": executor})
+        stateful_map(Uses, [1], shared_kwargs={"executor": executor})
 
 
 class Keeps:
