@@ -109,6 +109,7 @@ class Core:
         self.packed, self._envs, self.n_jobs = other.packed, other._envs, other.n_jobs
         self._workers += [None] * more
         self._targets += [None] * more
+        self._peers += [(None, Peer(is_parent=True))] * more
         self._limits.grow(self.n_jobs)
         decisions = self._schedule.grow(self.n_jobs)
         self._name_kwargs()
