@@ -7,6 +7,7 @@ calls under the same configuration it is started, aborted or ended.
 
 from __future__ import annotations
 
+import copy
 import logging
 import multiprocessing
 import os
@@ -16,7 +17,7 @@ import warnings
 import weakref
 from concurrent.futures import Future
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 # Not documented, but how joblib's own backends hand a call over to another one.
 from joblib._parallel_backends import FallbackToBackend, SequentialBackend
@@ -24,6 +25,7 @@ from joblib.disk import memstr_to_bytes
 from joblib.parallel import AutoBatchingMixin, ParallelBackendBase, get_active_backend
 
 from . import _check, _shared, engines, errors
+from ._copies import refuse
 from ._executor import as_builder
 from ._noticing import Memory
 from ._outcome import packing_error_of
@@ -60,7 +62,8 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
     shared_kwargs : dict, optional
         Constructor kwargs that every worker gets.
     worker_kwargs : list of dict, optional
-        One dict per worker, laid over ``shared_kwargs``; sets ``n_jobs`` where that is not given.
+        One dict per worker, laid over ``shared_kwargs``; their number is ``n_jobs`` where that is not given. Where there
+        are neither, ``n_jobs`` is -1 with a ``worker``, and else 1.
     worker_env : list of dict, optional
         Environment variables of each worker's process.
     engine : {"loky", "threads", "inline", "dask", "ray"} or Engine, default "loky"
@@ -81,7 +84,7 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
 
     Notes
     -----
-    With one worker, which is what no ``n_jobs`` and no ``worker_kwargs`` mean, joblib runs the calls in the main program:
+    With one worker joblib runs the calls in the main program:
     ``worker_env``, the limits and ``progress`` are not used, and a warning says so.
 
     An exception or an abandoned generator drops what is queued and lets what runs finish, so that workers keep
@@ -151,12 +154,10 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
                 f"function {worker!r}: write factory(...) around it if it returns the object; functions that are to be "
                 "called with each item are what joblib's delayed() is for.",
             )
-        if worker_env is not None and not self._engine.takes_env:
-            _check.check_env(worker_env, len(worker_env), self._engine)
-        if self._spec.worker_kwargs is not None:
-            self.default_n_jobs = len(self._spec.worker_kwargs)
-        elif self._engine.is_remote:
-            self.default_n_jobs = -1
+        if worker_env is not None:
+            _check.check_env(worker_env, None, self._engine)
+        self._default = self._find_default()
+        self._was_asked = False  # for that number
         self._ran_inline = False
         self._inline_lease: _shared.Lease | None = None
         self._bar_lock = threading.Lock()  # joblib reports finished batches in several threads
@@ -174,25 +175,51 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
 
     # --- configuration --------------------------------------------------------------------------------
 
+    @property
+    def default_n_jobs(self) -> int:
+        """The ``n_jobs`` of a Parallel call that is given none.
+
+        joblib asks for it when such a call is made, and at no other time.
+        """
+        self._was_asked = True
+        return self._default
+
+    def _find_default(self) -> int:
+        own = self._lists
+        if own is not None and (self._spec.worker_kwargs is not None or self._spec.build is not None):
+            return len(own[1])
+        # Who asks for workers, or for a cluster, must not silently get none.
+        return 1 if self._spec.build is None and not self._engine.is_remote else -1
+
+    @property
+    def _lists(self) -> tuple[str, Sequence[Any]] | None:
+        """What has an entry for each slot, with its name."""
+        for name in ("worker_kwargs", "worker_env"):
+            if self._options[name]:
+                return name, self._options[name]
+        return None
+
     def effective_n_jobs(self, n_jobs: int | None) -> int:
         """Return the number of slots that a Parallel call with this ``n_jobs`` gets."""
         if n_jobs == 0:
             raise ValueError("n_jobs == 0 in Parallel has no meaning")
         if self._slots is not None:
             return self._slots
-        own = self._spec.worker_kwargs
-        if n_jobs is None or not self._has_workers():
+        if n_jobs is None:
+            n_jobs = self._default
+        if n_jobs == 1 or not self._has_workers():
             return 1
-        if own is not None and n_jobs > len(own):
+        own = self._lists
+        if own is not None and n_jobs > len(own[1]):
+            name, n_all = own[0], len(own[1])
             if not self._warned:
                 self._warned = True
                 warnings.warn(
-                    f"n_jobs={n_jobs}, but there are worker_kwargs for {len(own)} workers: all {len(own)} are used.",
-                    stacklevel=3,
+                    f"n_jobs={n_jobs}, but there are {name} for {n_all} workers: all {n_all} are used.", stacklevel=3
                 )
-            return len(own)
+            return n_all
         if n_jobs < 0:
-            n_all = _check.n_places(self._engine) if own is None else len(own)
+            n_all = _check.n_places(self._engine) if own is None else len(own[1])
             return max(n_all + 1 + n_jobs, 1)
         return n_jobs
 
@@ -219,7 +246,7 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
             # joblib sets inner_max_num_threads after it has made a backend.
             options = {**self._options, "inner_max_num_threads": self.inner_max_num_threads, **own}
             bound = StatefulBackend(nesting_level=self.nesting_level, **options)
-            slots = self._slots_for(n_jobs, own.get("worker_kwargs"))
+            slots = self._slots_for(n_jobs, bound, own)
             if slots == 1:
                 # Once; not for calls nested in another one, nor for those within a worker, which are in its care.
                 if not self._ran_inline and not self.nesting_level and current() is None:
@@ -245,21 +272,36 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
             unused.append("progress")
         if unused:
             warnings.warn(
-                f"{', '.join(unused)} {'is' if len(unused) == 1 else 'are'} not used: with one worker, as without "
-                "n_jobs, joblib runs the calls in this process. Use n_jobs=2 or more; environment variables can also be "
-                "set before the program starts.",
+                f"{', '.join(unused)} {'is' if len(unused) == 1 else 'are'} not used: with one worker, as with neither a "
+                "worker nor n_jobs, joblib runs the calls in this process. Use n_jobs=2 or more; environment variables can "
+                "also be set before the program starts.",
                 stacklevel=3,
             )
 
-    def _slots_for(self, n_jobs: int, own: Sequence[Mapping[str, Any]] | None) -> int:
+    def _slots_for(self, n_jobs: int, bound: StatefulBackend, own: Mapping[str, Any]) -> int:
         """Return how many slots one call gets; two different numbers in one and the same call are refused."""
-        if own is not None and self._has_workers():  # Parallel(n_jobs=..., worker_kwargs=...)
-            # joblib says 1 also where n_jobs was not given.
-            return _check.resolve_n_jobs(None if n_jobs == 1 else n_jobs, own, self._engine)
-        active, configured = get_active_backend()  # parallel_config(n_jobs=..., worker_kwargs=...)
-        if active is self and configured is not None and configured > 0 and self._spec.worker_kwargs is not None:
-            _check.resolve_n_jobs(configured, self._spec.worker_kwargs, self._engine)
+        active, configured = get_active_backend()
+        if not own.keys().isdisjoint(_COUNTED):  # Parallel(n_jobs=..., backend="stateful", worker_kwargs=...)
+            if self._was_asked and n_jobs == self._default:  # it was not given
+                n_jobs = bound._default
+            elif n_jobs != configured:
+                bound._check_count(n_jobs)
+            return bound.effective_n_jobs(n_jobs)
+        if (
+            active is self and configured is not None
+        ):  # parallel_config(n_jobs=..., backend="stateful", worker_kwargs=...)
+            self._check_count(configured)
         return self.effective_n_jobs(n_jobs)
+
+    def _check_count(self, n_jobs: int) -> None:
+        """Refuse a number of workers that contradicts what was given for each of them."""
+        own = self._lists
+        if n_jobs <= 0 or own is None or not self._has_workers():
+            return
+        if own[0] == "worker_kwargs":
+            _check.resolve_n_jobs(n_jobs, own[1], self._engine)
+        if self._options["worker_env"] is not None:
+            _check.check_env(self._options["worker_env"], n_jobs, self._engine)
 
     def _prepare(self, slots: int) -> Callable[[], _shared.Lease]:
         spec = self._spec
@@ -268,7 +310,7 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
                 as_builder(self._options["worker"]), self._options["shared_kwargs"], list(spec.worker_kwargs[:slots])
             )
         env = self._options["worker_env"]
-        if env is not None and len(env) > slots and spec is not self._spec:
+        if env is not None and len(env) > slots and (spec is not self._spec or spec.worker_kwargs is None):
             env = env[:slots]
         envs = _check.check_env(env, slots, self._engine)
         return _shared.prepare(spec, slots, self._engine, envs, self.inner_max_num_threads)
@@ -304,11 +346,24 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
     def _lease_inline(self) -> _shared.Lease:
         lease = self._prepare_inline()()
         try:
-            lease.core.warm_up(self._limits)
+            lease.core.warm_up(self._limits, 1)
         except BaseException:
             lease.release()
             raise
         return lease
+
+    def __reduce__(self) -> Any:
+        """Copy or pickle the configuration; a backend at work refuses that."""
+        if self._bound_to is not None or self._lease is not None:
+            refuse(
+                self,
+                "it is at work for a Parallel call. Copy the backend that you gave to parallel_config or Parallel.",
+            )
+        options = {**self._options, "inner_max_num_threads": self.inner_max_num_threads}
+        return partial(StatefulBackend, nesting_level=self.nesting_level, **options), ()
+
+    def __deepcopy__(self, _: Any) -> Self:
+        return copy.copy(self)  # what it holds is never changed, and engines are what they are
 
     # --- one Parallel call ----------------------------------------------------------------------------
 
@@ -323,7 +378,8 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
 
     def start_call(self) -> None:
         """Begin a Parallel call."""
-        self._group = Group(on_error=lambda _: None)  # its calls fail with it; that is how joblib learns of it
+        # Its calls fail with it; that is how joblib learns of it.
+        self._group = Group(on_error=lambda _: None, n_slots=self._slots or 1)
         self._raised = None
         if self.nesting_level == 0:
             self._bar = Progress(self._options["progress"], getattr(self.parallel, "n_tasks", None))
@@ -412,6 +468,8 @@ def _sharing_of(
     return Sharing(None if mmap_mode is None else threshold, mmap_mode or "r", folder, held={}, named="all")
 
 
+# Options that say how many workers there are where ``n_jobs`` doesn't.
+_COUNTED = ("worker", "worker_kwargs", "worker_env", "engine")
 _OPTIONS = (
     "worker",
     "shared_kwargs",

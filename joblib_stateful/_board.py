@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ._slots import CloseWorker, Decisions, Job, SendJob, ShareJob, Slot, StartWorker, State
 
 if TYPE_CHECKING:
-    from ._records import Call
+    from ._records import Call, Group
 
 
 class Board:
@@ -39,12 +39,31 @@ class Board:
         # Busy slots of whose messages idle ones could have a share, and that were not asked for it; in the order of
         # sending.
         self._shareable: dict[int, None] = {}
-        self._building = 0
+        # More slots than this are of no use to any group with calls that are open.
+        self._widest = 0
         self._seq = 0
 
     def __repr__(self) -> str:
         states = " ".join(slot.state.value for slot in self.slots)
         return f"<{type(self).__name__} [{states}] {len(self.queue)} queued, {len(self.calls)} open>"
+
+    def grow(self, n_slots: int) -> Decisions:
+        """Add slots, until there are so many."""
+        for index in range(self.n_slots, n_slots):
+            self.slots.append(Slot(index))
+            self._empty[index] = None
+        self.n_slots = len(self.slots)
+        return self._assign()
+
+    def width(self, group: Group) -> int:
+        """Return how many slots a group may use."""
+        return min(self.n_slots, group.n_slots)
+
+    def _take_call(self, call: Call) -> None:
+        if not self.calls:
+            self._widest = 0
+        self.calls[call] = None
+        self._widest = max(self._widest, call.group.n_slots)
 
     def release(self) -> Decisions:
         """Close the workers that are idle now."""
@@ -64,6 +83,8 @@ class Board:
 
     def _next_pair(self) -> tuple[Job, Slot] | None:
         """Return the first job in the queue that an idle slot may run, with that slot."""
+        if min(self._idle) >= self._widest:  # they are not for any of the jobs, which may be thousands
+            return None
         at = 0
         while at < len(self.queue):
             job = self.queue[at]
@@ -77,11 +98,11 @@ class Board:
         return None
 
     def _idle_slot_for(self, job: Job) -> Slot | None:
-        able = [index for index in self._idle if index != job.avoid]
+        able = [index for index in self._idle if _may_run(index, job)]
         if self.in_turn:
             # Those that had their turn come after new ones, and wait for those that can still be built.
             new = [index for index in able if not self.slots[index].tasks]
-            if not new and any(index != job.avoid for index in self._empty):
+            if not new and any(_may_run(index, job) for index in self._empty):
                 return None
             able = new or able
         return self.slots[able[0]] if able else None
@@ -112,10 +133,14 @@ class Board:
             return []
         for index in self._shareable:  # the longest at work first: those who keep others waiting are stragglers
             slot = self.slots[index]
-            if slot.job is not None and slot.job.call.group.sharing:
+            if slot.job is not None and slot.job.call.group.sharing and self._n_idle(slot.job.call.group):
                 del self._shareable[index]
                 return [ShareJob(index, slot.seq)]
         return []
+
+    def _n_idle(self, group: Group) -> int:
+        """Return how many idle slots a group may use."""
+        return sum(index < group.n_slots for index in self._idle)
 
     def _take_job(self, slot: Slot) -> Job | None:
         """Return what a slot was at, which is over."""
@@ -128,26 +153,30 @@ class Board:
         decisions: Decisions = []
         for index in [i for i in self._empty if self.slots[i].warm]:
             decisions.append(self._start(self.slots[index]))
-        waiting = len(self.queue) - self._building
-        for index in list(self._empty):
-            if waiting <= 0:
-                break
-            # Jobs further back have no worker coming for them yet; but those in front may leave them theirs.
-            jobs = list(self.queue)
-            job = next((job for job in jobs[-waiting:] + jobs[:-waiting] if job.avoid != index), None)
-            if job is not None:
-                slot = self.slots[index]
+        if not self.queue or not self._empty or min(self._empty) >= self._widest:
+            return decisions
+        coming = [slot.index for slot in self.slots if slot.state is State.BUILDING]
+        # Those first to which the fewest slots will do, so that no other job is served by these.
+        for job in sorted(self.queue, key=lambda job: (self.width(job.call.group), job.avoid is None)):
+            served = next((index for index in coming if _may_run(index, job)), None)
+            if served is not None:
+                coming.remove(served)
+                continue
+            free = next((index for index in self._empty if _may_run(index, job)), None)
+            if free is not None:
+                slot = self.slots[free]
                 slot.group, slot.limits = job.call.group, job.call.limits
                 decisions.append(self._start(slot))
-                waiting -= 1
+                if not self._empty:
+                    break
         return decisions
 
     def _start(self, slot: Slot) -> StartWorker:
         del self._empty[slot.index]
-        self._building += 1
         slot.state, slot.seq = State.BUILDING, self._next_seq()
         slot.life += 1
-        return StartWorker(slot.index, slot.seq, slot.limits)
+        n_jobs = self.n_slots if slot.group is None else self.width(slot.group)
+        return StartWorker(slot.index, slot.seq, slot.limits, n_jobs)
 
     def _close(self, slot: Slot) -> Decisions:
         self._idle.pop(slot.index, None)
@@ -170,3 +199,8 @@ class Board:
     def _next_seq(self) -> int:
         self._seq += 1
         return self._seq
+
+
+def _may_run(index: int, job: Job) -> bool:
+    """Tell whether a slot may run a job."""
+    return index != job.avoid and index < job.call.group.n_slots

@@ -151,10 +151,10 @@ def cpu_count() -> int:
     return int(loky.cpu_count())
 
 
-def check_env(worker_env: Any, n_jobs: int, engine: Engine) -> list[dict[str, str]]:
-    """Return the environment variables of each slot."""
+def check_env(worker_env: Any, n_jobs: int | None, engine: Engine) -> list[dict[str, str]]:
+    """Return the environment variables of each slot; with ``n_jobs=None`` of those that there are."""
     if worker_env is None:
-        return [{} for _ in range(n_jobs)]
+        return [{} for _ in range(n_jobs or 0)]
     if not engine.takes_env:
         raise ValueError(
             f"worker_env sets environment variables of a worker's process, and engine={engine.name!r} starts none. "
@@ -162,7 +162,7 @@ def check_env(worker_env: Any, n_jobs: int, engine: Engine) -> list[dict[str, st
         )
     if isinstance(worker_env, (Mapping, str)) or not isinstance(worker_env, Sequence):
         raise TypeError(f"worker_env must be a list with one dict per worker, not {type(worker_env).__name__}.")
-    if len(worker_env) != n_jobs:
+    if n_jobs is not None and len(worker_env) != n_jobs:
         raise ValueError(
             f"worker_env has {len(worker_env)} entries, but there are n_jobs={n_jobs} workers; give one dict each.",
         )

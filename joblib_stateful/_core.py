@@ -7,6 +7,7 @@ clock (time limits). Each is noted under the lock; what the schedule decides is 
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import weakref
 from collections import deque
@@ -84,8 +85,7 @@ class Core:
         # Entered only to wait: its methods are Python's own, and a Ctrl-C between them and the lock leaves that held.
         self._changed = threading.Condition(self._lock)
         self._schedule = Schedule(n_jobs, max_tasks=max_tasks, in_turn=engine.is_synchronous)
-        for slot in self._schedule.slots:
-            slot.kwargs_keys = tuple(packed.spec.kwargs(slot.index))
+        self._name_kwargs()
         self._workers: list[tuple[int, EngineWorker] | None] = [None] * n_jobs  # (life, worker)
         self._answering: set[int] = set()  # threads that bring an answer, and so run callbacks
         self._targets: list[Any] = [None] * n_jobs  # (worker, digest) of the function that it has
@@ -93,6 +93,31 @@ class Core:
         self._limits = LimitWatch(n_jobs, self._changed, self._is_under_way, self._expire)
         self._idle = IdleWatch(idle_timeout, self._schedule, self.release)
         _exit.watch(self)
+
+    def grow(self, other: Core) -> None:
+        """Add slots, until there are as many as in another core that was made for the same and has not started.
+
+        Workers that run keep the environment that they have.
+        """
+        if other.n_jobs > self.n_jobs:
+            self._note(lambda: self._grow(other))
+
+    def _grow(self, other: Core) -> Decisions:
+        more = other.n_jobs - self.n_jobs
+        if more <= 0:  # another thread was faster
+            return []
+        self.packed, self._envs, self.n_jobs = other.packed, other._envs, other.n_jobs
+        self._workers += [None] * more
+        self._targets += [None] * more
+        self._peers += [(None, Peer(is_parent=True))] * more
+        self._limits.grow(self.n_jobs)
+        decisions = self._schedule.grow(self.n_jobs)
+        self._name_kwargs()
+        return decisions
+
+    def _name_kwargs(self) -> None:
+        for slot in self._schedule.slots:
+            slot.kwargs_keys = tuple(self.packed.spec.kwargs(slot.index))
 
     def disown(self) -> None:
         """In a fork: let go of the parent's workers, without a word to them, and take no calls."""
@@ -146,12 +171,14 @@ class Core:
             if not done:
                 self._note(lambda: self._schedule.kill(group))
 
-    def warm_up(self, limits: Limits) -> None:
-        """Build all objects that don't stand, and return when they do."""
-        group = Group(on_error=lambda _: None)  # so that an error ends all of it, and is found in `group.error`
+    def warm_up(self, limits: Limits, n_slots: int = sys.maxsize) -> None:
+        """Build all objects that don't stand, or those of the first so many slots, and return when they do."""
+        group = Group(
+            on_error=lambda _: None, n_slots=n_slots
+        )  # so that an error ends all of it, and is found in `group.error`
         again = False
         # Again, if a slot that somebody else had begun to build came to nothing, or one has died as soon as it was built.
-        while not self._schedule.is_warm and not self._schedule.closing:
+        while not self._schedule.is_warm(group) and not self._schedule.closing:
             self._note(partial(self._schedule.warm, group, limits, again=again))
             with self._changed:
                 wait_for(self._changed, lambda: group.error or not self._schedule.is_warming)
@@ -293,7 +320,7 @@ class Core:
         if not wanted:  # killed between the decision and now
             return self._answer(start.slot, start.seq, Death(reason="it was killed before it started"))
         definitions = self._peer(start.slot, worker).take(self.packed.needs)
-        message = Build(start.seq, start.slot, self.n_jobs, self.packed.for_slot(start.slot), definitions)
+        message = Build(start.seq, start.slot, start.n_jobs, self.packed.for_slot(start.slot), definitions)
         decisions = self._exchange(start.slot, worker, message)
         _exit.register()
         if start.limits.init_timeout is not None:
@@ -317,7 +344,10 @@ class Core:
         if needs or parcel.needs:
             definitions = self._peer(send.slot, worker).take((*needs, *parcel.needs))
             parcel = parcel._replace(needs=())
-        message = Run(send.seq, call.mode, target_id, packed, parcel, call.after_error, timed, call.budget, definitions)
+        n_jobs, mode, budget = self._schedule.width(call.group), call.mode, call.budget
+        message = Run(
+            send.seq, mode, target_id, packed, parcel, call.after_error, timed, budget, definitions, n_jobs=n_jobs
+        )
         decisions = self._exchange(send.slot, worker, message)
         if call.limits.item_timeout is not None:
             self._limits.watch(worker, send.slot, send.seq, call.limits.item_timeout)

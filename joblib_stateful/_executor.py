@@ -28,6 +28,7 @@ from concurrent.futures import Executor, Future
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from . import _check, _clock, _code, _exit, engines, errors
+from ._copies import NotCopied
 from ._core import Core
 from ._noticing import Memory
 from ._outcome import packing_error_of
@@ -57,7 +58,7 @@ THREAD_VARIABLES = (
 TBB_VARIABLE = "ENABLE_IPC"
 
 
-class StatefulExecutor(Executor):
+class StatefulExecutor(NotCopied, Executor):
     """Runs functions in workers that each have built an object of their own.
 
     Parameters
@@ -116,6 +117,11 @@ class StatefulExecutor(Executor):
     ...     executor.submit(call_worker, 2).result()
     42
     """
+
+    _instead = (
+        "its workers belong to this one, in this process. Pass it on as it is within the process; what is sent to workers, or "
+        "to other processes, must not hold it: call it where it is, or have them make their own."
+    )
 
     def __init__(
         self,

@@ -59,6 +59,12 @@ class LimitWatch:
         self._alarms: list[_clock.Alarm | None] = [None] * n_slots
         self._watched: list[_Watched | None] = [None] * n_slots
 
+    def grow(self, n_slots: int) -> None:
+        """Get ready for more slots; to be called with the lock."""
+        more = n_slots - len(self._alarms)
+        self._alarms += [None] * more
+        self._watched += [None] * more
+
     def watch(self, worker: EngineWorker, slot: int, seq: int, limit: float) -> None:
         """Watch a message that was just sent."""
         now = time.monotonic()

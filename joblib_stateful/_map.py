@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, Unpack, overload
 
 from . import _check
+from ._copies import NotCopied
 from ._progress import check_progress
 from ._tracebacks import without_our_frames
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class StatefulMap(Generic[T]):
+class StatefulMap(NotCopied, Generic[T]):
     """The results of a `stateful_map`: an iterator with a length.
 
     Nothing starts before its first ``next()``. Leaving it early, by ``break``, `close`, an exception or garbage
@@ -38,6 +39,11 @@ class StatefulMap(Generic[T]):
     ...     len(results), list(results)
     (2, ['A', 'B'])
     """
+
+    _instead = (
+        "the copy would share its workers and its input, and end it when it is dropped. Call stateful_map again for a second "
+        "map; for the same results in two places, use itertools.tee or make a list of them."
+    )
 
     # The run refers to itself in many ways; this handle does not, so that dropping it ends the run at once.
 

@@ -44,6 +44,7 @@ class Run(NamedTuple):
     timed: bool = True  # somebody wants to know when each item began
     budget: float | None = None  # seconds after which what has not begun goes back to the parent
     definitions: tuple[Any, ...] = ()  # what target and parcel refer to, and the worker doesn't have yet
+    n_jobs: int | None = None  # of the call that it belongs to; None: as before
 
 
 class Finish(NamedTuple):

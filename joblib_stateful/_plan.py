@@ -51,6 +51,7 @@ class Plan(NamedTuple):
     progress: ProgressLike
     transport: Transport
     synchronous: bool
+    n_jobs: int  # slots that it uses
     indexed: bool = False  # yield a TaskResult for each item under every policy
 
 
@@ -115,6 +116,7 @@ def make_plan(
         progress=progress,
         transport=chosen.transport,
         synchronous=chosen.is_synchronous,
+        n_jobs=slots,
     )
 
 

@@ -68,7 +68,8 @@ class WorkerInfo:
     index : int
         The slot, counted from 0.
     n_jobs : int
-        Number of slots of the executor.
+        Number of slots: in a worker, those of the call that it works for; else those of the executor. ``index`` is
+        less than that.
     kwargs : mapping
         What the worker's object is built from: shared kwargs with the slot's own laid over them.
     state : str

@@ -9,6 +9,7 @@ class a hundredth.
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -45,6 +46,10 @@ class WorkerSpec(NamedTuple):
         own = {} if self.worker_kwargs is None else self.worker_kwargs[slot]
         return {**self.shared_kwargs, **own}
 
+    def of_first(self, n_slots: int) -> WorkerSpec:
+        """Return the spec of the first so many slots."""
+        return self if self.worker_kwargs is None else self._replace(worker_kwargs=self.worker_kwargs[:n_slots])
+
 
 class Target(NamedTuple):
     """A function that is called with items, packed: it goes to each worker once, with what it refers to."""
@@ -55,14 +60,22 @@ class Target(NamedTuple):
 
 
 class Group:
-    """All calls of one map, or of one `joblib.Parallel` call: what fails and is dropped together."""
+    """All calls of one map, or of one `joblib.Parallel` call: what fails and is dropped together.
+
+    Parameters
+    ----------
+    on_error : callable, optional
+        Called once, outside all locks, when something ends the whole group.
+    n_slots : int, optional
+        It runs on the first so many slots only. By default on all.
+    """
 
     error: BaseException | None = None
     stopping = False  # an item failed, and nothing more of the group shall start
     sharing = False  # no more calls can come at present: idle slots shall have a share of those that run
 
-    def __init__(self, on_error: Callable[[BaseException], None] | None = None) -> None:
-        self.on_error = on_error  # called once, outside all locks, when something ends the whole group
+    def __init__(self, on_error: Callable[[BaseException], None] | None = None, n_slots: int = sys.maxsize) -> None:
+        self.on_error, self.n_slots = on_error, n_slots
 
 
 class Call:

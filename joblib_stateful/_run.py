@@ -67,7 +67,7 @@ class MapRun:
         self.quick = _NOTHING
         self._has_news = False  # since the latest look
         self.core: Core | None = None
-        self._group = Group(on_error=self._on_group_error)
+        self._group = Group(on_error=self._on_group_error, n_slots=plan.n_jobs)
         self._progress = Progress(plan.progress, plan.length)
         self.feed: Feed | None = None
         self._give_back: Callable[[], None] | None = None
@@ -178,7 +178,7 @@ class MapRun:
         self._show_progress()
         self._pull_if_starving()
         plan, n_running = self.plan, feed.n_running
-        n_jobs = 0 if self.core is None else self.core.n_jobs
+        n_jobs = plan.n_jobs
         keep = 0  # of them are not to be given before the next look
         if not (self._input is None or self._is_input_slow or plan.synchronous or n_running >= 2 * n_jobs):
             # That is due when so many have been given that a batch has room.
@@ -261,7 +261,7 @@ class MapRun:
         room, running = self._room, 0 if feed is None else feed.n_running
         if plan.synchronous:
             return room > 0 and running == 0
-        n_jobs = 1 if self.core is None else self.core.n_jobs
+        n_jobs = 1 if self.core is None else plan.n_jobs
         if running >= 2 * n_jobs and plan.batching.is_growing:
             return False
         return room > 0 and (room >= plan.batching.batch or running < n_jobs)
@@ -272,7 +272,7 @@ class MapRun:
             return
         if self._is_input_slow:  # then what is there goes first, and pulling waits until nothing is
             return
-        if self.feed.n_running < 2 * self.core.n_jobs and self._has_room():
+        if self.feed.n_running < 2 * self.plan.n_jobs and self._has_room():
             self._pull()
 
     def _pull(self) -> bool:

@@ -5,6 +5,7 @@ follow from it, for somebody else to carry out in that order. A slot is marked b
 assigns it. The rules, in one place:
 
 - Work goes to slots that have their object, and only then to empty ones: no more objects than are needed.
+- A group runs on its first so many slots only, and those are the same for all that want so many.
 - A slot runs one job at a time. What waits, waits here, where it can still be dropped or go elsewhere.
 - What a worker gives back of a message that took too long goes to all slots, in parts; it is also asked for that when
   others have nothing to do, and nothing can come for them.
@@ -53,7 +54,7 @@ class Schedule(Board):
                 "cannot schedule new futures after shutdown: shutdown() was called, the executor's with block was left, "
                 "or the interpreter is ending. Make a new executor."
             )
-        self.calls[call] = None
+        self._take_call(call)
         if call.group.error is not None:
             return self._fail(call, call.group.error)
         if call.group.stopping:
@@ -75,17 +76,18 @@ class Schedule(Board):
         return self._share()
 
     def warm(self, group: Group, limits: Limits, *, again: bool = False) -> Decisions:
-        """Have every slot build its object now.
+        """Have every slot that a group may use build its object now.
 
         With ``again``, which says that this was done and they don't stand yet, slots that keep dying are given up.
         """
-        for slot in self.slots:
+        slots = self.slots[: self.width(group)]
+        for slot in slots:
             if slot.state in (State.EMPTY, State.CLOSING):
                 slot.warm, slot.group, slot.limits = True, group, limits
             elif slot.state is State.BUILDING:
                 slot.warm = True
         decisions: Decisions = []
-        for slot in self.slots:
+        for slot in slots:
             if (
                 again
                 and slot.warm
@@ -150,7 +152,6 @@ class Schedule(Board):
         slot = self.slots[index]
         if slot.seq != seq or slot.state is not State.BUILDING:
             return []
-        self._building -= 1
         slot.n_builds += 1
         slot.init_seconds = seconds
         slot.tasks, slot.warm, slot.group = 0, False, None
@@ -162,7 +163,6 @@ class Schedule(Board):
         slot = self.slots[index]
         if slot.seq != seq or slot.state is not State.BUILDING:
             return []
-        self._building -= 1
         decisions = self._fail_group(slot, error)
         return [*self._close(slot), *decisions, *self._assign()]
 
@@ -194,8 +194,6 @@ class Schedule(Board):
         slot.death = death
         job = self._take_job(slot)
         expired, unwanted = slot.expired, slot.doomed and not slot.expired
-        if state is State.BUILDING:
-            self._building -= 1
         self._idle.pop(index, None)
         self._free(slot, State.EMPTY)
         slot.n_restarts += state is not State.CLOSING
@@ -252,10 +250,9 @@ class Schedule(Board):
         """True if no caller waits for anything."""
         return not self.calls
 
-    @property
-    def is_warm(self) -> bool:
-        """True if every slot has its object."""
-        return all(slot.state in (State.IDLE, State.BUSY) for slot in self.slots)
+    def is_warm(self, group: Group) -> bool:
+        """Tell whether every slot that a group may use has its object."""
+        return all(slot.state in (State.IDLE, State.BUSY) for slot in self.slots[: self.width(group)])
 
     @property
     def is_warming(self) -> bool:
@@ -278,7 +275,8 @@ class Schedule(Board):
         if rest and report.n_run and not call.stopping and (call.after_error == "go_on" or not report.errors):
             # It took too long for one message, or others have nothing to do. Parts for those, or else some for each slot,
             # but none that is over sooner than it is worth.
-            n_parts = 1 + len(self._idle) if self._idle else 2 * self.n_slots
+            n_idle = self._n_idle(call.group)
+            n_parts = 1 + n_idle if n_idle else 2 * self.width(call.group)
             worth = report.seconds / report.n_run * len(rest) / PART_SECONDS
             self._put_back(reversed(job.split(rest, max(1, min(n_parts, int(worth))))))
         else:
@@ -368,7 +366,7 @@ class Schedule(Board):
     def _blame(self, slot: Slot, job: Job, position: int, death: Death, *, expired: bool) -> Decisions:
         call = job.call
         if job.attempt <= call.limits.retries and not call.stopping:
-            avoid = slot.index if self.n_slots > 1 else None
+            avoid = slot.index if self.width(call.group) > 1 else None
             self.queue.appendleft(Job(call, (position,), job.attempt + 1, avoid))
             return []
         slot.deaths = 0  # the item is done with, so this slot has got somewhere

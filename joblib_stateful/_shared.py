@@ -1,21 +1,24 @@
 """Executors that `stateful_map` and the backend share, so that a second call finds its objects built.
 
-An executor is reused as long as what it was made from is the same. It is let go after 300 idle seconds, or
-when another worker is asked for while it is idle (a GPU's memory comes back before the next model loads), or
-by `shutdown`. One that somebody uses is never taken away.
+An executor is reused as long as what it was made from is the same, whatever the number of slots: who wants fewer uses
+the first of those that stand, who wants more has others added. It is let go after 300 idle seconds, or when another
+worker is asked for while it is idle (a GPU's memory comes back before the next model loads; but of two that are used in
+turn none makes way a second time), or by `shutdown`. One that somebody uses is never taken away.
 """
 
 from __future__ import annotations
 
 import logging
+import operator
 import os
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 from . import _clock, _code, _exit
 from ._executor import make_core
 from ._spec import PackedSpec, holds_the_same, spec_key
 from ._transport import ByReference
+from ._turns import Turns, name_of
 from ._worker import current
 
 if TYPE_CHECKING:
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from ._code import Reloads, Source
     from ._core import Core
     from ._records import WorkerSpec
+    from ._spec import SpecKey
     from .engines import Engine
 
 # joblib's own figure for its idle workers.
@@ -34,6 +38,17 @@ _CLOSE_SECONDS = 30.0
 _log = logging.getLogger("joblib_stateful")
 
 
+class _Key(NamedTuple):
+    """What tells executors apart: what is the same in all slots, and what each has of its own."""
+
+    common: Hashable
+    own: tuple[Hashable, ...]
+
+    def fits(self, other: _Key) -> bool:
+        """Tell whether one of them is the other with some more slots."""
+        return self.common == other.common and all(map(operator.eq, self.own, other.own))
+
+
 class _Entry:
     """A shared executor, who uses it, and when it is let go."""
 
@@ -41,28 +56,33 @@ class _Entry:
     listed = True  # False: to be ended by its last user
     alarm: _clock.Alarm | None = None
 
-    def __init__(self, core: Core, engine: Engine, spec_id: Hashable, reloads: Reloads, *, is_stateless: bool) -> None:
-        self.core, self.spec_id, self.is_stateless = core, spec_id, is_stateless
+    def __init__(
+        self, key: _Key, core: Core, engine: Engine, spec_id: SpecKey, reloads: Reloads, *, is_stateless: bool
+    ) -> None:
+        self.key, self.core, self.spec_id, self.is_stateless = key, core, spec_id, is_stateless
         self.engine = engine  # kept, so that its identity in the key stays its own
+        self.name = name_of((key.common, key.own[0]))  # of its first slot, for more of them can come
         self.reloads = reloads  # before its workers started, at any rate
         self.source = self.present_source()
 
+    def makes_way_at_any_rate(self, new: _Entry) -> bool:
+        """Tell whether its idle workers make way for new ones, even if the two are used in turn."""
+        # On a cluster idle actors hold CPUs, without which the new ones would find no place. Those with old code are of no
+        # use to anybody.
+        return self.reloads != new.reloads or (new.engine.is_remote and self.engine is new.engine)
+
     def displaces(self, other: _Entry) -> bool:
         """Tell whether idle workers make way for these."""
-        # Those with other objects, for an object; those without, for those without. On a cluster also each for the
-        # other: idle actors hold CPUs, without which the new ones would find no place. Those with old code are of no use
-        # to anybody.
-        return (
-            other.is_stateless is self.is_stateless
-            or other.reloads != self.reloads
-            or (self.engine.is_remote and other.engine is self.engine)
-        )
+        # Those with other objects, for an object; those without, for those without.
+        return other.is_stateless is self.is_stateless or other.makes_way_at_any_rate(self)
 
     def finds_its_like_in(self, other: _Entry) -> bool:
         """Tell whether objects of another one with the same key will do for this one."""
-        return not other.was_edited(self.present_source()) and holds_the_same(
-            other.core.packed.spec, self.core.packed.spec, self.spec_id, self.engine.transport
-        )
+        if other.was_edited(self.present_source()):
+            return False
+        n_slots = min(len(self.key.own), len(other.key.own))
+        held, asked = other.core.packed.spec.of_first(n_slots), self.core.packed.spec.of_first(n_slots)
+        return holds_the_same(held, asked, self.spec_id.of_first(n_slots), self.engine.transport)
 
     def present_source(self) -> Source | None:
         """Return what objects would be built from now, where nothing travels."""
@@ -82,9 +102,9 @@ class _Entry:
 class Lease:
     """The right to use a shared executor, until `release`."""
 
-    def __init__(self, key: Hashable, entry: _Entry) -> None:
+    def __init__(self, entry: _Entry) -> None:
         self.core = entry.core
-        self._key, self._entry = key, entry
+        self._entry = entry
         self._released = False
 
     def release(self) -> None:
@@ -100,13 +120,14 @@ class Lease:
                 entry.source = source
                 end = not entry.listed
                 if not end:
-                    entry.alarm = _clock.call_after(IDLE_SECONDS, lambda: _let_go(self._key, entry))
+                    entry.alarm = _clock.call_after(IDLE_SECONDS, lambda: _let_go(entry))
         if end:
             _end([entry], wait=False)
 
 
 _lock = threading.Lock()  # guards the two below and the entries
-_entries: dict[Hashable, _Entry] = {}
+_entries: list[_Entry] = []
+_turns = Turns()
 
 
 def prepare(
@@ -126,48 +147,55 @@ def prepare(
     Returns
     -------
     callable
-        Returns a `Lease` of the executor that is there for these, or of a new one.
+        Returns a `Lease` of the executor that is there for these, or of a new one. It has so many slots, or more: run
+        nothing on those.
     """
-    own = tuple(tuple(sorted(env.items())) for env in envs)
     # What runs in a worker of this process must not wait for the slots that its like, or it itself, holds.
     inside = current()
     spec_id, session, reloads = spec_key(spec, engine.transport), engine.session(), _code.reloads()
-    key = (spec_id, reloads, n_jobs, id(engine), session, own, inner_max_num_threads, inside and id(inside))
+    key = _Key(
+        (spec_id.common, reloads, id(engine), session, inner_max_num_threads, inside and id(inside)),
+        tuple((spec_id.of_slot(slot), tuple(sorted(env.items()))) for slot, env in enumerate(envs)),
+    )
     with _lock:
         # By reference, what the one that is there was made from may hold something else when one is taken.
-        found = None if isinstance(engine.transport, ByReference) else _entries.get(key)
-    packed = PackedSpec(spec, engine.transport) if found is None else found.core.packed
+        found = None if isinstance(engine.transport, ByReference) else _find(key)
+    has_all = found is not None and (spec.worker_kwargs is None or n_jobs <= len(found.key.own))
+    packed = found.core.packed if found is not None and has_all else PackedSpec(spec, engine.transport)
     core = make_core(packed, n_jobs, engine, envs, inner_max_num_threads=inner_max_num_threads)
 
     def lease() -> Lease:
         if core.is_disowned:  # by a fork since
             return prepare(spec, n_jobs, engine, envs, inner_max_num_threads)()
-        return _lease(key, _Entry(core, engine, spec_id, reloads, is_stateless=spec.build is None))
+        return _lease(_Entry(key, core, engine, spec_id, reloads, is_stateless=spec.build is None))
 
     return lease
 
 
-def _lease(key: Hashable, new: _Entry) -> Lease:
+def _lease(new: _Entry) -> Lease:
     with _lock:
-        there = _entries.get(key)
+        there = _find(new.key)
     fits = there is None or new.finds_its_like_in(there)  # not under the lock, for it may pickle
     with _lock:
-        found = _take(key) if fits else None
-        others = [] if found else _unlist(new.displaces)
-    if found is not None:
-        return found
+        found = _take(new) if fits else None
+        others, staying = _make_room_for(new, found)
     _end(others, wait=True)
-    with _lock:
-        present, replaced = _entries.get(key), None
-        if present is None or present.core.is_closed or (present is there and not fits):
-            if present is not None:
-                present.listed = False
-                replaced = present if present.n_leases == 0 else None  # its user has given it back meanwhile
-            _entries[key] = new
-        found = _take(key)  # another thread's, if that was faster
-    if replaced is not None:
-        _end([replaced], wait=True)
+    for entry in staying:  # not under the lock, for handlers are users' code
+        _tell(entry, new)
+    if found is None:
+        with _lock:
+            present, replaced = _find(new.key), None
+            if present is None or present.core.is_closed or (present is there and not fits):
+                if present is not None:
+                    _entries.remove(present)
+                    present.listed = False
+                    replaced = present if present.n_leases == 0 else None  # its user has given it back meanwhile
+                _entries.append(new)
+            found = _take(new)  # another thread's, if that was faster
+        if replaced is not None:
+            _end([replaced], wait=True)
     assert found is not None  # noqa: S101 - it was just put there
+    found.core.grow(new.core)
     return found
 
 
@@ -183,7 +211,7 @@ def shutdown() -> None:
     >>> joblib_stateful.shutdown()
     """
     with _lock:
-        for entry in _entries.values():
+        for entry in _entries:
             entry.listed = False
         free = _unlist(lambda _: True)
         _entries.clear()
@@ -200,28 +228,66 @@ def is_free() -> bool:
     return not _lock.locked() and _clock.is_free()
 
 
-def _take(key: Hashable) -> Lease | None:
-    entry = _entries.get(key)
+def _find(key: _Key) -> _Entry | None:
+    return next((entry for entry in _entries if entry.key.fits(key)), None)
+
+
+def _take(new: _Entry) -> Lease | None:
+    entry = _find(new.key)
     if entry is None or entry.core.is_closed:
         return None
     entry.n_leases += 1
+    entry.key = max(entry.key, new.key, key=lambda key: len(key.own))  # what it will have when it has grown
     if entry.alarm is not None:
         entry.alarm.cancel()
         entry.alarm = None
-    return Lease(key, entry)
+    return Lease(entry)
 
 
-def _unlist(which: Any) -> list[_Entry]:
+def _make_room_for(new: _Entry, found: Lease | None) -> tuple[list[_Entry], list[_Entry]]:
+    """Take those out of the list that make way for a new entry, or for what is added to the one that was found.
+
+    Returned are these, and those that stay from now on because the two are used in turn.
+    """
+    if found is not None:
+        is_enough = found.core.n_jobs >= new.core.n_jobs
+        return ([] if is_enough else _unlist(lambda entry: entry.makes_way_at_any_rate(new))), []
+    staying = [entry for entry in _entries if _turns.has(entry.name, new.name) and not entry.makes_way_at_any_rate(new)]
+    free = _unlist(lambda entry: new.displaces(entry) and entry not in staying)
+    for entry in free:
+        _turns.note(entry.name, new.name)
+    idle = (entry for entry in staying if entry.n_leases == 0 and new.displaces(entry))
+    return free, [entry for entry in idle if _turns.is_news(entry.name, new.name)]
+
+
+def _tell(entry: _Entry, new: _Entry) -> None:
+    _log.warning(
+        "%s and %s are used in turn: from now on both keep their workers, where the one made way for the other before. "
+        "joblib_stateful.shutdown() frees what they hold; with a StatefulExecutor for each it is you who decides how long "
+        "that stays.",
+        _text_of(entry),
+        _text_of(new),
+    )
+
+
+def _text_of(entry: _Entry) -> str:
+    build = entry.core.packed.spec.build
+    return "a pool without objects" if build is None else getattr(build, "__qualname__", None) or repr(build)
+
+
+def _unlist(which: Callable[[_Entry], bool]) -> list[_Entry]:
     """Take the entries that nobody uses out of the list."""
-    free = [key for key, entry in _entries.items() if entry.n_leases == 0 and which(entry)]
-    return [_entries.pop(key) for key in free]
+    free = [entry for entry in _entries if entry.n_leases == 0 and which(entry)]
+    for entry in free:
+        _entries.remove(entry)
+    return free
 
 
-def _let_go(key: Hashable, entry: _Entry) -> None:
+def _let_go(entry: _Entry) -> None:
     with _lock:
-        if entry.n_leases or _entries.get(key) is not entry:
+        if entry.n_leases or entry not in _entries:
             return
-        del _entries[key]
+        _entries.remove(entry)
     _end([entry], wait=False)
 
 

@@ -104,9 +104,9 @@ class _ForSlot:
 class StartWorker(_ForSlot):
     """Open a worker for a slot and have it build its object."""
 
-    def __init__(self, slot: int, seq: int, limits: Limits) -> None:
+    def __init__(self, slot: int, seq: int, limits: Limits, n_jobs: int) -> None:
         super().__init__(slot, seq)
-        self.limits = limits
+        self.limits, self.n_jobs = limits, n_jobs  # the latter as its object shall see it
 
 
 class SendJob(_ForSlot):

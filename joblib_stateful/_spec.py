@@ -7,7 +7,7 @@ import inspect
 import operator
 import types
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 from ._code import source_of
 from ._defining import DefinitionError, needs_of
@@ -202,11 +202,26 @@ def _unpicklable(spec: WorkerSpec, transport: Transport, error: Exception) -> st
     )
 
 
-def spec_key(spec: WorkerSpec, transport: Transport) -> Hashable:
+class SpecKey(NamedTuple):
+    """What tells specs apart: what is the same in all slots, and the kwargs that each has of its own."""
+
+    common: Hashable
+    own: tuple[Hashable, ...] | None
+
+    def of_first(self, n_slots: int) -> SpecKey:
+        """Return the key for the first so many slots."""
+        return self if self.own is None else self._replace(own=self.own[:n_slots])
+
+    def of_slot(self, slot: int) -> Hashable:
+        """Return what one slot has of its own."""
+        return None if self.own is None else self.own[slot]
+
+
+def spec_key(spec: WorkerSpec, transport: Transport) -> SpecKey:
     """Return what tells specs apart: a class or function, and what travels of it; kwargs by what they hold."""
     own = None if spec.worker_kwargs is None else tuple(_kwargs_key(kwargs, transport) for kwargs in spec.worker_kwargs)
     args = tuple(_value_key(value, transport) for value in spec.args)
-    return _identity(spec.build, transport), args, _kwargs_key(spec.shared_kwargs, transport), own
+    return SpecKey((_identity(spec.build, transport), args, _kwargs_key(spec.shared_kwargs, transport)), own)
 
 
 def _identity(build: Any, transport: Transport) -> Hashable:
@@ -227,7 +242,7 @@ def version_of(spec: WorkerSpec, transport: Transport) -> Hashable:
     return _identity(spec.build, transport)
 
 
-def holds_the_same(held: WorkerSpec, asked: WorkerSpec, key: Hashable, transport: Transport) -> bool:
+def holds_the_same(held: WorkerSpec, asked: WorkerSpec, key: SpecKey, transport: Transport) -> bool:
     """Tell whether objects that were built from one spec may be used for another one; both had the same key.
 
     Where values are passed by reference, they can have changed what they were built from.

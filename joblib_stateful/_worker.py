@@ -217,6 +217,8 @@ class Worker:
 
     def _run(self, message: Run) -> Ran:
         started = time.perf_counter()
+        if message.n_jobs is not None:
+            self._n_jobs = message.n_jobs
         values = self.transport.packing(BaseException, None, self._definer)
         failures: dict[int, Failure] = {}
         what = "function"

@@ -242,12 +242,10 @@ def environment(name: str) -> str | None:
     return os.environ.get(name)
 
 
-def test_n_jobs_not_given_is_the_number_of_worker_kwargs_or_one() -> None:
+def test_n_jobs_not_given_is_the_number_of_worker_kwargs() -> None:
     with stateful(worker=Tagged, worker_kwargs=[{}] * 3, engine="threads"):
         assert joblib.effective_n_jobs() == 3
         assert slots_of(Parallel()) == 3
-    with stateful(worker=Tagged, engine="threads"):
-        assert Parallel()._effective_n_jobs() == 1
     # Parallel(backend="stateful", worker_kwargs=...) is one call by itself.
     parallel = Parallel(backend="stateful", worker=Tagged, worker_kwargs=[{}] * 3, engine="threads")
     assert slots_of(parallel) == 3

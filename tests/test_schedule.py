@@ -291,7 +291,7 @@ def test_a_slot_is_built_for_a_job_in_front_if_those_behind_avoid_it() -> None:
     assert play.died_at(0, 0) == []
     assert play.died_at(1, 0) == ["settle", "start 1"]
     # Slots 1 and 2 will be theirs, so that the job in front of them gets slot 0.
-    assert play.died(2) == ["start 0", "start 2"]
+    assert play.died(2) == ["start 2", "start 0"]
 
 
 def test_of_a_batch_only_the_guilty_item_pays_and_the_others_run_one_by_one() -> None:

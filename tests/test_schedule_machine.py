@@ -13,7 +13,7 @@ import os
 import sys
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import hypothesis.strategies as st
 import pytest
@@ -71,6 +71,7 @@ class ScheduleMachine(RuleBasedStateMachine):
         super().__init__()
         self.schedule = Schedule(1)
         self.plain, self.map = Group(), Group(on_error=_ignore)
+        self.narrow = Group(on_error=_ignore, n_slots=1)
         self.groups: list[Group] = []
         self.calls: list[Call] = []
         self.n_settled: Counter[Call] = Counter()
@@ -84,7 +85,7 @@ class ScheduleMachine(RuleBasedStateMachine):
     @initialize(n_slots=st.integers(1, 3), max_tasks=st.sampled_from([None, None, 1, 2, 3]), in_turn=st.booleans())
     def begin(self, *, n_slots: int, max_tasks: int | None, in_turn: bool) -> None:
         self.schedule = Schedule(n_slots, max_tasks=max_tasks, in_turn=in_turn)
-        self.groups = [self.plain, self.map]
+        self.groups = [self.plain, self.map, self.narrow]
 
     # --- carrying out decisions -----------------------------------------------------------------------
 
@@ -99,6 +100,9 @@ class ScheduleMachine(RuleBasedStateMachine):
             assert decision.group in self.groups
         elif isinstance(decision, StartWorker):
             assert decision.slot not in self.lives, "the slot's old worker is still there"
+            group = self.schedule.slots[decision.slot].group
+            assert group is not None
+            assert decision.slot < decision.n_jobs == min(group.n_slots, self.schedule.n_slots)
             self.lives[decision.slot] = Life(
                 self.schedule.slots[decision.slot].life, decision.limits, message=decision.seq
             )
@@ -115,7 +119,8 @@ class ScheduleMachine(RuleBasedStateMachine):
             assert len(job.positions) > 1
             assert job.call.group.sharing
             assert not self.schedule.queue
-            assert any(slot.state is State.IDLE for slot in self.schedule.slots)
+            width = job.call.group.n_slots
+            assert any(slot.state is State.IDLE for slot in self.schedule.slots[:width])
         elif isinstance(decision, CloseWorker):
             life = self.lives[decision.slot]
             assert life.number == decision.life
@@ -132,6 +137,7 @@ class ScheduleMachine(RuleBasedStateMachine):
         assert life.message is None, "it is at work, or being built"
         assert not life.doomed
         assert life.closing is None
+        assert send.slot < call.group.n_slots, "not one of its own slots"
         assert not call.settled
         assert not call.stopping
         assert call.claim is None or call.claimed
@@ -146,7 +152,7 @@ class ScheduleMachine(RuleBasedStateMachine):
             assert position not in call.dropped
             assert call.values[position] is None, "it has a value already"
             assert self.blamed[item] <= call.limits.retries
-            if self.schedule.n_slots > 1:
+            if self.schedule.width(call.group) > 1:
                 assert self.blamed_in.get(item) != send.slot, "it killed its worker here before"
         max_tasks = self.schedule.max_tasks
         assert max_tasks is None or life.n_run + len(send.job.positions) <= max_tasks
@@ -170,7 +176,7 @@ class ScheduleMachine(RuleBasedStateMachine):
 
     @rule(
         size=st.integers(1, 4),
-        is_map=st.booleans(),
+        whose=st.sampled_from(["plain", "map", "map", "narrow"]),
         retries=st.integers(0, 2),
         max_restarts=st.integers(0, 2),
         after_error=st.sampled_from(_AFTER_ERROR),
@@ -181,7 +187,7 @@ class ScheduleMachine(RuleBasedStateMachine):
         self,
         *,
         size: int,
-        is_map: bool,
+        whose: Literal["plain", "map", "narrow"],
         retries: int,
         max_restarts: int,
         after_error: AfterError,
@@ -190,7 +196,7 @@ class ScheduleMachine(RuleBasedStateMachine):
     ) -> None:
         limits = Limits(5.0, 5.0, retries, max_restarts)
         kept = frozenset(position for position in unsent if position < size)
-        group = self.map if is_map else self.plain
+        group: Group = getattr(self, whose)
         call = Call(size, group, limits, after_error=after_error, budget=budget, unsent=kept)
         for position in kept:
             call.fail(position, errors.TransferError(position, "item", "a lock"))
@@ -203,9 +209,9 @@ class ScheduleMachine(RuleBasedStateMachine):
         self.calls.append(call)
         self.carry_out(self.schedule.submit(call))
 
-    def begin_another_map(self, _: st.DataObject) -> None:
-        self.map = Group(on_error=_ignore)
-        self.groups.append(self.map)
+    def begin_another_map(self, data: st.DataObject) -> None:
+        self.map, self.narrow = Group(on_error=_ignore), Group(on_error=_ignore, n_slots=data.draw(st.integers(1, 2)))
+        self.groups += [self.map, self.narrow]
 
     @precondition(lambda self: self.schedule.calls)
     @rule(data=st.data())
@@ -242,20 +248,29 @@ class ScheduleMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def disturb(self, data: st.DataObject) -> None:
         # One rule for what happens seldom, or else little would ever be under way.
-        steps = self.begin_another_map, self.drop_what_has_not_started, self.kill, self.warm, self.release, self.close
+        steps = (
+            self.begin_another_map,
+            self.drop_what_has_not_started,
+            self.kill,
+            self.warm,
+            self.release,
+            self.grow,
+            self.close,
+        )
         data.draw(st.sampled_from(steps))(data)
 
     def kill(self, data: st.DataObject) -> None:
-        chosen = data.draw(st.sampled_from([None, self.plain, self.map]))
+        chosen = data.draw(st.sampled_from([None, self.plain, self.map, self.narrow]))
         # As the core does: what shall be killed is dropped before.
         self.carry_out(self.schedule.drop([c for c in self.schedule.calls if chosen in (None, c.group)]))
         self.carry_out(self.schedule.kill(chosen, idle_too=data.draw(st.booleans())))
 
     def warm(self, data: st.DataObject) -> None:
         max_restarts, again = data.draw(st.integers(0, 2)), data.draw(st.booleans())
-        group = Group(on_error=_ignore)
+        group = Group(on_error=_ignore, n_slots=data.draw(st.sampled_from([1, 9])))
         self.groups.append(group)
-        wanted = [slot.index for slot in self.schedule.slots if slot.state in (State.EMPTY, State.CLOSING)]
+        slots = self.schedule.slots[: group.n_slots]
+        wanted = [slot.index for slot in slots if slot.state in (State.EMPTY, State.CLOSING)]
         given_up = [index for index in wanted if again and self.unblamed[index] > max_restarts]
         decisions = self.schedule.warm(group, Limits(init_timeout=5.0, max_restarts=max_restarts), again=again)
         if given_up:
@@ -265,6 +280,12 @@ class ScheduleMachine(RuleBasedStateMachine):
 
     def release(self, _: st.DataObject) -> None:
         self.carry_out(self.schedule.release())
+
+    def grow(self, data: st.DataObject) -> None:
+        n_slots = data.draw(st.integers(1, 4))
+        before = self.schedule.n_slots
+        self.carry_out(self.schedule.grow(n_slots))
+        assert self.schedule.n_slots == len(self.schedule.slots) == max(before, n_slots)
 
     def close(self, _: st.DataObject) -> None:
         if len(self.calls) > 5:
@@ -465,15 +486,28 @@ class ScheduleMachine(RuleBasedStateMachine):
     @invariant()
     def no_job_waits_while_a_slot_is_free(self) -> None:
         schedule = self.schedule
-        n_building = len([slot for slot in schedule.slots if slot.state is State.BUILDING])
-        are_enough_coming = n_building >= len(schedule.queue)
         for job in schedule.queue:
-            for slot in schedule.slots:
-                if slot.index == job.avoid:
-                    continue
-                assert slot.state is not State.EMPTY or are_enough_coming
+            own = [slot for slot in schedule.slots[: job.call.group.n_slots] if slot.index != job.avoid]
+            n_building = len([slot for slot in own if slot.state is State.BUILDING])
+            for slot in own:
+                # No more are built than there are jobs for.
+                assert slot.state is not State.EMPTY or n_building
                 # In turn, an object that was used waits for those that are being built.
                 assert slot.state is not State.IDLE or (schedule.in_turn and n_building)
+
+    @invariant()
+    def as_many_are_built_as_jobs_wait(self) -> None:
+        # A matching of jobs and slots that are being built: where those can't be had for all, no slot is free for the rest.
+        schedule = self.schedule
+        coming = [slot.index for slot in schedule.slots if slot.state is State.BUILDING]
+        empty = [slot.index for slot in schedule.slots if slot.state is State.EMPTY]
+        fewest_first = sorted(schedule.queue, key=lambda job: (schedule.width(job.call.group), job.avoid is None))
+        for job in fewest_first:
+            own = [index for index in coming if index < job.call.group.n_slots and index != job.avoid]
+            if own:
+                coming.remove(own[0])
+            else:
+                assert not [index for index in empty if index < job.call.group.n_slots and index != job.avoid]
 
     @invariant()
     def somebody_works_while_a_call_is_open(self) -> None:
@@ -489,7 +523,6 @@ class ScheduleMachine(RuleBasedStateMachine):
                 assert slot.state is (State.BUILDING if life.job is None else State.BUSY)
                 assert slot.seq == life.message
         # Counted apart for speed; a wrong count would show only much later.
-        assert schedule._building == sum(slot.state is State.BUILDING for slot in schedule.slots)
         assert set(schedule._idle) == {slot.index for slot in schedule.slots if slot.state is State.IDLE}
         assert set(schedule._empty) == {slot.index for slot in schedule.slots if slot.state is State.EMPTY}
 

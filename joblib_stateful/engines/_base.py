@@ -82,7 +82,7 @@ class Engine(ABC):
         """Return a worker for a slot; it need not be started before the first message. Must not block."""
 
     def for_slots(self, n_slots: int) -> Engine:  # noqa: ARG002 - for engines whose slots must know of each other
-        """Return the engine for one executor with so many slots."""
+        """Return the engine for one executor with so many slots; more may be opened later."""
         return self
 
     def wait_for(self, wakeup: Wakeup, predicate: Callable[[], Any], timeout: float | None = None) -> None:

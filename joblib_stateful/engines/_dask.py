@@ -170,6 +170,7 @@ class _Seats(Engine):
 
     def open(self, slot: int, env: Mapping[str, str]) -> DaskWorker:  # noqa: ARG002 - refused before
         """Return a worker for a slot."""
+        self._n_slots = max(self._n_slots, slot + 1)  # they were added later
         return DaskWorker(self, slot)
 
     def check(self) -> None:
