@@ -60,6 +60,9 @@ class _Entry:
 
     def finds_its_like_in(self, other: _Entry) -> bool:
         """Tell whether objects of another one with the same key will do for this one."""
+        environment = other.core.environment
+        if environment is not None and environment.changes():  # libraries have read it when they were imported
+            return False
         return not other.was_edited(self.present_source()) and holds_the_same(
             other.core.packed.spec, self.core.packed.spec, self.spec_id, self.engine.transport
         )

@@ -18,9 +18,11 @@ import cloudpickle
 
 from .. import errors
 from .._sharing import SharedMemory
+from .._surroundings import Surroundings
 from .._transport import Pickled, Transport
 from ._base import Engine
 from ._burial import wait_for_burials
+from ._flags import interpreter_flags
 from ._line import Line
 from ._listening import Listening
 from ._loky_room import check_room
@@ -79,12 +81,17 @@ class LokyEngine(Engine):
         """Have such a consumer look again."""
         self._listening.ring()
 
+    def surroundings(self) -> Surroundings:
+        """Return those of this process."""
+        return Surroundings.now()
+
     def settle(self, seconds: float) -> None:
         """Wait for what is left of workers that were closed or killed."""
         wait_for_burials(seconds)
 
     def check(self) -> None:
-        """Refuse daemonic processes."""
+        """Refuse daemonic processes; warn of flags that can't be handed on."""
+        interpreter_flags()
         if multiprocessing.current_process().daemon:
             raise errors.EngineError(
                 'engine="loky" starts processes, which Python forbids in a daemonic process (such as a worker of '

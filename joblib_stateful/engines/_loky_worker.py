@@ -9,7 +9,6 @@ import multiprocessing
 import multiprocessing.context
 import os
 import queue
-import signal
 import threading
 import weakref
 from functools import partial
@@ -39,12 +38,14 @@ try:
     from loky.backend import resource_tracker as lokys_tracker
 
     from . import _loky_child
+    from ._loky_popen import signals_blocked, standard_files
     from ._loky_process import Context
+    from ._loky_startup import Startup
 finally:
     multiprocessing.context._concrete_contexts.update(_start_methods)  # type: ignore[attr-defined]  # see above
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from concurrent.futures import Future
 
     from .._messages import Failure, Finish, Message, Reply
@@ -134,18 +135,22 @@ class LokyWorker(EngineWorker):
 
     def _start(self) -> Future[None]:
         """Start the process; return loky's future of all its service."""
+        with standard_files():
+            return self._start_process()
+
+    def _start_process(self) -> Future[None]:
         # A pipe for each worker, because only one process can be signalled for an open file.
         theirs, self._lifeline = multiprocessing.Pipe(duplex=False)
         _lifelines.add(self._lifeline)
         self._line, far_end = Line.pair()
         _start_resource_trackers()  # which ends by unblocking SIGINT, so first
-        with theirs, contextlib.closing(far_end), _sigint_blocked():
+        with theirs, contextlib.closing(far_end), signals_blocked():
             pool = loky.ProcessPoolExecutor(
                 max_workers=1,
                 context=Context(),
                 env=self._env,
                 initializer=_loky_child.set_up,
-                initargs=(theirs, far_end, self._numbers, self._transport),
+                initargs=(theirs, far_end, self._numbers, self._transport, Startup.of_program()),
             )
             served: Future[None] = pool.submit(_loky_child.serve)
         # loky's own asks for psutil or pgrep. Where there is neither, as in slim images, it ends loky's thread.
@@ -393,19 +398,6 @@ def _kill_all(processes: dict[int, Any], reason: str = "") -> None:  # noqa: ARG
 
 
 # --- starting processes ---------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _sigint_blocked() -> Iterator[None]:
-    """Keep Ctrl-C from processes that are being born: until they ignore it, it would print tracebacks."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start_resource_trackers() -> None:
