@@ -56,10 +56,13 @@ class Surroundings(NamedTuple):
             raise _gone(error, "The current folder of this program is gone") from error
         limits = sys.getrecursionlimit(), sys.get_int_max_str_digits()
         if _latest and _latest[0] == (folder, *limits) and _latest[1] == sys.path:
-            return _latest[2]
-        path = list(sys.path)
+            known: Surroundings = _latest[2]
+            return known
+        path: list[Any] = list(sys.path)
         # Anything else in there is passed over by the import system.
-        found = cls(folder, tuple(str(entry) for entry in path if isinstance(entry, str)), _checked(limits[0]), limits[1])
+        found = cls(
+            folder, tuple(str(entry) for entry in path if isinstance(entry, str)), _checked(limits[0]), limits[1]
+        )
         _latest[:] = (folder, *limits), path, found
         return found
 

@@ -22,10 +22,10 @@ from .._surroundings import Surroundings
 from .._transport import Pickled, Transport
 from ._base import Engine
 from ._burial import wait_for_burials
-from ._flags import interpreter_flags
 from ._line import Line
 from ._listening import Listening
 from ._loky_room import check_room
+from ._starting import interpreter_flags, start
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -57,7 +57,7 @@ class LokyEngine(Engine):
             # The first worker would start it. It takes half as much CPU time as a worker until it is ready: so it does
             # that while loky is being imported, which is most of what is to be done before a worker can be started.
             # (On two cores the first result comes 20 ms sooner: `python -m benchmarks --workloads "W7*"`.)
-            resource_tracker.ensure_running()
+            start(resource_tracker)
         from . import _loky_worker  # noqa: F401
 
     def open(self, slot: int, env: Mapping[str, str]) -> LokyWorker:  # noqa: ARG002 - only env tells slots apart

@@ -50,9 +50,7 @@ def main(pipe: BinaryIO) -> None:
     sys.exit(process._bootstrap())
 
 
-def set_up(
-    lifeline: Connection, line: Line, numbers: memoryview[int], transport: Transport, startup: Startup
-) -> None:
+def set_up(lifeline: Connection, line: Line, numbers: memoryview[int], transport: Transport, startup: Startup) -> None:
     """Make this process a worker; runs before `serve`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     if hasattr(signal, "pthread_sigmask"):

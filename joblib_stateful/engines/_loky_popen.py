@@ -21,8 +21,8 @@ from loky.backend import popen_loky_posix, reduction, spawn
 from loky.backend import resource_tracker as lokys_tracker
 from loky.backend.fork_exec import fork_exec
 
-from ._flags import interpreter_flags
 from ._line import NO_SIGNAL
+from ._starting import interpreter_flags
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -38,7 +38,6 @@ sys.path[:] = load(pipe)
 from joblib_stateful.engines._loky_child import main
 main(pipe)
 """
-_STANDARD = (0, 1, 2)
 
 
 class Popen(popen_loky_posix.Popen):  # type: ignore[misc]  # loky is not typed
@@ -93,25 +92,6 @@ def _flush_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):  # there is none, it is closed, or an object that only has write()
             stream.flush()
-
-
-@contextlib.contextmanager
-def standard_files() -> Iterator[None]:
-    """Let no file that is opened meanwhile get the number of a standard stream that is closed, as in daemons.
-
-    A process would take it for its output, and print into it.
-    """
-    taken = []
-    with contextlib.suppress(OSError):  # the system has no such file
-        while (fd := os.open(os.devnull, os.O_RDWR)) in _STANDARD:
-            os.set_inheritable(fd, True)  # noqa: FBT003 - the standard library's signature
-            taken.append(fd)
-        os.close(fd)
-    try:
-        yield
-    finally:
-        for fd in taken:
-            os.close(fd)
 
 
 @contextlib.contextmanager

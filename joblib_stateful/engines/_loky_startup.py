@@ -23,8 +23,8 @@ class Startup(NamedTuple):
     @classmethod
     def of_program(cls) -> Startup:
         """Return those of this process."""
-        method = multiprocessing.get_start_method(allow_none=True)
-        if method is not None and method.startswith("loky"):  # a worker of joblib's, whose children could not use it
+        method: str | None = multiprocessing.get_start_method(allow_none=True)
+        if method and method.startswith("loky"):  # a worker of joblib's, whose children could not use it
             method = None
         return cls(method, (_stream(sys.stdout, 1), _stream(sys.stderr, 2)))
 
@@ -68,4 +68,4 @@ def _load(pickled: bytes) -> object:
 
 
 def _send_by_value() -> None:
-    ForkingPickler.reducer_override = _by_value  # type: ignore[attr-defined]  # as pickle lets subclasses do
+    ForkingPickler.reducer_override = _by_value  # type: ignore[method-assign,assignment]  # as pickle lets subclasses do

@@ -28,6 +28,7 @@ from ._listening import Listening, listen
 from ._loky_room import explain
 from ._process_tree import kill_tree
 from ._shared_numbers import SharedNumbers
+from ._starting import standard_files, start
 
 # loky, and the copy of it within joblib, register their start methods under the same names when they are imported. The
 # last one would start the processes of both, which then report to the wrong resource tracker.
@@ -38,7 +39,7 @@ try:
     from loky.backend import resource_tracker as lokys_tracker
 
     from . import _loky_child
-    from ._loky_popen import signals_blocked, standard_files
+    from ._loky_popen import signals_blocked
     from ._loky_process import Context
     from ._loky_startup import Startup
 finally:
@@ -402,9 +403,9 @@ def _kill_all(processes: dict[int, Any], reason: str = "") -> None:  # noqa: ARG
 
 def _start_resource_trackers() -> None:
     """Start what the first process would otherwise start, with its signals as they are then."""
-    lokys_tracker.ensure_running()
+    start(lokys_tracker)
     if os.name == "posix":
-        resource_tracker.ensure_running()
+        start(resource_tracker)
 
 
 # What a fork inherited: kept, so that it is not collected and does not tidy up after the parent.
