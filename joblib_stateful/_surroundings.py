@@ -121,6 +121,7 @@ class Environment:
         """Note that a worker is about to be started."""
         if not self._seen or self.changes():
             self._seen.append(dict(_raw()))
+            self._same = None
 
     def forget(self) -> None:
         """Note that no worker is left."""

@@ -22,7 +22,13 @@ _SAFE_PATH = "PYTHONSAFEPATH"
 def interpreter_flags() -> tuple[str, ...]:
     """Return the flags that make another interpreter behave as this one; warn, once, if they can't be told."""
     try:
-        flags = list(util._args_from_interpreter_flags())  # type: ignore[attr-defined]  # what multiprocessing uses
+        with _all_warnoptions():
+            flags = list(util._args_from_interpreter_flags())  # type: ignore[attr-defined]  # what multiprocessing uses
+        # It leaves some out, such as `-X int_max_str_digits` and `-X gil`.
+        named = {flags[at + 1].partition("=")[0] for at, flag in enumerate(flags[:-1]) if flag == "-X"}
+        for name, value in sys._xoptions.items():
+            if name not in named:
+                flags += ["-X", name if value is True else f"{name}={value}"]
     except Exception as error:  # noqa: BLE001 - `sys.warnoptions` may have been changed to anything
         warnings.warn(
             f"Workers run without this program's interpreter flags (-O, -W, -X, ...), which can't be told: "
@@ -32,18 +38,30 @@ def interpreter_flags() -> tuple[str, ...]:
             stacklevel=2,
         )
         return ()
-    # It leaves some out, such as `-X int_max_str_digits` and `-X gil`.
-    named = {flags[at + 1].partition("=")[0] for at, flag in enumerate(flags[:-1]) if flag == "-X"}
-    for name, value in getattr(sys, "_xoptions", {}).items():
-        if name not in named:
-            flags += ["-X", name if value is True else f"{name}={value}"]
     return tuple(flags)
+
+
+@contextlib.contextmanager
+def _all_warnoptions() -> Iterator[None]:
+    """Have those there that belong to flags: multiprocessing fails if a program has cleared the list."""
+    belong = {
+        "error::BytesWarning": sys.flags.bytes_warning > 1,
+        "default::BytesWarning": sys.flags.bytes_warning == 1,
+        "default": sys.flags.dev_mode,
+    }
+    missing = [option for option, is_given in belong.items() if is_given and option not in sys.warnoptions]
+    sys.warnoptions += missing
+    try:
+        yield
+    finally:
+        for option in missing:
+            sys.warnoptions.remove(option)
 
 
 def start(tracker: Any) -> None:
     """Start a resource tracker, multiprocessing's or loky's, if it does not run."""
     first = getattr(tracker.ensure_running.__self__, "_fd", None) is None
-    with standard_files(), _standard_modules_first() if first else contextlib.nullcontext():
+    with standard_files(), _all_warnoptions(), _standard_modules_first() if first else contextlib.nullcontext():
         tracker.ensure_running()
 
 
