@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from ._core import Core
     from ._progress import ProgressLike
+    from ._surroundings import Surroundings
     from ._worker import Worker
 
 _log = logging.getLogger("joblib_stateful")
@@ -170,6 +171,7 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         self._calls: dict[Call, None] = {}
         self._memory = Memory()
         self._raised: BaseException | None = None
+        self._surroundings: Surroundings | None = None
         self._bar = Progress(False, None)
         self._sharing = Sharing()
 
@@ -381,6 +383,12 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         # Its calls fail with it; that is how joblib learns of it.
         self._group = Group(on_error=lambda _: None, n_slots=self._slots or 1)
         self._raised = None
+        self._surroundings = self._engine.surroundings()
+        lease, environment = self._lease, None if self._lease is None else self._core.environment
+        if lease is not None and environment is not None and environment.changes():
+            # Within `with Parallel() as parallel`, since the call before.
+            lease.release()
+            self._lease = self._prepare(self.effective_n_jobs(None))()
         if self.nesting_level == 0:
             self._bar = Progress(self._options["progress"], getattr(self.parallel, "n_tasks", None))
             self._bar.open()
@@ -397,6 +405,7 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         if faults:
             call.fail(0, packing_error_of(faults[0], call.first))
         call.on_settled = partial(self._settled, future)
+        call.surroundings = self._surroundings
         if callback is not None:
             future.add_done_callback(callback)
         self._calls[call] = None

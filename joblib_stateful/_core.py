@@ -35,12 +35,14 @@ from ._slots import (
     State,
     StopJob,
 )
+from ._surroundings import Environment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from ._public import WorkerInfo
     from ._spec import PackedSpec
+    from ._surroundings import Surroundings
     from ._transport import Parcel
     from ._worker import Worker
     from .engines import Engine, EngineWorker
@@ -90,6 +92,10 @@ class Core:
         self._answering: set[int] = set()  # threads that bring an answer, and so run callbacks
         self._targets: list[Any] = [None] * n_jobs  # (worker, digest) of the function that it has
         self._peers: list[tuple[EngineWorker | None, Peer]] = [(None, Peer(is_parent=True))] * n_jobs
+        self._surroundings: Surroundings | None = None  # of the latest call
+        self._told: dict[int, tuple[EngineWorker, Surroundings]] = {}  # what the worker of each slot has taken over
+        #: What the workers were started with; None where they share this process's, or are elsewhere.
+        self.environment = Environment() if engine.has_processes and not engine.is_remote else None
         self._limits = LimitWatch(n_jobs, self._changed, self._is_under_way, self._expire)
         self._idle = IdleWatch(idle_timeout, self._schedule, self.release)
         _exit.watch(self)
@@ -137,6 +143,8 @@ class Core:
             raise errors.ShutdownError(
                 "This executor was made before os.fork(), and its workers are the parent's. Make a new one here.",
             )
+        if call.surroundings is not None:
+            self._surroundings = call.surroundings
         self._note(lambda: self._schedule.submit(call))
 
     def drop(self, calls: Iterable[Call]) -> None:
@@ -176,6 +184,7 @@ class Core:
         group = Group(
             on_error=lambda _: None, n_slots=n_slots
         )  # so that an error ends all of it, and is found in `group.error`
+        self._surroundings = self.engine.surroundings()
         again = False
         # Again, if a slot that somebody else had begun to build came to nothing, or one has died as soon as it was built.
         while not self._schedule.is_warm(group) and not self._schedule.closing:
@@ -306,6 +315,8 @@ class Core:
         return entry[1]
 
     def _start(self, start: StartWorker) -> Decisions:
+        if self.environment is not None:
+            self.environment.note()
         try:
             self.engine.get_ready()
             worker = self.engine.open(start.slot, self._envs()[start.slot])
@@ -319,8 +330,12 @@ class Core:
                 worker.on_idle_death = partial(_died_idle, weakref.ref(self), start.slot, slot.life)
         if not wanted:  # killed between the decision and now
             return self._answer(start.slot, start.seq, Death(reason="it was killed before it started"))
+        surroundings = self._surroundings
+        if surroundings is not None:
+            self._told[start.slot] = worker, surroundings
         definitions = self._peer(start.slot, worker).take(self.packed.needs)
-        message = Build(start.seq, start.slot, start.n_jobs, self.packed.for_slot(start.slot), definitions)
+        spec, n_jobs = self.packed.for_slot(start.slot), start.n_jobs
+        message = Build(start.seq, start.slot, n_jobs, spec, definitions, surroundings)
         decisions = self._exchange(start.slot, worker, message)
         _exit.register()
         if start.limits.init_timeout is not None:
@@ -339,14 +354,29 @@ class Core:
             packed, needs = None, ()  # it has this function already
         elif target_id is not None:
             self._targets[send.slot] = (worker, target_id)
+        surroundings = call.surroundings
+        if surroundings is not None:
+            if self._told.get(send.slot) == (worker, surroundings):
+                surroundings = None
+            else:
+                self._told[send.slot] = worker, surroundings
         timed = call.limits.item_timeout is not None
         definitions = ()
         if needs or parcel.needs:
             definitions = self._peer(send.slot, worker).take((*needs, *parcel.needs))
             parcel = parcel._replace(needs=())
-        n_jobs, mode, budget = self._schedule.width(call.group), call.mode, call.budget
         message = Run(
-            send.seq, mode, target_id, packed, parcel, call.after_error, timed, budget, definitions, n_jobs=n_jobs
+            send.seq,
+            call.mode,
+            target_id,
+            packed,
+            parcel,
+            call.after_error,
+            timed,
+            call.budget,
+            definitions,
+            self._schedule.width(call.group),
+            surroundings,
         )
         decisions = self._exchange(send.slot, worker, message)
         if call.limits.item_timeout is not None:
@@ -436,8 +466,9 @@ class Core:
         return decisions
 
     def _report(self, slot: int, reply: Ran) -> Any:
-        if any(failure.what == "function" for failure in reply.failures.values()):
+        if any(failure.what in ("function", "surroundings") for failure in reply.failures.values()):
             self._targets[slot] = None
+            self._told.pop(slot, None)
         job = self._schedule.slots[slot].job
         worker = self._worker(slot)
         if job is not None and job.call.settled:  # nobody wants it: don't unpack it
@@ -497,6 +528,8 @@ class Core:
         with self._lock:
             if not self._schedule.is_empty:
                 return
+            if self.environment is not None:
+                self.environment.forget()
             alarms = [*self._limits.take_alarms(), self._idle.take_alarm()]
         for alarm in alarms:
             if alarm is not None:

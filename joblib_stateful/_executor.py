@@ -179,6 +179,11 @@ class StatefulExecutor(NotCopied, Executor):
         """Limits of the calls; for `stateful_map`."""
         return self._limits
 
+    def warn_of_changes(self) -> None:
+        """Warn, once, if the environment has changed since the workers were started."""
+        if self._core.environment is not None:
+            self._core.environment.warn_of_changes(stacklevel=3)
+
     @property
     def n_jobs(self) -> int:
         """Number of slots."""
@@ -206,11 +211,13 @@ class StatefulExecutor(NotCopied, Executor):
             The executor is shut down; a RuntimeError.
         """
         self._warn_of_reloads(_code.reloads(at_new_ones=False), 4)
+        self.warn_of_changes()
         future: Future[T] = Future()
         transport = self._engine.transport
         parcel, faults = transport.pack_all([(fn, args, kwargs)], definer=transport.definer(memory=self._memory))
         call = Call(1, self._group, self._limits, parcel=parcel, claim=future.set_running_or_notify_cancel)
         call.on_settled = _Resolver(future)
+        call.surroundings = self._engine.surroundings()
         if faults:
             call.fail(0, packing_error_of(faults[0], None))
         self._core.accept(call)

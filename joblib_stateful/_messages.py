@@ -10,6 +10,7 @@ import enum
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
+    from ._surroundings import Surroundings
     from ._transport import Parcel
 
 # How a call's values are handed to what is called: "item", "args", "kwargs" as in `stateful_map`;
@@ -30,6 +31,7 @@ class Build(NamedTuple):
     n_jobs: int
     spec: Any
     definitions: tuple[Any, ...] = ()  # what the spec refers to, and the worker doesn't have yet
+    surroundings: Surroundings | None = None
 
 
 class Run(NamedTuple):
@@ -45,6 +47,7 @@ class Run(NamedTuple):
     budget: float | None = None  # seconds after which what has not begun goes back to the parent
     definitions: tuple[Any, ...] = ()  # what target and parcel refer to, and the worker doesn't have yet
     n_jobs: int | None = None  # of the call that it belongs to; None: as before
+    surroundings: Surroundings | None = None  # to be taken over first; None if the worker has them already
 
 
 class Finish(NamedTuple):
@@ -63,7 +66,7 @@ class Failure(NamedTuple):
     type_name: str
     message: str
     traceback: str
-    what: str = ""  # "item", "result" or "function": what could not be unpacked or packed
+    what: str = ""  # "item", "result" or "function": what could not be unpacked or packed; or "surroundings"
 
 
 class Built(NamedTuple):

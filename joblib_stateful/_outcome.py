@@ -60,7 +60,7 @@ def exception_of(
     if failure.what == "function":
         # No item is to blame, but each that should have run through it fails.
         return _with_traceback(errors.TransferError(index, "function", _reason(failure)), failure)
-    if failure.what:
+    if failure.what and failure.what != "surroundings":
         transfer_error = errors.TransferError(index, failure.what, _reason(failure))
         _add_origin(transfer_error, index, slot, pid)
         return _with_traceback(transfer_error, failure)

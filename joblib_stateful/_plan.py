@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ._messages import AfterError, Mode
     from ._progress import ProgressLike
     from ._records import Limits, Target
+    from ._surroundings import Surroundings
     from ._transport import Transport
 
 OnError = Literal["immediate", "wait_others", "deferred"]
@@ -52,6 +53,7 @@ class Plan(NamedTuple):
     transport: Transport
     synchronous: bool
     n_jobs: int  # slots that it uses
+    surroundings: Callable[[], Surroundings | None]
     indexed: bool = False  # yield a TaskResult for each item under every policy
 
 
@@ -117,6 +119,7 @@ def make_plan(
         transport=chosen.transport,
         synchronous=chosen.is_synchronous,
         n_jobs=slots,
+        surroundings=chosen.surroundings,
     )
 
 
@@ -161,7 +164,11 @@ def _open_owned(
     def give_back(_: StatefulExecutor = executor) -> None:
         """Hold the executor until the map is done with it."""
 
-    return core.engine, core.n_jobs, lambda: (core, give_back)
+    def opening() -> tuple[Core, Callable[[], None]]:
+        executor.warn_of_changes()
+        return core, give_back
+
+    return core.engine, core.n_jobs, opening
 
 
 def _inherit(limits: Mapping[str, Any], own: Limits) -> dict[str, Any]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from ._definitions import Definition
     from ._messages import AfterError, Mode
+    from ._surroundings import Surroundings
     from ._transport import Parcel
 
 
@@ -86,6 +87,7 @@ class Call:
 
     on_settled: Callable[[Call], None] | None = None
     on_part: Callable[[Call], None] | None = None  # some of its items, but not all, are done
+    surroundings: Surroundings | None = None  # that its worker shall take over before
     fatal: BaseException | None = None
     seconds = 0.0  # spent in the worker, all attempts together
     result_bytes = 0

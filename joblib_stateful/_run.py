@@ -27,6 +27,7 @@ from .errors import ShutdownError
 if TYPE_CHECKING:
     from ._core import Core
     from ._plan import Plan
+    from ._surroundings import Surroundings
     from ._transport import Packing
 
 # After Ctrl-C, what runs has this long to end before its worker is killed (a notebook keeps the others).
@@ -73,6 +74,7 @@ class MapRun:
         self._give_back: Callable[[], None] | None = None
         self._input: Iterator[Any] | None = None
         self._input_error: Exception | None = None
+        self._surroundings: Surroundings | None = None
         self._is_at_rest = False  # the input's items are there already: it is never slow
         self._memory = Memory()
         self._set_back: list[Any] = []  # items of such an input for which the latest batch had no room
@@ -278,6 +280,7 @@ class MapRun:
     def _pull(self) -> bool:
         """Pull a batch and send it; False if the input has ended."""
         if self.n_pulled == 0 and self._input is None:
+            self._surroundings = self.plan.surroundings()  # before the input's own code
             self._input = iter(self.plan.iterable)
             self._is_at_rest = isinstance(self._input, _AT_REST)
         if self._input is None or self.is_closed:
@@ -340,6 +343,7 @@ class MapRun:
             parcel=parcel,
             unsent=frozenset(faults),
         )
+        call.surroundings = self._surroundings
         for position, error in faults.items():
             call.fail(position, packing_error_of(error, first + position))
         if parcel.n_values:

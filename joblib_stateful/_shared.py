@@ -78,6 +78,9 @@ class _Entry:
 
     def finds_its_like_in(self, other: _Entry) -> bool:
         """Tell whether objects of another one with the same key will do for this one."""
+        environment = other.core.environment
+        if environment is not None and environment.changes():  # libraries have read it when they were imported
+            return False
         if other.was_edited(self.present_source()):
             return False
         n_slots = min(len(self.key.own), len(other.key.own))

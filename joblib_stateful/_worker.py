@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from ._defining import Definer
     from ._public import WorkerInfo
+    from ._surroundings import Surroundings
     from ._transport import Packing, Parcel, Transport
 
 
@@ -171,6 +172,7 @@ class Worker:
         self._parent = Peer(is_parent=False)
         self._memory = Memory()
         self._definer: Definer | None = None  # of what the message under way is answered with
+        self._surroundings: Surroundings | None = None  # taken over from the program
 
     @property
     def info(self) -> WorkerInfo:
@@ -202,8 +204,11 @@ class Worker:
         self._slot, self._n_jobs = message.slot, message.n_jobs
         started = time.perf_counter()
         try:
-            if message.spec is not None:
+            try:
+                self._take_over(message.surroundings)
+            finally:
                 self._receive(message.definitions)
+            if message.spec is not None:
                 common, own = message.spec
                 build, args, shared = self.transport.unpack(common)
                 self._kwargs = {**shared, **({} if own is None else self.transport.unpack(own))}
@@ -221,11 +226,15 @@ class Worker:
             self._n_jobs = message.n_jobs
         values = self.transport.packing(BaseException, None, self._definer)
         failures: dict[int, Failure] = {}
-        what = "function"
+        what = "surroundings"
         try:
             try:
-                if message.definitions:
-                    self._receive(message.definitions)
+                try:
+                    self._take_over(message.surroundings)
+                finally:
+                    if message.definitions:  # the parent counts on them
+                        self._receive(message.definitions)
+                what = "function"
                 call = self._callable(message)
             finally:  # not before: what its function imports is no item's doing
                 self.progress.enter(message.seq, Phase.RUNNING)
@@ -252,6 +261,11 @@ class Worker:
         """Return what the answer refers to and the parent doesn't have yet."""
         definer = self._definer
         return self._parent.take(definer.needs.values()) if definer is not None and definer.needs else ()
+
+    def _take_over(self, surroundings: Surroundings | None) -> None:
+        if surroundings is not None:
+            surroundings.take_over(self._surroundings)
+            self._surroundings = surroundings
 
     def _run_items(
         self,
@@ -323,7 +337,7 @@ class Worker:
             explain_end(error)
         text = text_of_traceback(error)
         packed = None
-        if not what:
+        if what in ("", "surroundings"):
             try:
                 packed = self.transport.pack_with(error, self._definer)
             except BaseException:  # noqa: BLE001 - then its texts have to do

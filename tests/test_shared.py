@@ -341,7 +341,7 @@ def test_shutdown_kills_what_only_finishes_an_abandoned_item(engine: str, scene:
     results.close()
     joblib_stateful.shutdown()
     if engine == "loky":
-        assert [child for child in psutil.Process().children() if "popen_loky" in " ".join(child.cmdline())] == []
+        assert [child for child in psutil.Process().children() if "_loky_child" in " ".join(child.cmdline())] == []
     assert count(scene.log(), "closed") == 0
     scene.gate("never").open()
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .._interrupts import Wakeup
     from .._messages import Failure, Finish, Message, Reply
     from .._records import Death
+    from .._surroundings import Surroundings
     from .._transport import Transport
     from .._worker import Progress, Worker
 
@@ -97,6 +98,10 @@ class Engine(ABC):
 
     def session(self) -> Hashable:
         """Return what tells one connection from another, for engines that have one: workers belong to theirs."""
+        return None
+
+    def surroundings(self) -> Surroundings | None:
+        """Return what workers shall take over from this process; None if they share it with it, or are elsewhere."""
         return None
 
     def default_n_jobs(self) -> int | None:

@@ -32,6 +32,8 @@ _AT_ONCE = 1 << 12
 _INT = array("i").itemsize
 _NO_WAIT = int(getattr(socket, "MSG_DONTWAIT", 0))
 _CLOEXEC = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))
+# A program may have given SIGPIPE back its default action, as command line tools do, and would be killed with a worker.
+NO_SIGNAL = int(getattr(socket, "MSG_NOSIGNAL", 0))
 # Copied behind its header, so that one call of the system sends both.
 _SHORT = 1 << 16
 
@@ -79,6 +81,8 @@ class Line:
 
     def __init__(self, end: socket.socket) -> None:
         end.settimeout(None)  # whatever `socket.setdefaulttimeout` says
+        if not NO_SIGNAL and hasattr(socket, "SO_NOSIGPIPE"):  # macOS
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_NOSIGPIPE, 1)
         self._end = end
         weakref.finalize(self, end.close).atexit = False
         # What has come of a message that is not complete: its beginning, its open files, and from its header on all of
@@ -119,13 +123,13 @@ class Line:
         """
         header = _HEADER.pack(_SIGN, len(data), len(fds))
         if fds:
-            socket.send_fds(self._end, [header], list(fds))
+            self._end.sendmsg([header], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))], NO_SIGNAL)
         elif len(data) <= _SHORT:
-            self._end.sendall(header + data)
+            self._end.sendall(header + data, NO_SIGNAL)
             return
         else:
-            self._end.sendall(header)
-        self._end.sendall(data)
+            self._end.sendall(header, NO_SIGNAL)
+        self._end.sendall(data, NO_SIGNAL)
 
     def receive(self) -> Received:
         """Return the next message.

@@ -19,12 +19,14 @@ import cloudpickle
 
 from .. import errors
 from .._sharing import SharedMemory
+from .._surroundings import Surroundings
 from .._transport import Pickled, Transport
 from ._base import Engine
 from ._burial import wait_for_burials
 from ._line import Line
 from ._listening import Listening
 from ._loky_room import check_room
+from ._starting import interpreter_flags, start
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping
@@ -59,7 +61,7 @@ class LokyEngine(Engine):
             # The first worker would start it. It takes half as much CPU time as a worker until it is ready: so it does
             # that while loky is being imported, which is most of what is to be done before a worker can be started.
             # (On two cores the first result comes 20 ms sooner: `python -m benchmarks --workloads "W7*"`.)
-            resource_tracker.ensure_running()
+            start(resource_tracker)
         from . import _loky_worker  # noqa: F401
 
     def open(self, slot: int, env: Mapping[str, str]) -> LokyWorker:
@@ -83,6 +85,10 @@ class LokyEngine(Engine):
         """Have such a consumer look again."""
         self._listening.ring()
 
+    def surroundings(self) -> Surroundings:
+        """Return those of this process."""
+        return Surroundings.now()
+
     def settle(self, seconds: float) -> None:
         """Wait for what is left of workers that were closed or killed."""
         deadline = time.monotonic() + seconds
@@ -99,7 +105,8 @@ class LokyEngine(Engine):
             logs.reader.flush(owner, seconds)
 
     def check(self) -> None:
-        """Refuse daemonic processes."""
+        """Refuse daemonic processes; warn of flags that can't be handed on."""
+        interpreter_flags()
         if multiprocessing.current_process().daemon:
             raise errors.EngineError(
                 'engine="loky" starts processes, which Python forbids in a daemonic process (such as a worker of '

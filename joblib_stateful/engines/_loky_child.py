@@ -6,12 +6,15 @@ import contextlib
 import errno
 import logging
 import os
+import pickle
 import signal
+import sys
 import threading
-from multiprocessing import util
-from typing import TYPE_CHECKING, Any
+from multiprocessing import current_process, util
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from loky import process_executor
+from loky.backend import spawn
 
 from .._arrivals import still_mapped
 from .._debugging import refuse_breakpoints
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from .._transport import Transport
     from ._line import Line
     from ._log_channel import WorkerEnd
+    from ._loky_startup import Startup
 
 try:
     import fcntl
@@ -39,17 +43,31 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]  # tested before use
 
 
-def set_up(
+def main(pipe: BinaryIO) -> None:
+    """Be the process that a pipe describes, which the parent has made ready for it."""
+    with pipe:
+        current_process()._inheriting = True  # type: ignore[attr-defined]  # as loky's own start and multiprocessing's do
+        try:
+            spawn.prepare(pickle.load(pipe))
+            process = pickle.load(pipe)
+        finally:
+            del current_process()._inheriting  # type: ignore[attr-defined]  # see above
+    sys.exit(process._bootstrap())
+
+
+def set_up(  # noqa: PLR0917 - loky hands them on by position
     lifeline: Connection,
     line: Line,
     numbers: memoryview[int],
     transport: Transport,
+    startup: Startup,
     logs: WorkerEnd | None = None,
 ) -> None:
     """Make this process a worker; runs before `serve`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGPIPE})
+    startup.take_over()
     # loky recycles workers that have grown by 300 MB where psutil is installed; an object may be larger.
     process_executor._MAX_MEMORY_LEAK_SIZE = float("inf")
     # Before multiprocessing waits for the children of this process, which it does first.
@@ -125,6 +143,7 @@ def _serve_one(worker: Worker, line: Line, logs: ToParent | None) -> bool:
         kept = still_mapped(segment.number for segment in segments_in(message))
     else:
         reply, kept = worker.handle(message), []
+    _flush()
     if isinstance(reply, Ran) and isinstance(transport, SharedMemory) and transport.arena and lies_in_arena(reply):
         try:
             line.send(encode(reply, kept), [transport.arena.fd])
@@ -136,6 +155,13 @@ def _serve_one(worker: Worker, line: Line, logs: ToParent | None) -> bool:
     else:
         line.send(encode(reply, kept))
     return isinstance(message, Finish)
+
+
+def _flush() -> None:
+    """Print what is no whole line yet, before the answer lets the program go on."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # nobody reads it any more, or it is an object of the user's
+            stream.flush()
 
 
 def lies_in_arena(reply: Ran) -> bool:

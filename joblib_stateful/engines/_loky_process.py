@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from loky.backend import resource_tracker
 from loky.backend.context import LokyContext
@@ -20,6 +20,14 @@ from loky.backend.process import LokyProcess
 
 class WatchedProcess(LokyProcess):  # type: ignore[misc]  # loky is not typed
     """Its sentinel is the process itself, not a pipe."""
+
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:  # noqa: N802 - multiprocessing's name
+        if os.name == "nt":
+            return LokyProcess._Popen(process_obj)
+        from ._loky_popen import Popen
+
+        return Popen(process_obj)
 
     def start(self) -> None:
         """Start it."""

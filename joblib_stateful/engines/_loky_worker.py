@@ -9,7 +9,6 @@ import multiprocessing
 import multiprocessing.context
 import os
 import queue
-import signal
 import threading
 import weakref
 from functools import partial
@@ -31,6 +30,7 @@ from ._log_reader import reader
 from ._loky_room import explain
 from ._process_tree import kill_tree
 from ._shared_numbers import SharedNumbers
+from ._starting import standard_files, start
 
 # loky, and the copy of it within joblib, register their start methods under the same names when they are imported. The
 # last one would start the processes of both, which then report to the wrong resource tracker.
@@ -41,12 +41,14 @@ try:
     from loky.backend import resource_tracker as lokys_tracker
 
     from . import _loky_child
+    from ._loky_popen import signals_blocked
     from ._loky_process import Context
+    from ._loky_startup import Startup
 finally:
     multiprocessing.context._concrete_contexts.update(_start_methods)  # type: ignore[attr-defined]  # see above
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from concurrent.futures import Future
 
     from .._log_levels import Levels
@@ -142,19 +144,30 @@ class LokyWorker(EngineWorker):
 
     def _start(self) -> Future[None]:
         """Start the process; return loky's future of all its service."""
+        with standard_files():
+            return self._start_process()
+
+    def _start_process(self) -> Future[None]:
         # A pipe for each worker, because only one process can be signalled for an open file.
         self._logs = logs = reader.open(self._slot, id(self._listening))
         theirs, self._lifeline = multiprocessing.Pipe(duplex=False)
         _lifelines.add(self._lifeline)
         self._line, far_end = Line.pair()
         _start_resource_trackers()  # which ends by unblocking SIGINT, so first
-        with theirs, contextlib.closing(far_end), _sigint_blocked():
+        with theirs, contextlib.closing(far_end), signals_blocked():
             pool = loky.ProcessPoolExecutor(
                 max_workers=1,
                 context=Context(),
                 env=self._env,
                 initializer=_loky_child.set_up,
-                initargs=(theirs, far_end, self._numbers, self._transport, logs and logs.worker_end),
+                initargs=(
+                    theirs,
+                    far_end,
+                    self._numbers,
+                    self._transport,
+                    Startup.of_program(),
+                    logs and logs.worker_end,
+                ),
             )
             served: Future[None] = pool.submit(_loky_child.serve)
         # loky's own asks for psutil or pgrep. Where there is neither, as in slim images, it ends loky's thread.
@@ -410,24 +423,11 @@ def _kill_all(processes: dict[int, Any], reason: str = "") -> None:  # noqa: ARG
 # --- starting processes ---------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def _sigint_blocked() -> Iterator[None]:
-    """Keep Ctrl-C from processes that are being born: until they ignore it, it would print tracebacks."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _start_resource_trackers() -> None:
     """Start what the first process would otherwise start, with its signals as they are then."""
-    lokys_tracker.ensure_running()
+    start(lokys_tracker)
     if os.name == "posix":
-        resource_tracker.ensure_running()
+        start(resource_tracker)
 
 
 # What a fork inherited: kept, so that it is not collected and does not tidy up after the parent.
