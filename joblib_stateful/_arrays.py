@@ -80,9 +80,9 @@ def _reduce_by_value(array: Any, *, is_result: bool) -> Any:
         array = numpy.asarray(array)
     reduced = array.__reduce_ex__(PROTOCOL)
     if is_result and not array.flags.writeable and _is_memory_read_only(array):
-        function, (buffer, *rest) = reduced
-        if isinstance(buffer, pickle.PickleBuffer):
-            return function, (pickle.PickleBuffer(numpy.asarray(_Writable(buffer.raw()))), *rest)
+        function, (buffer, *rest), *state = reduced
+        if isinstance(buffer, pickle.PickleBuffer):  # else it is copied, and can be written to
+            return function, (pickle.PickleBuffer(numpy.asarray(_Writable(buffer.raw()))), *rest), *state
     return reduced
 
 

@@ -111,22 +111,21 @@ class Arrived:
 
 
 def _map(fd: int, segment: Received) -> Any:
-    is_private = segment.mode in ("r", "c")
-    try:
-        found = _Map(
-            fd,
-            segment.size,
-            flags=mmap.MAP_PRIVATE if is_private else mmap.MAP_SHARED,
-            prot=mmap.PROT_READ | mmap.PROT_WRITE,
-            **_KEEP_NO_FD,
-        )
-    except (OSError, ValueError) as error:
-        if is_private:  # too many maps, or no file descriptor left: a copy needs neither
-            return read(fd, segment.size)
-        raise _lost() from error
-    found.number = segment.number
-    _maps[next(_serials)] = found
-    return found
+    flags = mmap.MAP_PRIVATE if segment.mode in ("r", "c") else mmap.MAP_SHARED
+    ways = [(flags, mmap.PROT_READ | mmap.PROT_WRITE)]
+    if segment.mode == "r":  # which counts as no memory of the worker's, where that is limited
+        ways.append((mmap.MAP_SHARED, mmap.PROT_READ))
+    for flags, prot in ways:
+        try:
+            found = _Map(fd, segment.size, flags=flags, prot=prot, **_KEEP_NO_FD)
+        except (OSError, ValueError):
+            continue
+        found.number = segment.number
+        _maps[next(_serials)] = found
+        return found
+    if segment.mode in ("r", "c"):  # too many maps, or no file descriptor left: a copy needs neither
+        return read(fd, segment.size)
+    raise _lost()
 
 
 def _lost() -> BufferError:

@@ -40,8 +40,7 @@ class Scratch:
         }[self.how]
 
 
-@pytest.mark.cluster
-@on("loky", "example", "dask", "ray")
+@on("loky", "example")
 @every_size
 @pytest.mark.parametrize(("mode", "how"), [("w+", "whole"), ("r+", "whole"), ("r+", "part"), ("w+", "plain")])
 def test_a_result_is_what_the_map_held_then(engine: Any, size: int, mode: str, how: str, tmp_path: Path) -> None:
@@ -56,8 +55,7 @@ def test_a_result_is_what_the_map_held_then(engine: Any, size: int, mode: str, h
         assert {type(result) for result in results} == {np.ndarray}
 
 
-@pytest.mark.cluster
-@on("loky", "example", "dask", "ray")
+@on("loky", "example")
 @every_size
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_an_item_is_what_the_map_held_when_it_was_pulled(
@@ -94,8 +92,7 @@ def test_items_of_a_list_and_of_an_executor_are_values_too(size: int, tmp_path: 
     assert not data.any()
 
 
-@pytest.mark.cluster
-@on("loky", "dask", "ray")
+@on("loky")
 def test_those_that_can_only_be_read_go_by_name(engine: Any, tmp_path: Path) -> None:
     path = tmp_path / "data"
     data = new_map(path, 250_000, "r")
@@ -103,8 +100,7 @@ def test_those_that_can_only_be_read_go_by_name(engine: Any, tmp_path: Path) -> 
     assert list(results) == [(str(path), 0.0)] * 2
 
 
-@pytest.mark.cluster
-@on("loky", "dask", "ray")
+@on("loky")
 @every_size
 def test_those_among_kwargs_go_by_name_so_that_workers_can_fill_them(engine: Any, size: int, tmp_path: Path) -> None:
     class Writer:
@@ -154,3 +150,16 @@ def test_a_copy_on_write_map_goes_by_value_and_comes_as_a_plain_array(tmp_path: 
     with StatefulExecutor(Keeping, 1, shared_kwargs={"array": private}) as executor:
         assert executor.submit(call_worker, private).result(60) == ("ndarray", 3.0, "ndarray", 3.0)
         assert executor.submit(lambda: bool(get_worker().array.flags.writeable)).result(60)
+
+
+@pytest.mark.cluster
+@on("dask", "ray")
+def test_so_it_is_on_clusters(engine: Any, tmp_path: Path) -> None:
+    for size in SIZES:  # with one cluster, for each takes seconds to start
+        folders = [tmp_path / f"{size} {number}" for number in range(4)]
+        for folder in folders:
+            folder.mkdir()
+        test_a_result_is_what_the_map_held_then(engine, size, "r+", "part", folders[0])
+        test_an_item_is_what_the_map_held_when_it_was_pulled(engine, size, 3, folders[1])
+        test_those_among_kwargs_go_by_name_so_that_workers_can_fill_them(engine, size, folders[2])
+        test_those_that_can_only_be_read_go_by_name(engine, folders[3])
