@@ -455,6 +455,8 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
 
     def stop_call(self) -> None:
         """End a Parallel call."""
+        if self._lease is not None:
+            self._core.engine.flush()
         with self._bar_lock:
             self._bar.close()
 

@@ -342,8 +342,7 @@ def test_joblibs_calls_and_executors() -> None:
     with collecting() as collector:
         with parallel_config(backend="stateful", worker=Talker, n_jobs=2):
             Parallel()(delayed(call_worker)(at) for at in range(5))
-        shutdown()
-        assert {f"item {at}" for at in range(5)} <= set(collector.messages)
+            assert {f"item {at}" for at in range(5)} <= set(collector.messages)
 
 
 def test_a_script_without_any_configuration_shows_warnings_once(run_program: RunProgram) -> None:
