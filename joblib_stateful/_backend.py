@@ -33,6 +33,7 @@ from ._progress import Progress, check_progress
 from ._records import NO_LIMITS, Call, Group
 from ._spec import make_spec
 from ._transport import Sharing
+from ._words import count, unknown_option
 from ._worker import current
 
 if TYPE_CHECKING:
@@ -125,11 +126,13 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
     ) -> None:
         super().__init__(nesting_level=nesting_level, inner_max_num_threads=inner_max_num_threads)
         if unknown:
-            known = ", ".join(name for name in _OPTIONS if name != "inner_max_num_threads")
-            raise TypeError(
-                f'The backend "stateful" has no argument {", ".join(map(repr, unknown))}; it takes {known} and '
-                "inner_max_num_threads, besides what joblib takes for every backend.",
-            )
+            if "n_jobs" in unknown:
+                raise TypeError(
+                    "n_jobs is joblib's: write parallel_config(backend=StatefulBackend(...), n_jobs=...), or leave it out "
+                    "and give one dict per worker in worker_kwargs."
+                )
+            message = unknown_option('The backend "stateful"', unknown, (*_OPTIONS, "n_jobs"))
+            raise TypeError(f"{message[:-1]}, besides what joblib takes for every backend.")
         self._options: dict[str, Any] = {
             "worker": worker,
             "shared_kwargs": shared_kwargs,
@@ -215,7 +218,7 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
             if not self._warned:
                 self._warned = True
                 warnings.warn(
-                    f"n_jobs={n_jobs}, but there are {name} for {n_all} workers: all {n_all} are used.", stacklevel=3
+                    f"n_jobs={n_jobs}, but there are {name} for {count(n_all, 'worker')}: no more are used.", stacklevel=3
                 )
             return n_all
         if n_jobs < 0:
@@ -314,6 +317,11 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
             env = env[:slots]
         envs = _check.check_env(env, slots, self._engine)
         return _shared.prepare(spec, slots, self._engine, envs, self.inner_max_num_threads)
+
+    @property
+    def has_worker(self) -> bool:
+        """True if it was given what builds the workers' objects."""
+        return self._spec.build is not None
 
     def inline_worker(self) -> Worker | None:
         """Return the worker for calls that joblib runs in this process; None if it has run none."""

@@ -63,7 +63,7 @@ class Failure(NamedTuple):
     type_name: str
     message: str
     traceback: str
-    what: str = ""  # "item", "result" or "function": what could not be unpacked or packed
+    what: str = ""  # "item", "result", "function" or "spec" (of a worker): what could not be unpacked or packed
 
 
 class Built(NamedTuple):

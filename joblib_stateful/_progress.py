@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
+from ._words import unknown_option
+
 
 @runtime_checkable
 class Bar(Protocol):
@@ -79,11 +81,25 @@ def check_progress(progress: Any) -> None:
     if progress is None or isinstance(progress, (bool, Bar)) or callable(progress):
         return
     if isinstance(progress, Mapping) and all(isinstance(key, str) for key in progress):
+        if progress:
+            _check_arguments(progress)
         return
     raise TypeError(
         f"progress must be True, False, a dict of tqdm arguments, a tqdm class, a bar, or a callable that takes "
         f"the number of items that newly finished; not {progress!r}.",
     )
+
+
+def _check_arguments(kwargs: Mapping[str, Any]) -> None:
+    """Refuse arguments that tqdm would refuse only when the bar is shown."""
+    import inspect
+
+    from tqdm.std import tqdm
+
+    known = [name for name in inspect.signature(tqdm.__init__).parameters if name not in ("self", "iterable", "kwargs")]
+    unknown = [name for name in kwargs if name not in (*known, "display")]  # the latter is for notebooks
+    if unknown:
+        raise TypeError(unknown_option("tqdm, to which progress={...} gives its arguments,", unknown, known))
 
 
 def _tqdm() -> Any:
