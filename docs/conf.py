@@ -16,7 +16,6 @@ myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 
 default_role = "code"  # single backticks in docstrings name things, here or in other libraries
-autodoc_mock_imports = ["distributed", "ray"]  # their engines are described without them, and all of them are large
 autodoc_typehints = "none"  # numpydoc's sections name the types
 # The engines of the clusters are documented where these are not installed, too.
 autodoc_mock_imports = [name for name in ("distributed", "ray") if find_spec(name) is None]

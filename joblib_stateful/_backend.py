@@ -29,7 +29,7 @@ from ._copies import refuse
 from ._executor import as_builder
 from ._noticing import Memory
 from ._outcome import packing_error_of
-from ._progress import Progress, check_progress
+from ._progress import Progress, Ticker, check_progress
 from ._records import NO_LIMITS, Call, Group
 from ._spec import make_spec
 from ._transport import Sharing
@@ -174,6 +174,7 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         self._memory = Memory()
         self._raised: BaseException | None = None
         self._bar = Progress(False, None)
+        self._ticker: Ticker | None = None
         self._sharing = Sharing()
 
     # --- configuration --------------------------------------------------------------------------------
@@ -392,6 +393,8 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         if self.nesting_level == 0:
             self._bar = Progress(self._options["progress"], getattr(self.parallel, "n_tasks", None))
             self._bar.open()
+            if self._bar.has_words:
+                self._ticker = Ticker(self._show_building)
 
     def submit(self, func: Callable[[], Any], callback: Callable[[Future[Any]], None] | None = None) -> Future[Any]:
         """Run a batch of joblib's in a worker."""
@@ -432,9 +435,17 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
     def batch_completed(self, batch_size: int, duration: float) -> None:
         """Learn how long a batch took, and show it."""
         super().batch_completed(batch_size, duration)
+        self._show(lambda bar: bar.add(batch_size))
+
+    def _show_building(self) -> None:
+        lease = self._lease
+        if lease is not None:
+            self._show(lambda bar: bar.say(lease.core.building()))
+
+    def _show(self, change: Callable[[Progress], None]) -> None:
         try:
             with self._bar_lock:
-                self._bar.add(batch_size)
+                change(self._bar)
         except Exception:  # noqa: BLE001 - in a callback thread of joblib's, an error would keep it from going on
             self._bar = Progress(False, None)
             _log.exception("The progress of a Parallel call could not be shown; the call goes on without.")
@@ -454,6 +465,8 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
 
     def stop_call(self) -> None:
         """End a Parallel call."""
+        if self._ticker is not None:
+            self._ticker.end()
         with self._bar_lock:
             self._bar.close()
 
