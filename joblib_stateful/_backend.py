@@ -219,7 +219,8 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
             if not self._warned:
                 self._warned = True
                 warnings.warn(
-                    f"n_jobs={n_jobs}, but there are {name} for {count(n_all, 'worker')}: no more are used.", stacklevel=3
+                    f"n_jobs={n_jobs}, but there are {name} for {count(n_all, 'worker')}: no more are used.",
+                    stacklevel=3,
                 )
             return n_all
         if n_jobs < 0:
