@@ -29,10 +29,11 @@ from ._copies import refuse
 from ._executor import as_builder
 from ._noticing import Memory
 from ._outcome import packing_error_of
-from ._progress import Progress, check_progress
+from ._progress import Progress, Ticker, check_progress
 from ._records import NO_LIMITS, Call, Group
 from ._spec import make_spec
 from ._transport import Sharing
+from ._words import count, unknown_option
 from ._worker import current
 
 if TYPE_CHECKING:
@@ -126,11 +127,13 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
     ) -> None:
         super().__init__(nesting_level=nesting_level, inner_max_num_threads=inner_max_num_threads)
         if unknown:
-            known = ", ".join(name for name in _OPTIONS if name != "inner_max_num_threads")
-            raise TypeError(
-                f'The backend "stateful" has no argument {", ".join(map(repr, unknown))}; it takes {known} and '
-                "inner_max_num_threads, besides what joblib takes for every backend.",
-            )
+            if "n_jobs" in unknown:
+                raise TypeError(
+                    "n_jobs is joblib's: write parallel_config(backend=StatefulBackend(...), n_jobs=...), or leave it out "
+                    "and give one dict per worker in worker_kwargs."
+                )
+            message = unknown_option('The backend "stateful"', unknown, (*_OPTIONS, "n_jobs"))
+            raise TypeError(f"{message[:-1]}, besides what joblib takes for every backend.")
         self._options: dict[str, Any] = {
             "worker": worker,
             "shared_kwargs": shared_kwargs,
@@ -173,6 +176,7 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         self._raised: BaseException | None = None
         self._surroundings: Surroundings | None = None
         self._bar = Progress(False, None)
+        self._ticker: Ticker | None = None
         self._sharing = Sharing()
 
     # --- configuration --------------------------------------------------------------------------------
@@ -217,7 +221,8 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
             if not self._warned:
                 self._warned = True
                 warnings.warn(
-                    f"n_jobs={n_jobs}, but there are {name} for {n_all} workers: all {n_all} are used.", stacklevel=3
+                    f"n_jobs={n_jobs}, but there are {name} for {count(n_all, 'worker')}: no more are used.",
+                    stacklevel=3,
                 )
             return n_all
         if n_jobs < 0:
@@ -317,6 +322,11 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         envs = _check.check_env(env, slots, self._engine)
         return _shared.prepare(spec, slots, self._engine, envs, self.inner_max_num_threads)
 
+    @property
+    def has_worker(self) -> bool:
+        """True if it was given what builds the workers' objects."""
+        return self._spec.build is not None
+
     def inline_worker(self) -> Worker | None:
         """Return the worker for calls that joblib runs in this process; None if it has run none."""
         if not self._ran_inline or self._spec.build is None:
@@ -392,6 +402,8 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         if self.nesting_level == 0:
             self._bar = Progress(self._options["progress"], getattr(self.parallel, "n_tasks", None))
             self._bar.open()
+            if self._bar.has_words:
+                self._ticker = Ticker(self._show_building)
 
     def submit(self, func: Callable[[], Any], callback: Callable[[Future[Any]], None] | None = None) -> Future[Any]:
         """Run a batch of joblib's in a worker."""
@@ -433,9 +445,17 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
     def batch_completed(self, batch_size: int, duration: float) -> None:
         """Learn how long a batch took, and show it."""
         super().batch_completed(batch_size, duration)
+        self._show(lambda bar: bar.add(batch_size))
+
+    def _show_building(self) -> None:
+        lease = self._lease
+        if lease is not None:
+            self._show(lambda bar: bar.say(lease.core.building()))
+
+    def _show(self, change: Callable[[Progress], None]) -> None:
         try:
             with self._bar_lock:
-                self._bar.add(batch_size)
+                change(self._bar)
         except Exception:  # noqa: BLE001 - in a callback thread of joblib's, an error would keep it from going on
             self._bar = Progress(False, None)
             _log.exception("The progress of a Parallel call could not be shown; the call goes on without.")
@@ -455,6 +475,8 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
 
     def stop_call(self) -> None:
         """End a Parallel call."""
+        if self._ticker is not None:
+            self._ticker.end()
         if self._lease is not None:
             self._core.engine.flush()
         with self._bar_lock:

@@ -5,15 +5,21 @@ Each message says what was given, what is allowed and what to write instead.
 
 from __future__ import annotations
 
+import functools
 import numbers
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from ._words import a, count, short, unknown_option
 
 if TYPE_CHECKING:
     from ._records import Limits
     from .engines import Engine
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class _Default(int):
@@ -22,6 +28,30 @@ class _Default(int):
 
 RETRIES: int = _Default(0)
 MAX_RESTARTS: int = _Default(3)
+
+
+def names_options(what: str, *hidden: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Return a decorator by which an option that a function doesn't know is refused with the one that was meant.
+
+    Python's own message names only some of them, and not those that others call differently. The function itself keeps its
+    signature, so that type checkers and editors see a misspelt option as well.
+    """
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        code: Any = function.__code__  # it is a plain function
+        names = code.co_varnames[code.co_posonlyargcount : code.co_argcount + code.co_kwonlyargcount]
+        known = dict.fromkeys(name for name in names if name not in hidden)
+
+        @functools.wraps(function)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+            if kwargs.keys() - known.keys():
+                unknown = [name for name in kwargs if name not in known]
+                raise TypeError(unknown_option(what, unknown, known))
+            return function(*args, **kwargs)
+
+        return checked
+
+    return decorate
 
 
 def check_integer(name: str, value: Any, low: int, advice: str = "") -> int:
@@ -126,7 +156,7 @@ def resolve_n_jobs(n_jobs: Any, worker_kwargs: Sequence[Any] | None, engine: Eng
         return max(n_places(engine) + 1 + int(n_jobs), 1)
     if worker_kwargs is not None and len(worker_kwargs) != n_jobs:
         raise ValueError(
-            f"n_jobs={n_jobs}, but worker_kwargs has {len(worker_kwargs)} entries; there must be one dict per "
+            f"n_jobs={n_jobs}, but worker_kwargs has {count(len(worker_kwargs), 'entry')}; there must be one dict per "
             "worker. Leave n_jobs out to take it from worker_kwargs.",
         )
     return int(n_jobs)
@@ -161,10 +191,10 @@ def check_env(worker_env: Any, n_jobs: int | None, engine: Engine) -> list[dict[
             'Use engine="loky", or pass what differs by worker_kwargs.',
         )
     if isinstance(worker_env, (Mapping, str)) or not isinstance(worker_env, Sequence):
-        raise TypeError(f"worker_env must be a list with one dict per worker, not {type(worker_env).__name__}.")
+        raise TypeError(f"worker_env must be a list with one dict per worker, not {a(type(worker_env).__name__)}.")
     if n_jobs is not None and len(worker_env) != n_jobs:
         raise ValueError(
-            f"worker_env has {len(worker_env)} entries, but there are n_jobs={n_jobs} workers; give one dict each.",
+            f"worker_env has {count(len(worker_env), 'entry')}, but n_jobs={n_jobs}; give one dict per worker.",
         )
     return [_check_one_env(f"worker_env[{slot}]", env) for slot, env in enumerate(worker_env)]
 
@@ -190,4 +220,6 @@ def check_worker(worker: Any) -> None:
 def check_iterable(iterable: Any) -> None:
     """Refuse what can't be iterated, without beginning to."""
     if not isinstance(iterable, Iterable) and not hasattr(type(iterable), "__getitem__"):
-        raise TypeError(f"The input must be iterable, but {iterable!r} is not. Pass a list, a generator or the like.")
+        raise TypeError(
+            f"The input must be iterable, but {short(iterable)} is not. Pass a list, a generator or the like."
+        )

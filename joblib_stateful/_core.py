@@ -168,6 +168,22 @@ class Core:
             ]
         return sum(page.n_finished for seq, page in pages if page.seq == seq)
 
+    @property
+    def has_objects(self) -> bool:
+        """True if a worker stands, so that nothing has to be built first."""
+        with self._lock:
+            return any(slot.state in (State.IDLE, State.BUSY) for slot in self._schedule.slots)
+
+    def building(self) -> str:
+        """Say what is being built, if nothing can come before that is done; for a bar."""
+        with self._lock:
+            states = [slot.state for slot in self._schedule.slots]
+        n_building = states.count(State.BUILDING)
+        if not n_building or State.BUSY in states:
+            return ""
+        what = "starting" if self.packed.spec.build is None else "building"
+        return f"{what} {n_building} of {self.n_jobs}"
+
     def interrupt(self, group: Group, calls: Iterable[Call], grace: float) -> None:
         """Drop calls, and kill the workers of their group that are still busy after ``grace`` seconds."""
         done = False

@@ -27,7 +27,7 @@ import weakref
 from concurrent.futures import Executor, Future
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from . import _check, _clock, _code, _exit, engines, errors
+from . import _check, _clock, _code, _exit, _words, engines, errors
 from ._copies import NotCopied
 from ._core import Core
 from ._noticing import Memory
@@ -123,6 +123,7 @@ class StatefulExecutor(NotCopied, Executor):
         "to other processes, must not hold it: call it where it is, or have them make their own."
     )
 
+    @_check.names_options("StatefulExecutor", "self")
     def __init__(
         self,
         worker: Any = None,
@@ -207,9 +208,17 @@ class StatefulExecutor(NotCopied, Executor):
 
         Raises
         ------
+        TypeError
+            ``fn`` is not callable.
         errors.ShutdownError
             The executor is shut down; a RuntimeError.
         """
+        if not callable(fn):
+            item = _words.short(fn)
+            raise TypeError(
+                f"submit() takes a function to be run in a worker, and {item} can't be called. To call the worker's object "
+                f"with it, write executor.submit(call_worker, {item})."
+            )
         self._warn_of_reloads(_code.reloads(at_new_ones=False), 4)
         self.warn_of_changes()
         future: Future[T] = Future()

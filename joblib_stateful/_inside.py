@@ -11,11 +11,23 @@ if TYPE_CHECKING:
     from ._public import WorkerInfo
     from ._worker import Worker
 
-_WAYS = (
-    "  executor.submit(function, item)                 with executor = StatefulExecutor(YourClass, ...)\n"
-    '  with parallel_config(backend="stateful", worker=YourClass, n_jobs=2): Parallel()(...)\n'
-    "  stateful_map(YourClass, items)                  where the object itself is called with each item"
-)
+# What is passed on, and so runs in a worker, beside what is called here and now.
+_WAYS = {
+    "get_worker": (
+        "  executor.submit(function, item)                 with executor = StatefulExecutor(YourClass, ...)\n"
+        '  with parallel_config(backend="stateful", worker=YourClass, n_jobs=2): Parallel()(delayed(function)(item) ...)\n'
+        "  stateful_map(YourClass, items)                  where the object itself is called with each item"
+    ),
+    "get_worker_info": (
+        "  executor.submit(get_worker_info).result()       with executor = StatefulExecutor(YourClass, ...)\n"
+        "  executor.workers()                              in the main program: a record of each worker"
+    ),
+    "call_worker": (
+        "  executor.submit(call_worker, item)              not call_worker(item), with executor = StatefulExecutor(YourClass, ...)\n"
+        '  with parallel_config(backend="stateful", worker=YourClass, n_jobs=2): Parallel()(delayed(call_worker)(item) ...)\n'
+        "  stateful_map(YourClass, items)                  which does it for each item"
+    ),
+}
 
 
 def get_worker() -> Any:
@@ -41,13 +53,7 @@ def get_worker() -> Any:
     ...     executor.submit(where).result()
     'cpu'
     """
-    worker = _worker("get_worker()")
-    if not worker.has_object:
-        raise errors.NoWorkerError(
-            "get_worker(): this worker has no object, because its executor or backend was given no worker class. "
-            f"Name it:\n{_WAYS}",
-        )
-    return worker.object
+    return _object("get_worker")
 
 
 def get_worker_info() -> WorkerInfo:
@@ -69,7 +75,7 @@ def get_worker_info() -> WorkerInfo:
     ...     executor.submit(get_worker_info).result().index
     0
     """
-    return _worker("get_worker_info()").info
+    return _worker("get_worker_info").info
 
 
 def call_worker(*args: Any, **kwargs: Any) -> Any:
@@ -89,6 +95,8 @@ def call_worker(*args: Any, **kwargs: Any) -> Any:
     ------
     errors.NoWorkerError
         This code does not run in a worker, or the worker has no object.
+    TypeError
+        The object can't be called.
 
     Examples
     --------
@@ -97,20 +105,53 @@ def call_worker(*args: Any, **kwargs: Any) -> Any:
     ...     executor.submit(call_worker, "a").result()
     'A'
     """
-    return get_worker()(*args, **kwargs)
+    target = _object("call_worker")
+    if not callable(target):
+        from ._words import a
+
+        raise TypeError(
+            f"call_worker() calls the worker's object, and this one is {a(type(target).__name__)}, which can't be called. "
+            "Give its class a __call__ method, or submit a function that uses the object: get_worker().method(item).",
+        )
+    return target(*args, **kwargs)
+
+
+def _object(asked: str) -> Any:
+    worker = _worker(asked)
+    if not worker.has_object:
+        raise errors.NoWorkerError(
+            f"{asked}(): this worker has no object, because its executor or backend was given no worker class. "
+            f"Name it:\n{_WAYS[asked]}",
+        )
+    return worker.object
 
 
 def _worker(asked: str) -> Worker:
     worker = current() or _of_inline_call()
     if worker is None:
         raise errors.NoWorkerError(
-            f"{asked} was called outside a worker. It works in functions that a stateful executor or backend runs:\n"
-            f"{_WAYS}\n"
-            "Likely causes: the call is made in the main program; a backend without a worker class ran it in this "
-            "process, as joblib does with n_jobs=1; a Parallel was given its own backend instance with n_jobs=1; or "
-            'joblib moved the call to its own threads because of require="sharedmem".',
+            f"{asked}() was called outside a worker. It works where a stateful executor or backend runs it:\n"
+            f"{_WAYS[asked]}\n{_why_outside()}",
         )
     return worker
+
+
+def _why_outside() -> str:
+    """Say what runs this code, as far as that can be seen."""
+    from joblib.parallel import get_active_backend
+
+    from ._backend import StatefulBackend
+
+    backend, _ = get_active_backend()
+    if isinstance(backend, StatefulBackend) and not backend.has_worker:
+        return (
+            'Cause: the backend "stateful" that is active here was given no worker class, and has run the call in this '
+            "process, as joblib does with n_jobs=1."
+        )
+    return (
+        "Likely causes: the call is made in the main program, not by what is passed on; a Parallel was given its own backend "
+        'instance with n_jobs=1; or joblib moved the call to its own threads because of require="sharedmem".'
+    )
 
 
 def _of_inline_call() -> Worker | None:

@@ -187,6 +187,7 @@ def stateful_map(
     on_error: Literal["deferred"],
     **options: Unpack[MapOptions],
 ) -> StatefulMap[TaskResult[T]]: ...
+@_check.names_options("stateful_map")
 def stateful_map(
     worker: Any,
     iterable: Iterable[Any],

@@ -66,7 +66,8 @@ class Failure(NamedTuple):
     type_name: str
     message: str
     traceback: str
-    what: str = ""  # "item", "result" or "function": what could not be unpacked or packed; or "surroundings"
+    # What could not be unpacked or packed: "item", "result", "function" or "spec" (of a worker); or "surroundings".
+    what: str = ""
 
 
 class Built(NamedTuple):

@@ -82,7 +82,10 @@ def init_error_of(
 ) -> errors.WorkerInitError:
     """Return the error for a constructor that raised."""
     failure = reply.failure
-    error = errors.WorkerInitError(slot, tuple(kwargs), _reason(failure), reply.pid)
+    reason = _reason(failure)
+    if failure.what == "spec":  # before any code of the constructor's
+        reason = f"its class or kwargs could not be unpickled there: {reason} {errors.how_to_send(reason)}"
+    error = errors.WorkerInitError(slot, tuple(kwargs), reason, reply.pid)
     with active(peer):
         peer.receive(reply.definitions, engine.transport.unpack)
         cause = _rebuild(failure, engine.transport)

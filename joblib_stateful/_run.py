@@ -213,6 +213,7 @@ class MapRun:
         has_changed = partial(self._has_changed, feed)
         feed.wait_for(has_changed, _SHOW_SECONDS if is_shown else None)
         if is_shown and not has_changed():
+            self._progress.say(self.core.building())
             # In this order: what is answered in between is counted at the next look, and not twice now.
             self._show(self._n_finished + self.core.n_behind(self._group))
 
@@ -354,6 +355,8 @@ class MapRun:
         self.core, self._give_back = self.plan.open()
         self.feed = Feed(self.core, self._note_back, self._note_part, self.look_first, ordered=self.plan.ordered)
         self._progress.open()
+        if self.plan.synchronous and self._progress.is_wanted and not self.core.has_objects:
+            self._progress.say("building 1 of 1", at_once=True)  # in this thread, which can say nothing meanwhile
 
     # --- news, in any thread --------------------------------------------------------------------------
 

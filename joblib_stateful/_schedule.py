@@ -31,6 +31,7 @@ from ._slots import (
     State,
     StopJob,
 )
+from ._words import count
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -349,7 +350,7 @@ class Schedule(Board):
     def _give_up(self, slot: Slot, death: Death, limits: Limits, why: str = "") -> Decisions:
         """End the group of a slot whose workers die before they have done anything."""
         detail = (
-            f"Its slot lost {slot.deaths} workers in a row, each before it finished anything; "
+            f"Its slot lost {count(slot.deaths, 'worker')}{' in a row, each' * (slot.deaths > 1)} before it finished anything; "
             f"max_restarts={limits.max_restarts}. {why}"
         ).rstrip()
         error = errors.WorkerCrashedError(None, slot.index, death.pid, death.exitcode, detail)

@@ -9,10 +9,12 @@ import types
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar
 
+from . import errors
 from ._code import source_of
 from ._defining import DefinitionError, needs_of
 from ._records import Target, WorkerSpec
 from ._transport import ByReference, digest
+from ._words import a, short
 
 if TYPE_CHECKING:
     from ._definitions import Definition
@@ -80,6 +82,12 @@ def make_spec(
             )
         if shared or any(own or ()):
             named = ", ".join(sorted({*shared, *(key for kwargs in own or () for key in kwargs)}))
+            if worker is None:
+                given = "shared_kwargs" if shared else "worker_kwargs"
+                raise TypeError(
+                    f"{given} ({named}) are what each worker's object is built from, and no worker was given that says "
+                    f"what to build. Write worker=YourClass beside {given}, or leave {given} out.",
+                )
             raise TypeError(
                 f"{name_of(worker)} is a stateless function: it is called with each item, and nothing is built from "
                 f"kwargs ({named}). If it is to be called once per worker with these kwargs and to return the "
@@ -116,7 +124,7 @@ def _check_kwargs(what: str, kwargs: Any) -> dict[str, Any]:
     if kwargs is None:
         return {}
     if not isinstance(kwargs, Mapping) or not all(isinstance(key, str) for key in kwargs):
-        raise TypeError(f"{what} must be a dict with argument names as keys, not {kwargs!r}.")
+        raise TypeError(f"{what} must be a dict with argument names as keys, not {short(kwargs)}.")
     return dict(kwargs)
 
 
@@ -125,7 +133,7 @@ def _check_worker_kwargs(worker_kwargs: Any) -> tuple[dict[str, Any], ...] | Non
         return None
     if isinstance(worker_kwargs, (Mapping, str)) or not isinstance(worker_kwargs, Sequence):
         raise TypeError(
-            f"worker_kwargs must be a list with one dict per worker, not {type(worker_kwargs).__name__}. "
+            f"worker_kwargs must be a list with one dict per worker, not {a(type(worker_kwargs).__name__)}. "
             "Kwargs that are the same for all workers go to shared_kwargs.",
         )
     if not worker_kwargs:
@@ -196,10 +204,11 @@ def _unpicklable(spec: WorkerSpec, transport: Transport, error: Exception) -> st
         except Exception as inner:  # noqa: BLE001 - whatever it is, this is the part to name
             culprit, error = what, inner
             break
-    return (
-        f"{culprit} can't be pickled to be sent to the workers: {type(error).__name__}: {error}. Pass what it is "
-        "made from instead (a path, a host name) and build it in the constructor, which runs inside each worker."
-    )
+    reason = f"{type(error).__name__}: {error}".rstrip(".")
+    advice = "Pass what it is made from instead (a path, a host name) and build it in the constructor, which runs inside each worker."
+    if "through inheritance" in reason:
+        advice = errors.how_to_send(reason)
+    return f"{culprit} can't be pickled to be sent to the workers: {reason}. {advice}"
 
 
 class SpecKey(NamedTuple):
@@ -277,10 +286,15 @@ def pack_function(function: Callable[..., Any], transport: Transport) -> Target:
     try:
         packed = transport.pack_with(function, definer)
     except Exception as error:
+        reason = f"{type(error).__name__}: {error}".rstrip(".")
+        advice = (
+            "If it needs something that can't travel (a lock, a connection), write a class that makes it in its constructor, "
+            "which runs inside each worker, and pass that class."
+        )
+        if "through inheritance" in reason:
+            advice = errors.how_to_send(reason)
         raise TypeError(
-            f"{name_of(function)} can't be pickled to be sent to the workers: {type(error).__name__}: {error}. If it needs "
-            "something that can't travel (a lock, a connection), write a class that makes it in its constructor, "
-            "which runs inside each worker, and pass that class.",
+            f"{name_of(function)} can't be pickled to be sent to the workers: {reason}. {advice}",
         ) from error
     needs = needs_of(definer)
     if not isinstance(packed, bytes):

@@ -203,21 +203,25 @@ class Worker:
         self.progress.enter(message.seq, Phase.BUILDING)
         self._slot, self._n_jobs = message.slot, message.n_jobs
         started = time.perf_counter()
+        what = ""
         try:
             try:
                 self._take_over(message.surroundings)
             finally:
                 self._receive(message.definitions)
             if message.spec is not None:
+                what = "spec"
                 common, own = message.spec
                 build, args, shared = self.transport.unpack(common)
                 self._kwargs = {**shared, **({} if own is None else self.transport.unpack(own))}
+                what = ""
                 self.object = build(*args, **self._kwargs)
                 self.has_object = True
         except self._lets_through:
             raise
         except BaseException as error:  # noqa: BLE001 - a constructor may raise anything, SystemExit too
-            return BuildFailed(message.seq, os.getpid(), self._describe(error), self._definitions())
+            described = self._describe(error)._replace(what=what)
+            return BuildFailed(message.seq, os.getpid(), described, self._definitions())
         return Built(message.seq, os.getpid(), time.perf_counter() - started)
 
     def _run(self, message: Run) -> Ran:
@@ -375,6 +379,12 @@ def _refuse(target: Any) -> Callable[[Any], Any]:
     return call
 
 
+def _a_type(value: Any) -> str:
+    from ._words import a  # most workers never need it
+
+    return a(type(value).__name__)
+
+
 def _with_item(target: Callable[..., Any]) -> Callable[[Any], Any]:
     return target
 
@@ -384,7 +394,7 @@ def _with_args(target: Callable[..., Any]) -> Callable[[Any], Any]:
         is_sequence = isinstance(item, Sequence) or (hasattr(item, "__len__") and hasattr(item, "__getitem__"))
         if not is_sequence or isinstance(item, Mapping):
             raise TypeError(
-                f'pass_as="args" calls worker(*item), but this item is a {type(item).__name__}, not a sequence. '
+                f'pass_as="args" calls worker(*item), but this item is {_a_type(item)}, not a sequence. '
                 'Yield tuples from the input, or use pass_as="item".',
             )
         return target(*item)
@@ -396,7 +406,7 @@ def _with_kwargs(target: Callable[..., Any]) -> Callable[[Any], Any]:
     def call(item: Any) -> Any:
         if not isinstance(item, Mapping):
             raise TypeError(
-                f'pass_as="kwargs" calls worker(**item), but this item is a {type(item).__name__}, not a mapping. '
+                f'pass_as="kwargs" calls worker(**item), but this item is {_a_type(item)}, not a mapping. '
                 'Yield dicts from the input, or use pass_as="item".',
             )
         return target(**item)

@@ -9,7 +9,7 @@
     │   └── WorkerInitError           it could not build its object
     ├── TransferError                 a value could not be sent or received
     ├── RemoteError                   stands for a worker's exception that can't be rebuilt here
-    ├── NoWorkerError                 get_worker() outside a worker             (also a RuntimeError)
+    ├── NoWorkerError                 get_worker() or its kin outside a worker  (also a RuntimeError)
     ├── ShutdownError                 the executor is shut down                 (also a RuntimeError)
     └── EngineError                   an engine can't be used here              (also a RuntimeError)
 
@@ -182,9 +182,7 @@ class TransferError(StatefulError):
             which = f"The function to be called with the item at index {index}"
         way = "back from its worker" if what == "result" else "to its worker"
         super().__init__(
-            f"{which} could not be sent {way}: {reason} Values travel by cloudpickle; keep locks, "
-            "connections, generators and open files inside the worker, and see that classes and functions can be "
-            "imported on both sides, or have their module sent along with cloudpickle.register_pickle_by_value().",
+            f"{which} could not be sent {way}: {reason} {how_to_send(reason)}",
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -273,15 +271,33 @@ def likely_cause(exitcode: int | None) -> str:
     return "Likely cause: another process, such as a batch system or a service manager, sent it this signal."
 
 
+def how_to_send(reason: str) -> str:
+    """Say how a value can be sent that could not be, for what Python said of it."""
+    if "through inheritance" in reason:
+        # What multiprocessing says of its own locks, queues and shared values; only a child that is just being started
+        # can be given one.
+        return (
+            "Locks, queues, events and values of multiprocessing itself can't be sent; those of a manager can, and do the "
+            "same: manager = multiprocessing.Manager(), then manager.Lock(), manager.Queue(), manager.Value(...)."
+        )
+    return (
+        "Values travel by cloudpickle; keep locks, connections, generators and open files inside the worker, and see that "
+        "classes and functions can be imported on both sides, or have their module sent along with "
+        "cloudpickle.register_pickle_by_value()."
+    )
+
+
 def why_not_built(deaths: int, max_restarts: int, exitcode: int | None, reason: str, *, started: bool = False) -> str:
     """Say why a slot whose worker never came to anything was given up."""
+    times = f", {deaths} times in a row" if deaths > 1 else ""
     if reason and not started:
         return (
-            f"its process could not be started, {deaths} times in a row ({reason}); max_restarts={max_restarts}. "
+            f"its process could not be started{times} ({reason}); max_restarts={max_restarts}. "
             "Likely cause: a limit on open files, processes or memory (`ulimit -a`); raise it or use fewer workers."
         )
     how = f"it {how_it_ended(exitcode)}" + (f": {reason}" if reason else "")
-    died = f"its process died {deaths} times in a row without finishing anything, the last time during construction"
+    often, last = (f" {deaths} times in a row", "the last time ") if deaths > 1 else ("", "")
+    died = f"its process died{often} without finishing anything, {last}during construction"
     return f"{died} ({how}); max_restarts={max_restarts}. {likely_cause(exitcode)}".rstrip()
 
 

@@ -214,7 +214,7 @@ def test_progress(progress: Any) -> None:
 
 
 def test_worker_env() -> None:
-    refused(ValueError, "worker_env has 1 entries", "n_jobs=2", worker_env=[{}], n_jobs=2)
+    refused(ValueError, "worker_env has 1 entry", "n_jobs=2", worker_env=[{}], n_jobs=2)
     refused(TypeError, "worker_env must be a list", "dict", worker_env={"A": "1"}, n_jobs=1)
     refused(TypeError, "worker_env[0] must be a dict", "'A=1'", worker_env=["A=1"], n_jobs=1)
     refused(TypeError, "worker_env[0]", "'A': 1", "Write 'A': \"1\"", worker_env=[{"A": 1}], n_jobs=1)

@@ -146,17 +146,33 @@ def test_options_demo_refuses_to_kill_itself() -> None:
     assert "leave --threads out" in done.stderr
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_documentation(page: Path, tmp_path: Path) -> None:
-    """Run all ```python blocks of a page as one program; it prints the ```text blocks right behind them."""
+def program_of(page: Path) -> tuple[str, str]:
+    """Return all ```python blocks of a page as one program, and what it prints: the ```text blocks right behind them."""
     text = page.read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     printed = re.findall(r"^```python\n[^`]*^```\n\n```text\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    if not blocks:
+    return "\n\n".join(blocks), "".join(printed)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_documentation(page: Path, tmp_path: Path) -> None:
+    text, printed = program_of(page)
+    if not text:
         pytest.skip("no program on this page")
     program = tmp_path / "page.py"
-    program.write_text("\n\n".join(blocks), encoding="utf-8")
+    program.write_text(text, encoding="utf-8")
     command = [sys.executable, "-W", "error", str(program)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "".join(printed)
+    assert done.stdout == printed
+
+
+def test_what_is_pasted_from_the_readme_into_a_shell(tmp_path: Path) -> None:
+    """Python's own ends a block at its first empty line, and goes on after an error."""
+    text, printed = program_of(ROOT / "README.md")
+    command = [sys.executable, "-W", "error", "-i", "-q"]
+    done = subprocess.run(
+        command, input=f"{text}\n", cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert "Error" not in done.stderr, done.stderr
+    assert done.stdout == printed

@@ -168,9 +168,7 @@ def test_a_constructor_that_raises_inline() -> None:
 # --- elsewhere ----------------------------------------------------------------------------------------
 
 _ADVICE = (
-    "executor.submit(function, item)",
-    'parallel_config(backend="stateful", worker=YourClass',
-    "stateful_map(YourClass, items)",
+    "executor = StatefulExecutor(YourClass",
     "the call is made in the main program",
     "own backend instance with n_jobs=1",
     'require="sharedmem"',
@@ -188,7 +186,7 @@ def check_refused(function: Callable[[], Any], name: str) -> None:
 
 @pytest.mark.parametrize(
     ("function", "name"),
-    [(get_worker, "get_worker()"), (get_worker_info, "get_worker_info()"), (call_worker, "get_worker()")],
+    [(get_worker, "get_worker()"), (get_worker_info, "get_worker_info()"), (call_worker, "call_worker()")],
 )
 def test_the_main_program_is_no_worker(function: Callable[[], Any], name: str) -> None:
     check_refused(function, name)

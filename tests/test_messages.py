@@ -294,7 +294,9 @@ def test_an_exception_that_cannot_travel() -> None:
 def test_where_joblib_runs_a_call_inline_without_a_worker() -> None:
     with parallel_config(backend="stateful", n_jobs=1), pytest.raises(errors.NoWorkerError) as caught:
         Parallel()(delayed(get_worker)() for _ in range(1))
-    says(caught.value, "a backend without a worker class ran it in this process", "n_jobs=1", "worker=YourClass")
+    says(
+        caught.value, "was given no worker class, and has run the call in this process", "n_jobs=1", "worker=YourClass"
+    )
 
 
 def test_outside_a_worker() -> None:

@@ -339,10 +339,9 @@ def test_basic_config_in_a_worker_changes_nothing() -> None:
 def test_joblibs_calls_and_executors() -> None:
     from joblib import Parallel, delayed, parallel_config
 
-    with collecting() as collector:
-        with parallel_config(backend="stateful", worker=Talker, n_jobs=2):
-            Parallel()(delayed(call_worker)(at) for at in range(5))
-            assert {f"item {at}" for at in range(5)} <= set(collector.messages)
+    with collecting() as collector, parallel_config(backend="stateful", worker=Talker, n_jobs=2):
+        Parallel()(delayed(call_worker)(at) for at in range(5))
+        assert {f"item {at}" for at in range(5)} <= set(collector.messages)
 
 
 def test_a_script_without_any_configuration_shows_warnings_once(run_program: RunProgram) -> None:

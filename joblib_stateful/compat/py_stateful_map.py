@@ -18,6 +18,7 @@ from .. import errors
 from .._executor import StatefulExecutor
 from .._map import StatefulMap, stateful_map, with_indices
 from .._spec import Factory, factory, make_spec
+from .._words import a, count
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -269,11 +270,11 @@ def _check_kwargs(name: str, kwargs: Any) -> dict[str, Any]:
 def _check_worker_kwargs(kwargs: Any, num_workers: int) -> list[dict[str, Any]]:
     if isinstance(kwargs, (Mapping, str)) or not isinstance(kwargs, Sequence):
         raise TypeError(
-            f"worker_kwarg_dict_arr must be a list with one dict per worker, not {type(kwargs).__name__}.",
+            f"worker_kwarg_dict_arr must be a list with one dict per worker, not {a(type(kwargs).__name__)}.",
         )
     if len(kwargs) != num_workers:
         raise ValueError(
-            f"num_workers={num_workers}, but worker_kwarg_dict_arr has {len(kwargs)} entries; give one dict per "
+            f"num_workers={num_workers}, but worker_kwarg_dict_arr has {count(len(kwargs), 'entry')}; give one dict per "
             "worker.",
         )
     return [_check_kwargs(f"worker_kwarg_dict_arr[{i}]", own) for i, own in enumerate(kwargs)]

@@ -9,6 +9,7 @@ is in ``examples/process_engine.py``.
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 from .. import errors
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["NAMES", "Engine", "EngineWorker", "Host", "Pickled", "RemoteWorker", "get", "loaded"]
 
 _MODULES = {"loky": "_loky", "threads": "_threads", "inline": "_inline", "dask": "_dask", "ray": "_ray"}
-# What has to be installed for some of them: (package, extra of ours that brings it).
-_NEEDED = {"dask": ("distributed", "dask"), "ray": ("ray", "ray")}
+# What has to be installed for some of them.
+_NEEDED = {"dask": "distributed", "ray": "ray"}
 # Imported when they are asked for; workers import this package, too. (Engine or module.)
 _HOMES = {
     "DaskEngine": "dask",
@@ -81,12 +82,12 @@ def _module_of(engine: str) -> Any:
     try:
         return importlib.import_module(f".{_MODULES[engine]}", __name__)
     except ImportError as error:
-        package, extra = _NEEDED.get(engine, ("", ""))
+        package = _NEEDED.get(engine, "")
         if not package or (error.name or "").partition(".")[0] != package:
             raise
         raise errors.EngineError(
-            f"engine={engine!r} needs the package {package}, which is not installed here: "
-            f"pip install 'joblib_stateful[{extra}]'.",
+            f"engine={engine!r} needs the package {package}, which is not installed here. Install it into this "
+            f"environment: {sys.executable} -m pip install {package}",
         ) from error
 
 

@@ -180,7 +180,9 @@ class _Seats(Engine):
     def settle(self, seconds: float) -> None:
         """Wait for processes that are being killed."""
         deadline = time.monotonic() + seconds
-        for thread in list(self._restarts):
+        with self._lock:
+            restarts = list(self._restarts)
+        for thread in restarts:
             thread.join(max(0.0, deadline - time.monotonic()))
 
     def addresses(self) -> list[str]:
@@ -229,11 +231,13 @@ class _Seats(Engine):
                 _log.debug("A Dask worker process could not be restarted: %r", error)
             finally:
                 self.leave(worker)
-                self._restarts.remove(thread)
+                with self._lock:
+                    self._restarts.remove(thread)
 
         thread = threading.Thread(target=work, name="joblib_stateful-restart", daemon=True)
-        self._restarts.append(thread)
-        thread.start()
+        with self._lock:  # who waits for it must not see it before it has started
+            thread.start()
+            self._restarts.append(thread)
 
 
 class DaskEngine(Engine):

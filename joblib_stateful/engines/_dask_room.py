@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import pickle
 import queue
 import signal
 import threading
+import weakref
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import distributed
 
@@ -22,42 +24,80 @@ if TYPE_CHECKING:
     from .._messages import Message, Reply
     from .._transport import Transport
 
+    _Inbox: TypeAlias = queue.SimpleQueue[Callable[[], None] | None]
+
+
+_log = logging.getLogger("joblib_stateful")
+
+# How often a message under way looks whether its client is still there; a client that is gone is known to Dask's scheduler
+# within some seconds.
+_LOOK_SECONDS = 2.0
+
 
 class Room:
     """The actor: a slot's object and the thread that it is used in.
 
     Not Dask's thread for actors, of which there is one for all that are in a process, whosever they are; and one that
     nobody waits for when the process ends, for it may hang.
+
+    Dask drops the actor when its future is gone, also with the client that held it: killed, or closed before the slot was.
+    Nothing else holds it, the thread least of all, which closes the object then and ends.
     """
 
     def __init__(self, transport: Transport) -> None:
         self._host = Host(transport, is_process=False)
-        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        threading.Thread(target=self._run, name="joblib_stateful-slot", daemon=True).start()
+        self._inbox: _Inbox = queue.SimpleQueue()
+        weakref.finalize(self, self._inbox.put, None).atexit = False
+        args = self._host, self._inbox
+        threading.Thread(target=_run, args=args, name="joblib_stateful-slot", daemon=True).start()
 
     async def serve(self, packed: bytes) -> Reply:
         """Answer a message."""
-        loop = asyncio.get_running_loop()
+        loop, worker = asyncio.get_running_loop(), distributed.get_worker()
         answer: asyncio.Future[Reply] = loop.create_future()
-        self._inbox.put(partial(self._serve, packed, distributed.get_worker().data, loop, answer))
-        return await answer
+        self._inbox.put(partial(_serve, self._host, packed, worker.data, loop, answer))
+        while not (await asyncio.wait([answer], timeout=_LOOK_SECONDS))[0]:
+            # While it serves it is not dropped, and the rest of a batch would be done for nobody.
+            if not any(actor is self for actor in worker.state.actors.values()):
+                self._host.stop()
+        return answer.result()
 
     async def die(self) -> None:
         """End this process, if somebody is there who starts it again."""
         if distributed.get_worker().nanny and hasattr(signal, "SIGKILL"):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def _run(self) -> None:
-        while not self._host.is_finished:
-            self._inbox.get()()
 
-    def _serve(
-        self, packed: bytes, stored: Mapping[Any, Any], loop: asyncio.AbstractEventLoop, answer: asyncio.Future[Reply]
-    ) -> None:
-        try:
-            message: Message = pickle.loads(packed)
-            reply = self._host.serve(with_buffers(message, lambda handle: handle.used(stored[handle.key])))
-        except Exception as error:  # noqa: BLE001 - it is raised where the answer is awaited
-            loop.call_soon_threadsafe(answer.set_exception, error)
-        else:
-            loop.call_soon_threadsafe(answer.set_result, reply)
+def _run(host: Host, inbox: _Inbox) -> None:
+    while not host.is_finished:
+        work = inbox.get()
+        if work is not None:
+            work()
+            del work  # hold nothing while waiting
+        elif (failure := host.finish()) is not None:
+            _log.warning("close() of an object whose client is gone raised:\n%s", failure.traceback)
+
+
+def _serve(
+    host: Host,
+    packed: bytes,
+    stored: Mapping[Any, Any],
+    loop: asyncio.AbstractEventLoop,
+    answer: asyncio.Future[Reply],
+) -> None:
+    try:
+        message: Message = pickle.loads(packed)
+        reply = host.serve(with_buffers(message, lambda handle: handle.used(stored[handle.key])))
+    except Exception as error:  # noqa: BLE001 - it is raised where the answer is awaited
+        loop.call_soon_threadsafe(_give, answer, None, error)
+    else:
+        loop.call_soon_threadsafe(_give, answer, reply, None)
+
+
+def _give(answer: asyncio.Future[Reply], reply: Reply | None, error: Exception | None) -> None:
+    if answer.cancelled():  # the worker process is being closed
+        return
+    if error is not None:
+        answer.set_exception(error)
+    elif reply is not None:
+        answer.set_result(reply)

@@ -218,5 +218,17 @@ class Host:
         self.is_finished = isinstance(message, Finish)
         return reply
 
+    def stop(self) -> None:
+        """Have what it works on end after the present item, from any thread: nobody waits for it any more."""
+        self._worker.progress.ask_to_stop(self._latest)
+
+    def finish(self) -> Failure | None:
+        """Close the object because nobody can ask for it any more, if that has not been done; return what went wrong."""
+        if self.is_finished:
+            return None
+        reply = self.serve(Finish(self._latest + 1)) if self._latest else None
+        self.is_finished = True
+        return reply.failure if isinstance(reply, Finished) else None
+
     def __repr__(self) -> str:
         return "<Host>"

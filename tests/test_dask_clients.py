@@ -1,0 +1,151 @@
+"""On Dask, what a client had built goes with the client, however that ends: as Dask's own futures do."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+pytestmark = pytest.mark.cluster
+
+CLIENT = """
+import sys
+import time
+from pathlib import Path
+from distributed import Client
+from joblib_stateful import StatefulExecutor, call_worker, stateful_map
+
+_, address, log, how = sys.argv
+
+def note(what):
+    with open(log, "a") as file:
+        file.write(f"{what}\\n")
+
+class Model:
+    def __init__(self):
+        note("built")
+    def __call__(self, item):
+        note("run")
+        time.sleep(0.01)
+        return item
+    def close(self):
+        note("closed")
+
+client = Client(address)
+if how == "is killed in a long batch":
+    results = stateful_map(Model, range(100_000), engine="dask", n_jobs=2, batch_size=100_000, buffer=200_000)
+    print("ready", flush=True)
+    next(results)
+elif how == "is killed idle":
+    executor = StatefulExecutor(Model, 2, engine="dask")
+    executor.warm_up()
+    print("ready", flush=True)
+    time.sleep(600)
+elif how == "is closed first":
+    executor = StatefulExecutor(Model, 2, engine="dask")
+    executor.warm_up()
+    client.close()
+    print("ready", flush=True)
+elif how == "ends in mid-map":
+    results = stateful_map(Model, range(100_000), engine="dask", n_jobs=2, batch_size=1, buffer=4)
+    assert next(results) == 0
+    print("ready", flush=True)
+"""
+
+
+def wait_until(what: Callable[[], Any]) -> None:
+    """Wait for what happens in another process, of which this one hears nothing."""
+    deadline = time.monotonic() + 60
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def n_slot_threads() -> int:
+    return sum(thread.name == "joblib_stateful-slot" for thread in threading.enumerate())
+
+
+def start(client: Any, tmp_path: Path, log: Path, how: str) -> subprocess.Popen[str]:
+    script = tmp_path / "client.py"
+    script.write_text(textwrap.dedent(CLIENT))
+    return subprocess.Popen(
+        [sys.executable, str(script), client.scheduler.address, str(log), how],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("how", ["is killed idle", "is killed in a long batch", "is closed first"])
+def test_objects_are_closed_when_their_client(how: str, dask_cluster: Any, tmp_path: Path, log: Path) -> None:
+    process = start(dask_cluster, tmp_path, log, how)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    if "killed" in how:
+        if "batch" in how:
+            wait_until(lambda: Counter(log.read_text().split())["run"] >= 10)
+        process.kill()
+    _, err = process.communicate(timeout=60)
+    assert "Traceback" not in err
+    wait_until(lambda: not any(dask_cluster.run(n_slot_threads).values()))
+    noted = Counter(log.read_text().split())
+    assert noted["closed"] == noted["built"] >= 1
+    assert noted["run"] < 10_000, "the rest of a batch was done for nobody"
+
+
+def test_a_program_that_ends_in_mid_map_says_nothing(dask_cluster: Any, tmp_path: Path, log: Path) -> None:
+    process = start(dask_cluster, tmp_path, log, "ends in mid-map")
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (0, "ready\n")
+    assert "cannot join" not in err
+    assert "Traceback" not in err
+    wait_until(lambda: not any(dask_cluster.run(n_slot_threads).values()))
+
+
+def test_restarts_are_waited_for_only_when_they_have_begun() -> None:
+    """As at the end of a program: one thread has a process restarted while another one waits for all that are."""
+    pytest.importorskip("distributed")
+    from joblib_stateful.engines import DaskEngine
+    from joblib_stateful.engines._dask import _Seats
+
+    class NoWorker:
+        def kill_process(self, _: Any) -> None:
+            """Have nothing to kill."""
+
+    untyped: Any = NoWorker()
+    seats = _Seats(DaskEngine(), None, 1)
+    failures: list[BaseException] = []
+    stop = threading.Event()
+
+    def settle() -> None:
+        try:
+            while not stop.is_set():
+                seats.settle(10)
+        except BaseException as error:
+            failures.append(error)
+
+    waiting = [threading.Thread(target=settle) for _ in range(2)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in waiting:
+            thread.start()
+        for _ in range(500):
+            seats.restart(untyped, None)
+    finally:
+        stop.set()
+        for thread in waiting:
+            thread.join()
+        sys.setswitchinterval(interval)
+    seats.settle(10)
+    assert not failures
