@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import distributed
 
+from .._messages import NO_ROOM, Refused
 from ._buffers import with_buffers
 from ._remote import Host
 
@@ -35,10 +36,10 @@ class Room:
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         threading.Thread(target=self._run, name="joblib_stateful-slot", daemon=True).start()
 
-    async def serve(self, packed: bytes) -> Reply:
+    async def serve(self, packed: bytes) -> Reply | Refused:
         """Answer a message."""
         loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Reply] = loop.create_future()
+        answer: asyncio.Future[Reply | Refused] = loop.create_future()
         self._inbox.put(partial(self._serve, packed, distributed.get_worker().data, loop, answer))
         return await answer
 
@@ -52,12 +53,23 @@ class Room:
             self._inbox.get()()
 
     def _serve(
-        self, packed: bytes, stored: Mapping[Any, Any], loop: asyncio.AbstractEventLoop, answer: asyncio.Future[Reply]
+        self,
+        packed: bytes,
+        stored: Mapping[Any, Any],
+        loop: asyncio.AbstractEventLoop,
+        answer: asyncio.Future[Reply | Refused],
     ) -> None:
         try:
-            message: Message = pickle.loads(packed)
-            reply = self._host.serve(with_buffers(message, lambda handle: handle.used(stored[handle.key])))
+            reply = self._answer(packed, stored)
         except Exception as error:  # noqa: BLE001 - it is raised where the answer is awaited
             loop.call_soon_threadsafe(answer.set_exception, error)
         else:
             loop.call_soon_threadsafe(answer.set_result, reply)
+
+    def _answer(self, packed: bytes, stored: Mapping[Any, Any]) -> Reply | Refused:
+        try:
+            message: Message = pickle.loads(packed)
+            message = with_buffers(message, lambda handle: handle.used(stored[handle.key]))
+        except MemoryError:
+            return Refused(os.getpid(), NO_ROOM)
+        return self._host.serve(message)
