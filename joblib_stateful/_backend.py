@@ -27,6 +27,8 @@ from joblib.parallel import AutoBatchingMixin, ParallelBackendBase, get_active_b
 from . import _check, _shared, engines, errors
 from ._copies import refuse
 from ._executor import as_builder
+from ._lazy import call_all
+from ._nesting import check_call
 from ._noticing import Memory
 from ._outcome import packing_error_of
 from ._progress import Progress, Ticker, check_progress
@@ -312,6 +314,7 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
 
     def _prepare(self, slots: int) -> Callable[[], _shared.Lease]:
         spec = self._spec
+        check_call(self._options["worker"], self._engine)
         if spec.worker_kwargs is not None and slots < len(spec.worker_kwargs):
             spec = make_spec(
                 as_builder(self._options["worker"]), self._options["shared_kwargs"], list(spec.worker_kwargs[:slots])
@@ -407,10 +410,12 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
 
     def submit(self, func: Callable[[], Any], callback: Callable[[Future[Any]], None] | None = None) -> Future[Any]:
         """Run a batch of joblib's in a worker."""
+        for function, _, _ in getattr(func, "items", ())[:1]:  # of a batch of joblib's; the others are like it
+            check_call(function, self._core.engine)
         future: Future[Any] = Future()
         transport = self._core.engine.transport
         definer = transport.definer(memory=self._memory)
-        parcel, faults = transport.pack_all([(func, (), {})], sharing=self._sharing, definer=definer)
+        parcel, faults = transport.pack_all([(call_all, (func,), {})], sharing=self._sharing, definer=definer)
         # joblib counts the tasks of a batch before it submits it.
         first = getattr(self.parallel, "n_dispatched_tasks", 0) - getattr(callback, "batch_size", 0)
         call = Call(1, self._group, self._limits, first=max(first, 0), parcel=parcel, unsent=frozenset(faults))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from . import _exit, errors
 from ._definitions import Peer
 from ._interrupts import uninterrupted, wait_for
-from ._limits import IdleWatch, LimitWatch
+from ._limits import CloseWatch, IdleWatch, LimitWatch
 from ._messages import Build, BuildFailed, Built, Failure, Finish, Ran, Reply, Run
 from ._outcome import init_error_of, report_of
 from ._records import Call, Death, Group, Limits
@@ -67,6 +67,8 @@ class Core:
         Items after which an object is built anew.
     idle_timeout : float or None
         Seconds without work after which idle workers are closed.
+    depth : int
+        How many workers are above these.
     """
 
     def __init__(
@@ -78,7 +80,9 @@ class Core:
         *,
         max_tasks: int | None = None,
         idle_timeout: float | None = None,
+        depth: int = 0,
     ) -> None:
+        self._depth = depth
         self.packed, self.n_jobs, self.engine, self.idle_timeout = packed, n_jobs, engine, idle_timeout
         self._envs = envs
         self.is_disowned = False
@@ -98,6 +102,7 @@ class Core:
         self.environment = Environment() if engine.has_processes and not engine.is_remote else None
         self._limits = LimitWatch(n_jobs, self._changed, self._is_under_way, self._expire)
         self._idle = IdleWatch(idle_timeout, self._schedule, self.release)
+        self._closes = CloseWatch(can_kill=engine.has_processes)
         _exit.watch(self)
 
     def grow(self, other: Core) -> None:
@@ -261,6 +266,21 @@ class Core:
         with self._changed:
             return wait_for(self._changed, lambda: self._schedule.is_empty and self._schedule.is_idle, timeout)
 
+    def finish(self) -> None:
+        """Take no more calls, and return when those taken are done with; workers may still be ending."""
+        self.close(wait=False)
+        with self._changed:
+            wait_for(self._changed, lambda: self._schedule.is_idle)
+
+    def kill_unended(self, seconds: float) -> None:
+        """Kill what was given so many seconds to end, with a warning for each worker."""
+        with self._lock:
+            slots = zip(self._schedule.slots, self._workers, strict=True)
+            unended = [(slot.index, entry[1]) for slot, entry in slots if entry and slot.state is State.CLOSING]
+        for index, worker in unended:
+            self._closes.tell(index, worker, seconds)
+        self.kill()
+
     def cancel_queued(self) -> None:
         """Drop what has not started."""
         self._note(lambda: self._schedule.drop(self._schedule.not_started()))
@@ -275,7 +295,7 @@ class Core:
         self._note(end)
 
     def kill(self, *, only_busy: bool = False) -> None:
-        """Drop everything and kill workers; with ``only_busy``, not those that are idle."""
+        """Drop everything and kill workers; with ``only_busy``, not those that are idle or being closed."""
         self._note(lambda: self._schedule.drop(list(self._schedule.calls)))
         self._note(lambda: self._schedule.kill(idle_too=not only_busy))
 
@@ -351,7 +371,7 @@ class Core:
             self._told[start.slot] = worker, surroundings
         definitions = self._peer(start.slot, worker).take(self.packed.needs)
         spec, n_jobs = self.packed.for_slot(start.slot), start.n_jobs
-        message = Build(start.seq, start.slot, n_jobs, spec, definitions, surroundings)
+        message = Build(start.seq, start.slot, n_jobs, spec, definitions, surroundings, self._depth)
         decisions = self._exchange(start.slot, worker, message)
         _exit.register()
         if start.limits.init_timeout is not None:
@@ -482,11 +502,15 @@ class Core:
         return decisions
 
     def _report(self, slot: int, reply: Ran) -> Any:
-        if any(failure.what in ("function", "surroundings") for failure in reply.failures.values()):
+        if reply.was_refused or any(
+            failure.what in ("function", "surroundings") for failure in reply.failures.values()
+        ):
             self._targets[slot] = None
             self._told.pop(slot, None)
         job = self._schedule.slots[slot].job
         worker = self._worker(slot)
+        if reply.was_refused:  # with all that came with it
+            self._peer(slot, worker).start_anew()
         if job is not None and job.call.settled:  # nobody wants it: don't unpack it
             job = None
         return report_of(job, reply, self.engine, slot, worker.pid, peer=self._peer(slot, worker))
@@ -494,7 +518,10 @@ class Core:
     def _close_worker(self, close: CloseWorker) -> None:
         entry = self._workers[close.slot]
         if entry is not None and entry[0] == close.life:
-            entry[1].close(Finish(close.seq), partial(self._closed, close))
+            closed = partial(self._closed, close)
+            if not self.engine.is_synchronous:  # there the caller itself closes the object
+                self._closes.watch(close.slot, entry[1], close.seq, partial(closed, None))
+            entry[1].close(Finish(close.seq), closed)
 
     def died_idle(self, slot: int, life: int, death: Death) -> None:
         """Note that a worker is gone that had nothing to do; for the worker."""
@@ -502,6 +529,7 @@ class Core:
         self._forget_alarms()
 
     def _closed(self, close: CloseWorker, failure: Failure | None) -> None:
+        self._closes.over(close.slot)
         if failure is not None:
             _log.warning("close() of the worker in slot %d raised:\n%s", close.slot, failure.traceback)
         self._note(lambda: self._schedule.ended(close.slot, close.seq))

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from . import _check, _clock, _code, _exit, _words, engines, errors
 from ._copies import NotCopied
 from ._core import Core
+from ._nesting import check_call, depth_of
 from ._noticing import Memory
 from ._outcome import packing_error_of
 from ._records import Call, Group, Limits
@@ -150,6 +151,7 @@ class StatefulExecutor(NotCopied, Executor):
                 f"stateless function {worker!r}: submit that instead; or write factory({worker!r}) if it is to be called "
                 "once per worker and to return its object.",
             )
+        check_call(worker, self._engine)
         n_slots = _check.resolve_n_jobs(n_jobs, spec.worker_kwargs, self._engine)
         if max_tasks_per_worker is not None:
             _check.check_integer("max_tasks_per_worker", max_tasks_per_worker, 1, " None means never.")
@@ -221,6 +223,7 @@ class StatefulExecutor(NotCopied, Executor):
             )
         self._warn_of_reloads(_code.reloads(at_new_ones=False), 4)
         self.warn_of_changes()
+        check_call(fn, self._engine)
         future: Future[T] = Future()
         transport = self._engine.transport
         parcel, faults = transport.pack_all([(fn, args, kwargs)], definer=transport.definer(memory=self._memory))
@@ -363,6 +366,7 @@ def make_core(
     """Return the core of an executor; nothing is started yet."""
     _check.check_inner_threads(engine, inner_max_num_threads)
     engine.check()
+    depth = depth_of(engine)
     # Elsewhere this machine's CPUs are no measure, and a cluster sets limits of its own.
     limits_threads = engine.takes_env and (inner_max_num_threads is not None or not engine.is_remote)
 
@@ -381,6 +385,7 @@ def make_core(
         with_limits,
         max_tasks=max_tasks,
         idle_timeout=idle_timeout,
+        depth=depth,
     )
 
 

@@ -91,18 +91,22 @@ def _at_exit() -> None:
 
 def _end_in_order() -> None:
     interrupted = getattr(sys, "last_type", None) is KeyboardInterrupt
-    started = time.monotonic()
     cores = list(_cores)
     for core in cores:
         if not interrupted and core.is_awaited:
-            core.close(wait=True)
+            core.finish()
     for core in cores:
         core.kill(only_busy=True)
         core.close(wait=False)
-    deadline = started + (_GRACE_AFTER_INTERRUPT if interrupted else _GRACE)
+    grace = _GRACE_AFTER_INTERRUPT if interrupted else _GRACE
+    deadline = time.monotonic() + grace
     for core in cores:
-        if not core.wait_until_empty(max(0.0, deadline - time.monotonic())):
+        if core.wait_until_empty(max(0.0, deadline - time.monotonic())):
+            continue
+        if interrupted:
             core.kill()
+        else:
+            core.kill_unended(grace)
     _settle(deadline)
 
 

@@ -1,7 +1,8 @@
-"""What is done when time has passed: items and constructions over their limits, workers that are idle."""
+"""What is done when time has passed: items, constructions and ends over their limits, workers that are idle."""
 
 from __future__ import annotations
 
+import logging
 import time
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
 # A process that was started has this long to import things and begin building, on top of init_timeout; and a worker as
 # long to load a function before its first item begins, on top of item_timeout.
 _STARTUP_SECONDS = 60.0
+# A worker that is told to end has so long for that: for its object's close(), which may have data to save. After it what
+# waits goes on: the end of an executor, or another worker's turn on the same GPU.
+CLOSE_SECONDS = 30.0
+
+_log = logging.getLogger("joblib_stateful")
 
 
 class _Watched(NamedTuple):
@@ -148,3 +154,66 @@ class IdleWatch:
     def _is_at_rest(self) -> bool:
         # Objects that were just built for `warm_up` stay until the others stand.
         return self._schedule.is_idle and not self._schedule.is_warming
+
+
+class CloseWatch:
+    """Has workers killed that were told to end and don't.
+
+    Parameters
+    ----------
+    can_kill : bool
+        They are processes; threads can only be given up.
+    """
+
+    def __init__(self, *, can_kill: bool) -> None:
+        self._can_kill = can_kill
+        self._alarms: dict[int, _clock.Alarm] = {}
+
+    def watch(self, slot: int, worker: EngineWorker, seq: int, closed: Callable[[], None]) -> None:
+        """Give a worker its time from now on; ``closed`` is called once it was killed."""
+        self._wake(slot, worker, seq, closed, is_ending=False)
+
+    def over(self, slot: int) -> None:
+        """Note that a slot's worker has ended."""
+        alarm = self._alarms.pop(slot, None)
+        if alarm is not None:
+            alarm.cancel()
+
+    def tell(self, slot: int, worker: EngineWorker, seconds: float) -> None:
+        """Warn that a worker is killed that was told to end."""
+        progress = worker.progress
+        if progress.phase is Phase.CLOSING:
+            why = (
+                "close() of its object still ran. Likely cause: it waits for something that does not come, such as a thread, "
+                "a lock or a server; give that wait a limit of its own"
+            )
+        else:
+            why = (
+                "it did not take the message that told it to. Likely cause: its process was stopped (kill -STOP, a debugger, "
+                "a suspended job), or compiled code of the user's holds it up"
+            )
+        end = "killed with all that it had started" if self._can_kill else "given up: a thread can't be killed"
+        _log.warning(
+            "The worker in slot %d (pid %s) had %g s to end, and was then %s, because %s.",
+            slot,
+            worker.pid,
+            seconds,
+            end,
+            why,
+        )
+
+    def _wake(self, slot: int, worker: EngineWorker, seq: int, closed: Callable[[], None], *, is_ending: bool) -> None:
+        look = partial(self._look, slot, worker, seq, closed, is_ending)
+        self._alarms[slot] = _clock.call_after(CLOSE_SECONDS, look)
+
+    def _look(self, slot: int, worker: EngineWorker, seq: int, closed: Callable[[], None], was_ending: bool) -> None:  # noqa: FBT001 - by `partial`
+        if self._alarms.pop(slot, None) is None:  # it has just ended
+            return
+        progress = worker.progress
+        if progress.seq == seq and progress.phase is Phase.IDLE and not was_ending:
+            # It has answered, and the engine sees to it that its process ends.
+            self._wake(slot, worker, seq, closed, is_ending=True)
+            return
+        self.tell(slot, worker, CLOSE_SECONDS)
+        worker.kill()
+        closed()

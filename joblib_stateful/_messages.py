@@ -1,6 +1,7 @@
 """What passes between the parent and a worker.
 
-Goes out: `Build`, `Run`, `Finish`. Comes back: `Built`, `BuildFailed`, `Ran`, `Finished`. Workers import this module, so
+Goes out: `Build`, `Run`, `Finish`. Comes back: `Built`, `BuildFailed`, `Ran`, `Finished`; or `Refused`, which becomes one
+of those. Workers import this module, so
 that its classes are those that take least time to make.
 """
 
@@ -9,9 +10,10 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
+from ._transport import Parcel
+
 if TYPE_CHECKING:
     from ._surroundings import Surroundings
-    from ._transport import Parcel
 
 # How a call's values are handed to what is called: "item", "args", "kwargs" as in `stateful_map`;
 # "call" runs (function, args, kwargs) triples.
@@ -32,6 +34,7 @@ class Build(NamedTuple):
     spec: Any
     definitions: tuple[Any, ...] = ()  # what the spec refers to, and the worker doesn't have yet
     surroundings: Surroundings | None = None
+    depth: int = 0  # how many workers are above this one, each started in the one before
 
 
 class Run(NamedTuple):
@@ -96,6 +99,7 @@ class Ran(NamedTuple):
     failures: dict[int, Failure]
     seconds: float
     definitions: tuple[Any, ...] = ()  # what values and failures refer to, and the parent doesn't have yet
+    was_refused: bool = False  # there was no memory for all of it; none of it was run
 
 
 class Finished(NamedTuple):
@@ -105,8 +109,34 @@ class Finished(NamedTuple):
     failure: Failure | None
 
 
+class Refused(NamedTuple):
+    """There was no memory to take a message in, so that not even its number is known."""
+
+    pid: int
+    reason: str
+
+
 Message: TypeAlias = Build | Run | Finish
 Reply: TypeAlias = Built | BuildFailed | Ran | Finished
+
+
+NO_ROOM = "the worker has no memory to take it in"
+
+
+def answer_to(message: Message, refused: Refused) -> Reply:
+    """Return what it means for a message that it was refused."""
+    failure = Failure(None, "MemoryError", refused.reason, f"MemoryError: {refused.reason}", "item")
+    if isinstance(message, Build):
+        return BuildFailed(message.seq, refused.pid, failure)
+    if isinstance(message, Finish):
+        return Finished(message.seq, failure)
+    if message.parcel.n_values == 1:
+        return Ran(message.seq, 1, NOTHING, {0: failure}, 0.0, was_refused=True)
+    return Ran(message.seq, 0, NOTHING, {}, 0.0, was_refused=True)  # one by one, each has more room
+
+
+#: No values.
+NOTHING = Parcel((), 0, joint=False, nbytes=0)
 
 
 class Phase(enum.IntEnum):
@@ -116,3 +146,4 @@ class Phase(enum.IntEnum):
     BUILDING = 1
     RUNNING = 2
     REPLYING = 3
+    CLOSING = 4

@@ -50,7 +50,7 @@ def _unpack(job: Job, reply: Ran, engine: Engine, slot: int, pid: int | None) ->
     if reply.failures:
         found = iter(values)
         values = [None if place in reply.failures else next(found) for place in range(reply.n_run)]
-    return Report(reply.n_run, values, faults, reply.seconds, reply.values.nbytes)
+    return Report(reply.n_run, values, faults, reply.seconds, reply.values.nbytes, reply.was_refused)
 
 
 def exception_of(

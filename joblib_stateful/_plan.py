@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from . import _check, _shared, engines
 from ._batching import Batching
 from ._executor import StatefulExecutor
-from ._spec import make_spec, pack_function
+from ._nesting import check_call
+from ._spec import make_spec, pack_function, refuse_async_objects
 
 if TYPE_CHECKING:
     from ._core import Core
@@ -93,6 +94,7 @@ def make_plan(
     else:
         _check.check_worker(worker)
         chosen = engines.get(engine)
+        check_call(worker, chosen)
         checked = _check.check_limits(chosen, **limits)
         spec = make_spec(worker, shared_kwargs, worker_kwargs)
         slots = _check.resolve_n_jobs(n_jobs, spec.worker_kwargs, chosen, _configured_n_jobs())
@@ -160,6 +162,8 @@ def _open_owned(
             "This StatefulExecutor was made without a worker, so that there is no object to call with the items. "
             "Write StatefulExecutor(YourClass, ...), or pass the function itself to stateful_map.",
         )
+
+    refuse_async_objects(core.packed.spec.build)
 
     def give_back(_: StatefulExecutor = executor) -> None:
         """Hold the executor until the map is done with it."""

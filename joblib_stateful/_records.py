@@ -161,6 +161,7 @@ class Report(NamedTuple):
     errors: dict[int, BaseException]
     seconds: float = 0.0
     result_bytes: int = 0
+    was_refused: bool = False  # there was no room for all of these items at once
 
 
 class Death(NamedTuple):

@@ -9,6 +9,7 @@ assigns it. The rules, in one place:
 - A slot runs one job at a time. What waits, waits here, where it can still be dropped or go elsewhere.
 - What a worker gives back of a message that took too long goes to all slots, in parts; it is also asked for that when
   others have nothing to do, and nothing can come for them.
+- What a worker has no memory for all at once goes to it one by one.
 - When a worker dies, the item that ran pays (a retry on another slot, or its error); the other items of its
   message run again one by one. What had not been started costs nothing.
 - Deaths that are nobody's fault are counted per slot and in a row; beyond ``max_restarts`` they end the group.
@@ -120,10 +121,11 @@ class Schedule(Board):
         return decisions
 
     def kill(self, group: Group | None = None, *, idle_too: bool = False) -> Decisions:
-        """Kill the workers that run, or are built for, a group (None: any group), and those that are idle."""
+        """Kill the workers that run, or are built for, a group (None: any group); also those that are idle, or ending."""
         decisions: Decisions = []
         for slot in self.slots:
-            is_spared = slot.state is State.EMPTY or (slot.state is State.IDLE and not idle_too)
+            is_at_rest = slot.state in (State.IDLE, State.CLOSING)
+            is_spared = slot.state is State.EMPTY or (is_at_rest and not idle_too)
             if is_spared or group not in (None, slot.owner):
                 continue
             if slot.state is State.IDLE:
@@ -273,7 +275,9 @@ class Schedule(Board):
 
     def _note(self, job: Job, report: Report) -> Decisions:
         call, rest = job.call, job.note(report)
-        if rest and report.n_run and not call.stopping and (call.after_error == "go_on" or not report.errors):
+        if rest and report.was_refused:
+            self._put_back(job.some((position,)) for position in reversed(rest))
+        elif rest and report.n_run and not call.stopping and (call.after_error == "go_on" or not report.errors):
             # It took too long for one message, or others have nothing to do. Parts for those, or else some for each slot,
             # but none that is over sooner than it is worth.
             n_idle = self._n_idle(call.group)

@@ -14,7 +14,7 @@ import os
 import threading
 from typing import TYPE_CHECKING, NamedTuple
 
-from . import _clock, _code, _exit
+from . import _clock, _code, _exit, _limits
 from ._executor import make_core
 from ._spec import PackedSpec, holds_the_same, spec_key
 from ._transport import ByReference
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 # joblib's own figure for its idle workers.
 IDLE_SECONDS = 300.0
-# How long an object that makes way may take to close, before what waits for its place goes on.
-_CLOSE_SECONDS = 30.0
 
 _log = logging.getLogger("joblib_stateful")
 
@@ -301,8 +299,8 @@ def _end(entries: Sequence[_Entry], *, wait: bool) -> None:
         entry.core.kill(only_busy=True)  # nobody uses it: what is busy finishes abandoned items
         entry.core.close(wait=False)
     for entry in entries if wait else ():
-        if not entry.core.wait_until_empty(_CLOSE_SECONDS):
-            _log.warning("close() of a worker took longer than %g s; the worker was killed.", _CLOSE_SECONDS)
+        # What takes too long to close is killed by the core; this is for a process that not even the system can kill.
+        if not entry.core.wait_until_empty(2 * _limits.CLOSE_SECONDS):
             entry.core.kill()
 
 

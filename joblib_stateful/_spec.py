@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar
 from . import errors
 from ._code import source_of
 from ._defining import DefinitionError, needs_of
+from ._lazy import refuse_async
 from ._records import Target, WorkerSpec
 from ._transport import ByReference, digest
 from ._words import a, short
@@ -80,6 +81,7 @@ def make_spec(
             raise TypeError(
                 f"worker must be a class, factory(function), a callable or a StatefulExecutor, not {worker!r}.",
             )
+        refuse_async(worker, name_of(worker))
         if shared or any(own or ()):
             named = ", ".join(sorted({*shared, *(key for kwargs in own or () for key in kwargs)}))
             if worker is None:
@@ -117,7 +119,15 @@ def _unfold(worker: Any) -> tuple[Callable[..., Any] | None, tuple[Any, ...], di
             f"it with each item. Give the class a __call__ method; or, if {core.__qualname__}(item) itself is to "
             f"be called with each item, pass `lambda item: {core.__qualname__}(item)`.",
         )
+    refuse_async_objects(core)
     return core, args, preset
+
+
+def refuse_async_objects(build: Any) -> None:
+    """Raise a TypeError for a class whose objects are to be called with items, and whose call is async."""
+    call = getattr(build, "__call__", None) if inspect.isclass(build) else None  # noqa: B004 - the function itself
+    if call is not None:
+        refuse_async(call, f"{name_of(build)}.__call__")
 
 
 def _check_kwargs(what: str, kwargs: Any) -> dict[str, Any]:

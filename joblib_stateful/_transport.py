@@ -362,13 +362,28 @@ class _PickledPacking(Packing):
         """Return the packed values."""
         if self._packer is None:
             count, alone = len(self._plain), len(self._plain) == 1
-            frames = (pickle.dumps(self._plain[0] if alone else self._plain, PROTOCOL),) if count else ()
+            try:
+                frames = (pickle.dumps(self._plain[0] if alone else self._plain, PROTOCOL),) if count else ()
+            except MemoryError:  # for all of them in one piece
+                return self._finish_apart()
             return Parcel(frames, count, joint=count > 1, nbytes=sum(map(len, frames)))
         parcel = Parcel(tuple(self._frames), len(self._frames), joint=False, nbytes=self.nbytes)
         definer = self._definer
         if definer is None or not (definer.needs or definer.names):
             return parcel
         return parcel._replace(needs=needs_of(definer), names=tuple(definer.names))
+
+    def _finish_apart(self) -> Parcel:
+        """Return the plain values with a frame for each, without those for which there is no room."""
+        frames = []
+        self._plain.reverse()
+        for place in range(len(self._plain)):
+            try:
+                frames.append(pickle.dumps(self._plain[-1], PROTOCOL))
+            except MemoryError as error:
+                self.faults[place] = error.with_traceback(None)
+            self._plain.pop()  # so that there is room for the next one's frame
+        return Parcel(tuple(frames), len(frames), joint=False, nbytes=sum(map(len, frames)))
 
 
 class Packer:

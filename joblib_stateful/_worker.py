@@ -17,7 +17,10 @@ from typing import TYPE_CHECKING, Any, assert_never
 
 from ._debugging import explain_end
 from ._definitions import Peer, active
+from ._lazy import LAZY
+from ._lazy import run as run_lazy
 from ._messages import (
+    NOTHING,
     Build,
     BuildFailed,
     Built,
@@ -32,6 +35,8 @@ from ._messages import (
     Run,
 )
 from ._noticing import Memory
+from ._shortage import RESULT, UNTOLD
+from ._signals import calls_users, held, raising
 from ._tracebacks import strip, text_of_traceback
 from ._transport import ByReference
 
@@ -165,6 +170,7 @@ class Worker:
         self.object: Any = None
         self.has_object = False
         self._slot, self._n_jobs, self._pid = -1, 0, os.getpid()
+        self.depth = 0
         self._kwargs: dict[str, Any] = {}
         # In the caller's own thread a KeyboardInterrupt is the user's Ctrl-C and no item's error.
         self._lets_through: tuple[type[BaseException], ...] = (KeyboardInterrupt,) if interruptible else ()
@@ -199,11 +205,12 @@ class Worker:
             _local.worker = previous
             self.progress.leave()
 
+    @calls_users
     def _build(self, message: Build) -> Built | BuildFailed:
         self.progress.enter(message.seq, Phase.BUILDING)
-        self._slot, self._n_jobs = message.slot, message.n_jobs
+        self._slot, self._n_jobs, self.depth = message.slot, message.n_jobs, message.depth
         started = time.perf_counter()
-        what = ""
+        what = "function"
         try:
             try:
                 self._take_over(message.surroundings)
@@ -216,14 +223,17 @@ class Worker:
                 self._kwargs = {**shared, **({} if own is None else self.transport.unpack(own))}
                 what = ""
                 self.object = build(*args, **self._kwargs)
+                what = "function"
                 self.has_object = True
         except self._lets_through:
             raise
         except BaseException as error:  # noqa: BLE001 - a constructor may raise anything, SystemExit too
-            described = self._describe(error)._replace(what=what)
+            where, what = what, "function"  # see `calls_users`
+            described = self._describe(error)._replace(what=where if where == "spec" else "")
             return BuildFailed(message.seq, os.getpid(), described, self._definitions())
         return Built(message.seq, os.getpid(), time.perf_counter() - started)
 
+    @calls_users
     def _run(self, message: Run) -> Ran:
         started = time.perf_counter()
         if message.n_jobs is not None:
@@ -243,7 +253,12 @@ class Worker:
             finally:  # not before: what its function imports is no item's doing
                 self.progress.enter(message.seq, Phase.RUNNING)
             what = "item"
-            items = self._items(message.parcel)
+            try:
+                items = self._items(message.parcel)
+            except MemoryError:
+                if message.parcel.n_values == 1:
+                    raise
+                return Ran(message.seq, 0, NOTHING, {}, 0.0, was_refused=True)
         except self._lets_through:
             raise
         except BaseException as error:  # noqa: BLE001 - unpacking a function runs users' code
@@ -253,7 +268,10 @@ class Worker:
             n_run = self._run_items(message, call, items, values, failures)
         seconds = time.perf_counter() - started
         self.progress.reply(n_run)
+        n_faults = len(values.faults)
         parcel = values.finish()
+        if len(values.faults) > n_faults:
+            self._note_faults(list(values.faults)[n_faults:], failures, n_run)
         if parcel.needs:
             parcel = parcel._replace(needs=())
         return Ran(message.seq, n_run, parcel, failures, seconds, self._definitions())
@@ -271,7 +289,14 @@ class Worker:
             surroundings.take_over(self._surroundings)
             self._surroundings = surroundings
 
-    def _run_items(
+    @staticmethod
+    def _note_faults(faults: list[int], failures: dict[int, Failure], n_run: int) -> None:
+        """Note for which values there was no memory in the end."""
+        places = [place for place in range(n_run) if place not in failures]
+        failures.update({places[at]: RESULT for at in faults})
+
+    @calls_users
+    def _run_items(  # noqa: C901 - one loop, for a call of a function can be felt in it
         self,
         message: Run,
         call: Callable[[Any], Any],
@@ -281,6 +306,9 @@ class Worker:
     ) -> int:
         """Run the items, and pack each value at once: the next one may be the same object with other contents."""
         place, pack, (plain, keep), usual = -1, values.add, values.shortcut(), None
+        what = "item"  # "": the user's call runs, as is seen from outside, too
+        if held:
+            call = raising(call)
         # Each line of this loop can be felt where items are tiny: `benchmarks/items.py`.
         numbers, at, stop, seq, timed = self.progress.numbers, Progress.PLACE, Progress.STOP, message.seq, message.timed
         for stretch in self.progress.stretches(seq, message.parcel.n_values, message.budget):
@@ -290,11 +318,11 @@ class Worker:
                 if timed:
                     numbers[Progress.SINCE] = time.monotonic_ns()
                 numbers[at] = place
-                what = "item"
                 try:
                     item = next(items)
                     what = ""
                     value = call(item)
+                    what = "item"
                     item = None  # it may be large, and the next one is about to come
                     kind = type(value)
                     if kind is usual or kind in plain:
@@ -302,13 +330,21 @@ class Worker:
                         keep(value)
                         continue
                     plain, usual = (), None
+                    if kind in LAZY:
+                        what = ""
+                        value = run_lazy(value, self.target_of(message))
+                        what = "item"
                     fault = pack(value)
+                    if isinstance(fault, MemoryError):
+                        failures[place] = RESULT
+                        return place + 1  # what comes next has more room in a message of its own
                     if fault is not None:
                         failures[place] = self._describe(fault, "result")
                 except self._lets_through:
                     raise
                 except BaseException as error:  # noqa: BLE001 - one item's error, whatever it is; the worker lives on
-                    failures[place] = self._describe(error, what)
+                    where, what = what, "item"
+                    failures[place] = self._describe(error, where)
                     if message.after_error != "go_on":
                         return place + 1
                 item = value = None
@@ -334,7 +370,19 @@ class Worker:
             target = self._target[1]
         return _MODES[message.mode](target)
 
+    def target_of(self, message: Run) -> Any:
+        """Return what is called with the items of a message, if it is the same for each of them."""
+        if message.mode == "call":
+            return None
+        return self.object if self._target is None or message.target_id is None else self._target[1]
+
     def _describe(self, error: BaseException, what: str = "") -> Failure:
+        try:
+            return self._described(error, what)
+        except MemoryError:
+            return UNTOLD
+
+    def _described(self, error: BaseException, what: str) -> Failure:
         kind = type(error)
         strip(error)
         if not isinstance(self.transport, ByReference):
@@ -349,17 +397,22 @@ class Worker:
         module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."  # as in tracebacks
         return Failure(packed, f"{module}{kind.__qualname__}", _text_of(error), text, what)
 
+    @calls_users
     def _finish(self, message: Finish) -> Finished:
+        self.progress.enter(message.seq, Phase.CLOSING)
         worker, self.object, self.has_object = self.object, None, False
+        what = ""
         try:
             close = getattr(worker, "close", None)
             if callable(close):
                 close()
             elif hasattr(type(worker), "__exit__"):
                 worker.__exit__(None, None, None)
+            what = "object"
         except self._lets_through:
             raise
         except BaseException as error:  # noqa: BLE001 - reported, and must not keep the worker from ending
+            what = "object"  # noqa: F841 - see `calls_users`
             return Finished(message.seq, self._describe(error))
         return Finished(message.seq, None)
 

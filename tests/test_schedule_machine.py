@@ -338,6 +338,21 @@ class ScheduleMachine(RuleBasedStateMachine):
         """Play a Ctrl-C under a synchronous engine: nothing more of the message was run."""
         self._finish(data.draw(st.sampled_from(self._busy())), 0, set())
 
+    @precondition(lambda self: self._busy())
+    @rule(data=st.data())
+    def refused(self, data: st.DataObject) -> None:
+        """Play a worker without memory for all of a message: its items go out again, one by one."""
+        slot = data.draw(st.sampled_from(self._busy()))
+        job, stopping = self._job(slot), self._job(slot).call.stopping or self._job(slot).call.settled
+        if len(job.positions) == 1:
+            self._finish(slot, 1, {0})
+            return
+        self._finish(slot, 0, set(), was_refused=True)
+        waiting = [(j.call, tuple(j.positions)) for j in self.schedule.queue]
+        running = [(life.job.call, tuple(life.job.positions)) for life in self.lives.values() if life.job]
+        for position in () if stopping else job.positions:
+            assert (job.call, (position,)) in [*waiting, *running]
+
     @precondition(lambda self: self._building())
     @rule(data=st.data())
     def died_building(self, data: st.DataObject) -> None:
@@ -602,14 +617,15 @@ class ScheduleMachine(RuleBasedStateMachine):
             del self.lives[slot]
         return seq
 
-    def _finish(self, slot: int, n_run: int, failed: set[int]) -> None:
+    def _finish(self, slot: int, n_run: int, failed: set[int], *, was_refused: bool = False) -> None:
         job, life = self._job(slot), self.lives[slot]
         faults: dict[int, BaseException] = {place: ValueError(place) for place in failed}
         values = [None if at in failed else _value(job.call, p) for at, p in enumerate(job.positions[:n_run])]
         life.n_run += n_run
         self.unblamed[slot] = 0
         seq = self._answered(slot)
-        self.carry_out(self.schedule.finished(slot, seq, Report(n_run, values, faults, seconds=n_run)))
+        report = Report(n_run, values, faults, seconds=n_run, was_refused=was_refused)
+        self.carry_out(self.schedule.finished(slot, seq, report))
 
     def _die(self, slot: int, death: Death) -> Decisions:
         seq = self.lives.pop(slot).message

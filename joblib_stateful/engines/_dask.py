@@ -31,7 +31,7 @@ from ._remote import RemoteWorker
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping, Sequence
 
-    from .._messages import Message, Reply
+    from .._messages import Message, Refused, Reply
     from .._sharing import Blob
 
 _log = logging.getLogger("joblib_stateful")
@@ -57,7 +57,7 @@ class DaskWorker(RemoteWorker):
         self._is_busy = False
         self.waits_for = ""
 
-    def exchange(self, message: Message) -> Reply | Death:
+    def exchange(self, message: Message) -> Reply | Refused | Death:
         """Have the worker process answer."""
         if self._address is None:
             if isinstance(message, Finish):
@@ -77,7 +77,7 @@ class DaskWorker(RemoteWorker):
 
         self._seats.client.loop.add_callback(wait)
         self._wait()
-        reply: Reply = answer.result()
+        reply: Reply | Refused = answer.result()
         self._is_busy = False
         return reply
 

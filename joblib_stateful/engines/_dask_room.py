@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import distributed
 
+from .._messages import NO_ROOM, Refused
 from ._buffers import with_buffers
 from ._remote import Host
 
@@ -51,10 +52,10 @@ class Room:
         args = self._host, self._inbox
         threading.Thread(target=_run, args=args, name="joblib_stateful-slot", daemon=True).start()
 
-    async def serve(self, packed: bytes) -> Reply:
+    async def serve(self, packed: bytes) -> Reply | Refused:
         """Answer a message."""
         loop, worker = asyncio.get_running_loop(), distributed.get_worker()
-        answer: asyncio.Future[Reply] = loop.create_future()
+        answer: asyncio.Future[Reply | Refused] = loop.create_future()
         self._inbox.put(partial(_serve, self._host, packed, worker.data, loop, answer))
         while not (await asyncio.wait([answer], timeout=_LOOK_SECONDS))[0]:
             # While it serves it is not dropped, and the rest of a batch would be done for nobody.
@@ -83,18 +84,26 @@ def _serve(
     packed: bytes,
     stored: Mapping[Any, Any],
     loop: asyncio.AbstractEventLoop,
-    answer: asyncio.Future[Reply],
+    answer: asyncio.Future[Reply | Refused],
 ) -> None:
     try:
-        message: Message = pickle.loads(packed)
-        reply = host.serve(with_buffers(message, lambda handle: handle.used(stored[handle.key])))
+        reply = _answer(host, packed, stored)
     except Exception as error:  # noqa: BLE001 - it is raised where the answer is awaited
         loop.call_soon_threadsafe(_give, answer, None, error)
     else:
         loop.call_soon_threadsafe(_give, answer, reply, None)
 
 
-def _give(answer: asyncio.Future[Reply], reply: Reply | None, error: Exception | None) -> None:
+def _answer(host: Host, packed: bytes, stored: Mapping[Any, Any]) -> Reply | Refused:
+    try:
+        message: Message = pickle.loads(packed)
+        message = with_buffers(message, lambda handle: handle.used(stored[handle.key]))
+    except MemoryError:
+        return Refused(os.getpid(), NO_ROOM)
+    return host.serve(message)
+
+
+def _give(answer: asyncio.Future[Reply | Refused], reply: Reply | Refused | None, error: Exception | None) -> None:
     if answer.cancelled():  # the worker process is being closed
         return
     if error is not None:

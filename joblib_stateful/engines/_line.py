@@ -17,7 +17,7 @@ from .._transport import PROTOCOL, Parcel
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .._messages import Message, Reply
+    from .._messages import Message, Refused, Reply
 
     # A message, and its open files; None for those that this process has no room for.
     Received: TypeAlias = tuple[bytes | bytearray, list[int | None]]
@@ -38,7 +38,7 @@ NO_SIGNAL = int(getattr(socket, "MSG_NOSIGNAL", 0))
 _SHORT = 1 << 16
 
 
-def encode(message: Message | Reply, beside: Any = ()) -> bytes:
+def encode(message: Message | Reply | Refused, beside: Any = ()) -> bytes:
     """Return the bytes of a message and the levels for logging, or of an answer and the segments that are still looked into."""
     # Those that are sent all the time go as plain tuples: records take 3 µs more to pickle, and 2 to load.
     coded: tuple[int, Any] = 0, message
@@ -148,6 +148,19 @@ class Line:
             return None
         return self._received()
 
+    def skip(self) -> None:
+        """Read the rest of a message for which there is no memory, and forget it."""
+        if len(self._start) < _HEADER.size:
+            return
+        _, size, _ = _HEADER.unpack_from(self._start)
+        got = len(self._start) - _HEADER.size if self._rest is None else self._at
+        self._rest = None
+        while got < size:
+            got += len(self._receive_more(min(size - got, _SHORT), 0))
+        for fd in self._received()[1]:
+            if fd is not None:
+                os.close(fd)
+
     def _receive(self, flags: int) -> None:
         if not self._start:
             self._start, self._fds = self._receive_start(flags)
@@ -161,7 +174,9 @@ class Line:
             if len(self._start) == _HEADER.size + size:
                 return
             self._at = len(self._start) - _HEADER.size
-            self._rest = bytearray(self._start[_HEADER.size :].ljust(size))
+            rest = bytearray(size)
+            rest[: self._at] = self._start[_HEADER.size :]
+            self._rest = rest
         with memoryview(self._rest) as view:
             while self._at < len(view):
                 n_read = self._end.recv_into(view[self._at :], 0, flags)

@@ -19,9 +19,11 @@ from loky.backend import spawn
 from .._arrivals import still_mapped
 from .._debugging import refuse_breakpoints
 from .._log_levels import Levels
-from .._messages import Finish, Ran
+from .._messages import NO_ROOM, Finish, Ran, Refused
 from .._segments import Arena
 from .._sharing import SharedMemory, segments_of
+from .._shortage import is_told, lighter
+from .._signals import hold_back, report
 from .._worker import Progress, Worker, current, set_process_worker
 from ._buffers import arrived_with, segments_in, without_arena
 from ._line import decode, encode
@@ -29,6 +31,7 @@ from ._log_channel import ToParent
 from ._loky_process import keep_from_children
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from multiprocessing.connection import Connection
 
     from .._messages import Message
@@ -75,6 +78,7 @@ def set_up(  # noqa: PLR0917 - loky hands them on by position
     _die_with_parent(lifeline)
     keep_from_children(line.fileno())
     set_process_worker(Worker(transport, Progress(numbers)))
+    hold_back()
     refuse_breakpoints()
     handler = None
     if logs is not None:
@@ -117,6 +121,7 @@ def serve() -> None:
     except OSError:  # the user's code has closed it; nobody would ever hear of this worker again
         os._exit(1)
     finally:
+        report()
         if logs is not None:
             logs.flush()
         line.hang_up()  # behind the last answer, so that the parent need not guess whether another one comes
@@ -126,12 +131,13 @@ def _serve_one(worker: Worker, line: Line, logs: ToParent | None) -> bool:
     """Wait for a message and answer it; return True if it was the last one."""
     if logs is not None and logs.has_waiting:
         logs.send_until(line)
-    data, fds = line.receive()
-    message: Message
-    message, levels = decode(data)
+    received = _receive(line)
+    if received is None:
+        return False
+    message, fds, levels = received
+    del received
     if levels and logs is not None:
         logs.levels.apply(Levels(*levels))
-    del data
     transport = worker.transport
     if fds and isinstance(transport, SharedMemory):
         transport.arrived = arrived_with(message, fds)
@@ -145,15 +151,16 @@ def _serve_one(worker: Worker, line: Line, logs: ToParent | None) -> bool:
         reply, kept = worker.handle(message), []
     _flush()
     if isinstance(reply, Ran) and isinstance(transport, SharedMemory) and transport.arena and lies_in_arena(reply):
+        data, reply = _encode(reply, kept)
         try:
-            line.send(encode(reply, kept), [transport.arena.fd])
+            line.send(data, [transport.arena.fd])
         except OSError as error:
             if error.errno != errno.ETOOMANYREFS:
                 raise
             # How many files may be under way is a limit of the user's.
-            line.send(encode(without_arena(reply, transport.arena), kept))
+            line.send(_encode(without_arena(reply, transport.arena), kept)[0])
     else:
-        line.send(encode(reply, kept))
+        line.send(_encode(reply, kept)[0])
     return isinstance(message, Finish)
 
 
@@ -162,6 +169,36 @@ def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):  # nobody reads it any more, or it is an object of the user's
             stream.flush()
+
+
+def _receive(line: Line) -> tuple[Message, list[int | None], Any] | None:
+    """Return the next message, its open files and what came beside it; None if there is no memory for it, which is answered."""
+    fds: list[int | None] = []
+    try:
+        data, fds = line.receive()
+        message: Message
+        message, beside = decode(data)
+    except MemoryError:
+        data = b""
+    else:
+        return message, fds, beside
+    line.skip()
+    for fd in fds:
+        if fd is not None:
+            os.close(fd)
+    line.send(encode(Refused(os.getpid(), NO_ROOM)))
+    return None
+
+
+def _encode(reply: Any, kept: Collection[int]) -> tuple[bytes, Any]:
+    """Return the bytes of an answer, and the answer; without the largest values if there is no memory for a copy of all."""
+    while True:
+        try:
+            return encode(reply, kept), reply
+        except MemoryError:
+            if not isinstance(reply, Ran) or not (reply.values.n_values or any(map(is_told, reply.failures.values()))):
+                raise
+        reply = lighter(reply)
 
 
 def lies_in_arena(reply: Ran) -> bool:

@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .._log_levels import watch as log_levels
-from .._messages import Finished, Run
+from .._messages import Finished, Refused, Run, answer_to
 from .._records import Death
 from .._segments import numbers, spares
 from .._worker import Progress
@@ -319,12 +319,15 @@ class LokyWorker(EngineWorker):
         self._told = levels
         _put(self._line, message, segments, None if levels is told else levels)
 
-    def deliver(self, reply: Reply, kept: Collection[int]) -> None:
+    def deliver(self, reply: Reply | Refused, kept: Collection[int]) -> None:
         """Take an answer, and the numbers of the segments that the worker still looks into."""
         with self._lock:
             awaited = self._awaited
             if awaited is None:
                 return
+            if isinstance(reply, Refused):
+                reply = answer_to(awaited[0], reply)
+                self._told = None  # what came with the message is lost, too
             if awaited[0].seq != reply.seq:
                 raise ValueError(f"an answer to message {reply.seq} has come for {awaited[0].seq}")
             self._nothing_expected()

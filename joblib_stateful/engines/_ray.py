@@ -6,13 +6,14 @@ and order are those of every engine. Nothing is ever connected or started by its
 
 from __future__ import annotations
 
+import os
 import pickle
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import ray
 
 from .. import errors
-from .._messages import Finish, Finished
+from .._messages import NO_ROOM, Finish, Finished, Refused
 from .._records import Death
 from .._sharing import Stored
 from ._base import Engine
@@ -33,9 +34,13 @@ class _FarEnd:
     def __init__(self, transport: Transport) -> None:
         self._host = Host(transport, is_process=True)
 
-    def serve(self, message: Message) -> Reply:
-        # Arrays are mapped from Ray's store, not copied.
-        return self._host.serve(with_buffers(message, lambda handle: handle.used(ray.get(handle.key))))
+    def serve(self, message: Message) -> Reply | Refused:
+        try:
+            # Arrays are mapped from Ray's store, not copied.
+            message = with_buffers(message, lambda handle: handle.used(ray.get(handle.key)))
+        except MemoryError:
+            return Refused(os.getpid(), NO_ROOM)
+        return self._host.serve(message)
 
 
 _Actor: Any = ray.remote(_FarEnd)
@@ -67,7 +72,7 @@ class RayWorker(RemoteWorker):
         self._is_scheduled = False
         self._session = ""
 
-    def exchange(self, message: Message) -> Reply | Death:
+    def exchange(self, message: Message) -> Reply | Refused | Death:
         """Have the actor answer; it is made with the first message."""
         if self._actor is None and isinstance(message, Finish):
             return Finished(message.seq, None)
@@ -83,7 +88,7 @@ class RayWorker(RemoteWorker):
             return Death(self.pid, reason="it belonged to a connection to Ray that has been closed")
         stored = with_buffers(message, _put)
         self.begin(message)  # it has not waited for its data, nor for its actor
-        reply: Reply = ray.get(self._actor.serve.remote(stored))
+        reply: Reply | Refused = ray.get(self._actor.serve.remote(stored))
         return reply
 
     def end(self) -> None:

@@ -14,8 +14,9 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, TypeAlias
 
 from .. import errors
-from .._messages import Build, BuildFailed, Built, Failure, Finish, Finished, Phase, Run
+from .._messages import Build, BuildFailed, Built, Failure, Finish, Finished, Phase, Refused, Run, answer_to
 from .._records import Death
+from .._signals import hold_back
 from .._worker import Progress, Worker, set_process_worker
 from ._base import EngineWorker
 
@@ -70,7 +71,7 @@ class RemoteWorker(EngineWorker):
         self.was_killed = False
 
     @abstractmethod
-    def exchange(self, message: Message) -> Reply | Death:
+    def exchange(self, message: Message) -> Reply | Refused | Death:
         """Have the far end answer a message; it is started with the first one, a `Build`.
 
         Called in one and the same thread each time, which may block for as long as it takes. An exception means that
@@ -105,7 +106,8 @@ class RemoteWorker(EngineWorker):
     def begin(self, message: Message) -> None:
         """Have the time of a message, or of its only item, run from now; to be called again if it had to wait."""
         # By this side's clock, because the far end is idle and takes it at once.
-        self.progress.enter(message.seq, Phase.RUNNING if isinstance(message, Run) else Phase.BUILDING)
+        is_run, is_last = isinstance(message, Run), isinstance(message, Finish)
+        self.progress.enter(message.seq, Phase.RUNNING if is_run else Phase.CLOSING if is_last else Phase.BUILDING)
         if isinstance(message, Run) and message.parcel.n_values == 1:
             self.progress.start_item(0)
 
@@ -168,6 +170,8 @@ class RemoteWorker(EngineWorker):
             return self._death(message, str(error))
         except BaseException as error:  # noqa: BLE001 - whatever it is, the answer won't come
             return self._death(message, f"{type(error).__name__}: {error}")
+        if isinstance(reply, Refused):
+            return answer_to(message, reply)
         if isinstance(reply, Built):
             self.pid = reply.pid
         return reply
@@ -206,6 +210,7 @@ class Host:
         self.is_finished = False
         if is_process:
             set_process_worker(self._worker)
+            hold_back()
 
     def serve(self, message: Message) -> Reply:
         """Answer a message; one that comes again, because a cluster tries again what it has lost, is refused."""

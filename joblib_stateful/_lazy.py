@@ -1,0 +1,110 @@
+"""What a call returns when nothing of it has run: generators and coroutines.
+
+A worker whose call is a generator function gives a list per item. All others are errors of their items, on every engine
+alike: between processes they can't travel, and within one they would arrive un-run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from functools import partial
+from types import AsyncGeneratorType, CoroutineType, FunctionType, GeneratorType, MethodType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# The bits of a code object's flags. `inspect`, which knows them by name, is not imported in workers for that.
+_GENERATOR, _ASYNC = 0x20, 0x80 | 0x200
+
+_NAMES: dict[type, str] = {
+    GeneratorType: "a generator",
+    CoroutineType: "a coroutine",
+    AsyncGeneratorType: "an async generator",
+}
+#: The exact types of what has not run.
+LAZY = frozenset(_NAMES)
+
+_NO_ASYNC = "async functions are not supported as workers: write asyncio.run(...) inside a plain function"
+
+
+def is_generator_function(target: Any) -> bool:
+    """Tell whether calling something makes a generator, also behind decorators that say what they wrap."""
+    return bool(_flags_of(target) & _GENERATOR)
+
+
+def is_async(target: Any) -> bool:
+    """Tell whether calling something makes a coroutine or an async generator."""
+    return bool(_flags_of(target) & _ASYNC)
+
+
+def _flags_of(target: Any) -> int:
+    for _ in range(100):  # as deep as nobody decorates; a proxy may wrap itself
+        if isinstance(target, partial):
+            target = target.func
+        elif isinstance(target, MethodType):
+            target = target.__func__
+        elif isinstance(target, FunctionType):
+            wrapped = target.__dict__.get("__wrapped__")
+            if wrapped is None:
+                return target.__code__.co_flags
+            target = wrapped
+        else:
+            call = next(
+                (base.__dict__["__call__"] for base in type(target).__mro__ if "__call__" in base.__dict__), None
+            )
+            if not isinstance(call, (FunctionType, partial)):
+                return 0
+            target = call
+    return 0
+
+
+def refuse_async(target: Any, name: str) -> None:
+    """Raise a TypeError for a worker whose call is async."""
+    if is_async(target):
+        raise TypeError(
+            f"{name} is async, and {_NO_ASYNC}, such as def __call__(self, item): return asyncio.run(self.fetch(item))."
+        )
+
+
+def run(value: Any, target: Any) -> list[Any]:
+    """Return what a generator yields; raise a TypeError for what is not the generator of a worker that is one.
+
+    Parameters
+    ----------
+    value
+        One of the types in `LAZY`.
+    target
+        What was called with the item; None where that is not the worker's own call.
+    """
+    if type(value) is GeneratorType and is_generator_function(target):
+        return list(value)
+    raise _refusal(value)
+
+
+def _refusal(value: Any) -> TypeError:
+    kind = type(value)
+    if kind is not AsyncGeneratorType:
+        with contextlib.suppress(BaseException):  # nothing of it has run, so that nothing can be in its way
+            value.close()  # or Python would complain that it was never awaited
+    what = _NAMES[kind]
+    if kind is GeneratorType:
+        advice = (
+            "Return list(...) of it; the worker's own call may be a generator function, and gives a list then "
+            "(stateful_map only)."
+        )
+    else:
+        advice = f"{_NO_ASYNC[0].upper()}{_NO_ASYNC[1:]}."
+    return TypeError(
+        f"The call returned {what}, {getattr(value, '__qualname__', '?')}, of which nothing has run. {advice}"
+    )
+
+
+def call_all(batch: Callable[[], list[Any]]) -> list[Any]:
+    """Return the results of a batch of joblib's, none of which may be un-run."""
+    results = batch()
+    if type(results) is list:
+        for value in results:
+            if type(value) in LAZY:
+                raise _refusal(value)
+    return results
