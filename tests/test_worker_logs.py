@@ -88,7 +88,8 @@ def test_records_come_with_the_slot_before_the_map_ends() -> None:
 def test_records_of_one_worker_come_in_order() -> None:
     with collecting() as collector:
         list(stateful_map(Talker, range(3_000), n_jobs=1))
-        assert collector.messages == ["built", *(f"item {at}" for at in range(3_000))]
+        shutdown()  # which waits longer than the end of the map
+        assert collector.messages == ["built", *(f"item {at}" for at in range(3_000)), "closed"]
 
 
 def test_records_at_a_workers_end_come_before_shutdown_returns() -> None:
