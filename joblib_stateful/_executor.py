@@ -182,10 +182,10 @@ class StatefulExecutor(NotCopied, Executor):
         """Limits of the calls; for `stateful_map`."""
         return self._limits
 
-    def warn_of_changes(self) -> None:
+    def warn_of_changes(self, stacklevel: int = 3) -> None:
         """Warn, once, if the environment has changed since the workers were started."""
         if self._core.environment is not None:
-            self._core.environment.warn_of_changes(stacklevel=3)
+            self._core.environment.warn_of_changes(stacklevel)
 
     @property
     def n_jobs(self) -> int:
