@@ -182,10 +182,10 @@ class StatefulExecutor(NotCopied, Executor):
         """Limits of the calls; for `stateful_map`."""
         return self._limits
 
-    def warn_of_changes(self) -> None:
+    def warn_of_changes(self, stacklevel: int = 3) -> None:
         """Warn, once, if the environment has changed since the workers were started."""
         if self._core.environment is not None:
-            self._core.environment.warn_of_changes(stacklevel=3)
+            self._core.environment.warn_of_changes(stacklevel)
 
     @property
     def n_jobs(self) -> int:
@@ -237,14 +237,14 @@ class StatefulExecutor(NotCopied, Executor):
 
     def warn_of_old_code(self) -> None:
         """Warn if the workers' code has been edited since they were made from it; once each time. For `stateful_map`."""
-        self._warn_of_reloads(_code.reloads(), 7)
+        self._warn_of_reloads(_code.reloads(), 8)
         spec, before = self._core.packed.spec, self._version
         self._version = version_of(spec, self._engine.transport)
         if self._version != before:
             _warn_of_old_code(
                 f"{name_of(spec.build)}, or something that it uses, has changed since this executor was made, and its "
                 "objects are built from what it was then.",
-                6,
+                7,
             )
 
     def _warn_of_reloads(self, present: _code.Reloads, stacklevel: int) -> None:

@@ -286,3 +286,12 @@ def test_they_are_used() -> None:
         stateful_map(Model, [1], worker_kwargs=3)  # type: ignore[call-overload]  # that is the point
     assert "times in a row" not in errors.why_not_built(1, 0, 3, "")
     assert "2 times in a row" in errors.why_not_built(2, 1, 3, "")
+
+
+def test_a_warning_of_a_changed_environment_points_at_the_line_that_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    with StatefulExecutor(Model, 1) as executor:
+        assert list(stateful_map(executor, [1])) == [1]
+        monkeypatch.setenv("A_VARIABLE_OF_THIS_TEST", "1")
+        with pytest.warns(RuntimeWarning, match="A_VARIABLE_OF_THIS_TEST") as caught:
+            assert list(stateful_map(executor, [2])) == [2]
+    assert [warning.filename for warning in caught] == [__file__]
