@@ -24,13 +24,13 @@ from joblib._parallel_backends import FallbackToBackend, SequentialBackend
 from joblib.disk import memstr_to_bytes
 from joblib.parallel import AutoBatchingMixin, ParallelBackendBase, get_active_backend
 
-from . import _check, _shared, engines, errors
+from . import _check, _safely, _shared, engines, errors
 from ._copies import refuse
 from ._executor import as_builder
 from ._lazy import call_all
 from ._nesting import check_call
 from ._noticing import Memory
-from ._outcome import packing_error_of
+from ._outcome import packing_error_of, stand_in
 from ._progress import Progress, Ticker, check_progress
 from ._records import NO_LIMITS, Call, Group
 from ._spec import make_spec
@@ -434,6 +434,8 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         error = call.fatal or call.errors.get(0)
         if error is None and call.dropped:
             error = errors.ShutdownError("This task was dropped, because its Parallel call ended before it ran.")
+        if error is not None and not _safely.can_be_handled(error):  # joblib would not come to its end
+            error = stand_in(error)
         if error is not None:
             future.set_exception(error)
         else:
@@ -471,9 +473,11 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         calls = list(self._calls)
         if self._lease is None:
             return
-        if isinstance(reason, KeyboardInterrupt) and reason is not self._raised:
+        if reason is None or reason is self._raised:
+            self._core.drop(calls)
+        elif _safely.is_a(reason, KeyboardInterrupt):
             self._core.interrupt(self._group, calls, _INTERRUPT_GRACE)
-        elif isinstance(reason, multiprocessing.TimeoutError) and reason is not self._raised:  # joblib's own timeout
+        elif _safely.is_a(reason, multiprocessing.TimeoutError):  # joblib's own timeout
             self._core.interrupt(self._group, calls, 0.0)
         else:
             self._core.drop(calls)

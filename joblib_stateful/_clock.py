@@ -15,6 +15,8 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from . import _locks
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -44,7 +46,7 @@ class Clock:
     """A heap of alarms and the thread that waits for the first of them."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards the two below
+        self._lock = _locks.make_lock()  # guards the two below
         # Entered only to wait: its methods are Python's own, and a Ctrl-C between them and the lock leaves that held.
         self._condition = threading.Condition(self._lock)
         self._alarms: list[Alarm] = []
@@ -58,10 +60,6 @@ class Clock:
             heapq.heappush(self._alarms, alarm)
             self._look_again()
         return alarm
-
-    def is_free(self) -> bool:
-        """Tell whether nobody holds the lock."""
-        return not self._lock.locked()
 
     def wake(self) -> None:
         """Look again: an alarm was cancelled, perhaps the last one."""
@@ -105,11 +103,6 @@ class Clock:
 
 
 _clock = Clock()
-
-
-def is_free() -> bool:
-    """Tell whether nobody, perhaps the calling thread itself, holds the lock."""
-    return _clock.is_free()
 
 
 def call_at(when: float, function: Callable[[], None]) -> Alarm:

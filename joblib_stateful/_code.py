@@ -16,6 +16,8 @@ import threading
 import types
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from . import _safely
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -223,4 +225,6 @@ def _names(code: types.CodeType) -> Iterator[str]:
 
 
 def _module_of(value: Any) -> str:
-    return getattr(value, "__module__", None) or ""
+    # A class may define what becomes of who asks for its name.
+    found = _safely.module_of(value) if isinstance(value, type) else getattr(value, "__module__", None)
+    return found or ""

@@ -14,13 +14,13 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from . import _exit, errors
+from . import _clock, _exit, _locks, _safely, errors
 from ._definitions import Peer
 from ._interrupts import uninterrupted, wait_for
 from ._limits import CloseWatch, IdleWatch, LimitWatch
 from ._messages import Build, BuildFailed, Built, Failure, Finish, Ran, Reply, Run
-from ._outcome import init_error_of, report_of
-from ._records import Call, Death, Group, Limits
+from ._outcome import NonsenseError, init_error_of, packing_error_of, receive, report_of, report_without
+from ._records import Call, Death, Group, Limits, Report
 from ._schedule import Schedule
 from ._slots import (
     CloseWorker,
@@ -36,11 +36,13 @@ from ._slots import (
     StopJob,
 )
 from ._surroundings import Environment
+from .errors import why_condemned
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from ._public import WorkerInfo
+    from ._slots import Job
     from ._spec import PackedSpec
     from ._surroundings import Surroundings
     from ._transport import Parcel
@@ -48,6 +50,9 @@ if TYPE_CHECKING:
     from .engines import Engine, EngineWorker
 
 _log = logging.getLogger("joblib_stateful")
+
+# What users' code has made calls from, while an answer was taken, has so long to come back before it is taken for waiting.
+_PATIENCE_SECONDS = 0.05
 
 
 class Core:
@@ -86,21 +91,21 @@ class Core:
         self.packed, self.n_jobs, self.engine, self.idle_timeout = packed, n_jobs, engine, idle_timeout
         self._envs = envs
         self.is_disowned = False
-        # Not reentrant, so that a finaliser can see that its own thread may hold it.
-        self._lock = threading.Lock()  # guards the schedule, the workers and the counts
+        self._lock = _locks.make_lock()  # guards the schedule and the workers
         # Entered only to wait: its methods are Python's own, and a Ctrl-C between them and the lock leaves that held.
         self._changed = threading.Condition(self._lock)
         self._schedule = Schedule(n_jobs, max_tasks=max_tasks, in_turn=engine.is_synchronous)
         self._name_kwargs()
         self._workers: list[tuple[int, EngineWorker] | None] = [None] * n_jobs  # (life, worker)
-        self._answering: set[int] = set()  # threads that bring an answer, and so run callbacks
+        # Threads that bring an answer, and so run users' code: each with the worker whose answer it is.
+        self._answering: dict[int, _Answering] = {}
         self._targets: list[Any] = [None] * n_jobs  # (worker, digest) of the function that it has
         self._peers: list[tuple[EngineWorker | None, Peer]] = [(None, Peer(is_parent=True))] * n_jobs
         self._surroundings: Surroundings | None = None  # of the latest call
         self._told: dict[int, tuple[EngineWorker, Surroundings]] = {}  # what the worker of each slot has taken over
         #: What the workers were started with; None where they share this process's, or are elsewhere.
         self.environment = Environment() if engine.has_processes and not engine.is_remote else None
-        self._limits = LimitWatch(n_jobs, self._changed, self._is_under_way, self._expire)
+        self._limits = LimitWatch(n_jobs, self._changed, self._is_under_way, self._expire, self._condemn)
         self._idle = IdleWatch(idle_timeout, self._schedule, self.release)
         self._closes = CloseWatch(can_kill=engine.has_processes)
         _exit.watch(self)
@@ -132,7 +137,7 @@ class Core:
 
     def disown(self) -> None:
         """In a fork: let go of the parent's workers, without a word to them, and take no calls."""
-        self._lock = threading.Lock()  # the parent's may be held for ever
+        self._lock = _locks.make_lock()  # the parent's may be held for ever
         self._changed = threading.Condition(self._lock)
         self._schedule = Schedule(self.n_jobs)
         self._schedule.closing = self.is_disowned = True
@@ -150,7 +155,19 @@ class Core:
             )
         if call.surroundings is not None:
             self._surroundings = call.surroundings
+        if _locks.is_held() and not self._schedule.closing:
+            _locks.call_elsewhere(partial(self._accept_now, call))
+            return
         self._note(lambda: self._schedule.submit(call))
+        if self._answering and (answering := self._answering.get(threading.get_ident())) is not None:
+            answering.look_after()
+
+    def _accept_now(self, call: Call) -> None:
+        try:
+            self._note(lambda: self._schedule.submit(call))
+        except RuntimeError as error:  # it was shut down since
+            call.fatal = error
+            self._settle(call)
 
     def drop(self, calls: Iterable[Call]) -> None:
         """Forget calls; items that run now finish in the background."""
@@ -169,9 +186,11 @@ class Core:
         with self._lock:
             slots = zip(self._schedule.slots, self._workers, strict=True)
             pages = [
-                (slot.seq, entry[1].progress) for slot, entry in slots if entry and slot.job and slot.owner is group
+                (slot.seq, len(slot.job.positions), entry[1].progress)
+                for slot, entry in slots
+                if entry and slot.job and slot.owner is group
             ]
-        return sum(page.n_finished for seq, page in pages if page.seq == seq)
+        return sum(max(0, min(page.n_finished, size)) for seq, size, page in pages if page.seq == seq)
 
     @property
     def has_objects(self) -> bool:
@@ -202,6 +221,8 @@ class Core:
 
     def warm_up(self, limits: Limits, n_slots: int = sys.maxsize) -> None:
         """Build all objects that don't stand, or those of the first so many slots, and return when they do."""
+        if _locks.is_held():
+            raise RuntimeError("warm_up() in a finaliser would wait for what the thread is at in which that runs.")
         group = Group(
             on_error=lambda _: None, n_slots=n_slots
         )  # so that an error ends all of it, and is found in `group.error`
@@ -226,13 +247,10 @@ class Core:
         """Return what is known of each slot."""
         from ._public import WorkerInfo  # not under the lock, where finalisers could run that want it, too
 
+        if _locks.is_held():
+            return [self._info(index, WorkerInfo) for index in range(self.n_jobs)]
         with self._lock:
             return [self._info(index, WorkerInfo) for index in range(self.n_jobs)]
-
-    @property
-    def is_free(self) -> bool:
-        """False if somebody holds the lock, perhaps the calling thread itself."""
-        return not self._lock.locked()
 
     @property
     def is_awaited(self) -> bool:
@@ -257,7 +275,9 @@ class Core:
             self.wait_until_empty()
 
     def wait_until_empty(self, timeout: float | None = None) -> bool:
-        """Wait until no worker is left; False if that took longer than ``timeout`` seconds."""
+        """Wait until no worker is left; False if that took longer than ``timeout`` seconds, or can't be waited for."""
+        if _locks.is_held():  # in a finaliser, and then others may wait for this thread
+            return False
         if threading.get_ident() in self._answering:
             raise RuntimeError(
                 "shutdown(wait=True) in a callback of one of the executor's own futures would wait for itself: the "
@@ -306,6 +326,9 @@ class Core:
     # --- events and decisions -------------------------------------------------------------------------
 
     def _note(self, event: Callable[[], Decisions]) -> None:
+        if _locks.is_held():
+            _locks.call_elsewhere(partial(self._note, event))
+            return
         with uninterrupted():
             with self._lock:
                 decisions = event()
@@ -356,6 +379,7 @@ class Core:
         try:
             self.engine.get_ready()
             worker = self.engine.open(start.slot, self._envs()[start.slot])
+            message = Build(start.seq, start.slot, start.n_jobs, self.packed.for_slot(start.slot))
         except Exception as error:  # noqa: BLE001 - out of file descriptors or memory, or an engine's own trouble
             return self._answer(start.slot, start.seq, Death(reason=f"{type(error).__name__}: {error}"))
         with self._lock:
@@ -370,12 +394,12 @@ class Core:
         if surroundings is not None:
             self._told[start.slot] = worker, surroundings
         definitions = self._peer(start.slot, worker).take(self.packed.needs)
-        spec, n_jobs = self.packed.for_slot(start.slot), start.n_jobs
-        message = Build(start.seq, start.slot, n_jobs, spec, definitions, surroundings, self._depth)
+        message = message._replace(definitions=definitions, surroundings=surroundings, depth=self._depth)
+        watched = self._limits.begin(worker, message, start.limits.init_timeout)
         decisions = self._exchange(start.slot, worker, message)
         _exit.register()
-        if start.limits.init_timeout is not None:
-            self._limits.watch(worker, start.slot, start.seq, start.limits.init_timeout)
+        if watched is not None:
+            self._limits.watch(start.slot, watched)
         return decisions
 
     def _send(self, send: SendJob) -> Decisions:
@@ -385,7 +409,10 @@ class Core:
         if parcel is None:  # settled between the decision and now: dropped by its owner
             return self._answer(send.slot, send.seq, self._nothing_run(send.seq))
         if len(job.positions) != call.size or parcel.n_values != call.size:
-            parcel = self._part_of(call, parcel, job.positions)
+            try:
+                parcel = self._part_of(call, parcel, job.positions)
+            except Exception as error:  # noqa: BLE001 - want of memory: these items' errors
+                return self._unsendable(send, error)
         if self._targets[send.slot] == (worker, target_id):
             packed, needs = None, ()  # it has this function already
         elif target_id is not None:
@@ -414,9 +441,22 @@ class Core:
             self._schedule.width(call.group),
             surroundings,
         )
+        watched = self._limits.begin(worker, message, call.limits.item_timeout)
         decisions = self._exchange(send.slot, worker, message)
-        if call.limits.item_timeout is not None:
-            self._limits.watch(worker, send.slot, send.seq, call.limits.item_timeout)
+        if watched is not None:
+            self._limits.watch(send.slot, watched)
+        return decisions
+
+    def _unsendable(self, send: SendJob, error: Exception) -> Decisions:
+        call, positions = send.job.call, send.job.positions
+        faults: dict[int, BaseException] = {
+            place: packing_error_of(error, call.index(position)) for place, position in enumerate(positions)
+        }
+        with self._lock:
+            decisions = self._schedule.finished(
+                send.slot, send.seq, Report(len(positions), [None] * len(positions), faults)
+            )
+            self._changed.notify_all()
         return decisions
 
     def _peer(self, slot: int, worker: EngineWorker) -> Peer:
@@ -441,7 +481,7 @@ class Core:
 
     def _exchange(self, slot: int, worker: EngineWorker, message: Build | Run) -> Decisions:
         """Send a message; return what follows from the reply, if that is there already."""
-        on_reply = partial(self._received, slot, message.seq)
+        on_reply = partial(self._received, slot, message.seq, worker)
         try:
             reply = worker.send(message, on_reply)
         except BaseException as error:
@@ -467,28 +507,91 @@ class Core:
     def _nothing_run(self, seq: int) -> Ran:
         return Ran(seq, 0, self.engine.transport.pack_all(())[0], {}, 0.0)
 
-    def _received(self, slot: int, seq: int, reply: Reply | Death) -> None:
+    def _received(self, slot: int, seq: int, worker: EngineWorker, reply: Reply | Death) -> None:
         thread = threading.get_ident()
-        self._answering.add(thread)
+        before, self._answering[thread] = self._answering.get(thread), _Answering(worker)
         try:
             self._perform(self._answer(slot, seq, reply))
         finally:
-            self._answering.discard(thread)
+            answering = self._answering.pop(thread)
+            answering.is_over = True
+            if before is not None:
+                self._answering[thread] = before
 
     def _answer(self, slot: int, seq: int, reply: Reply | Death) -> Decisions:
-        """Note a reply: decoded before the lock is taken, for that runs users' code."""
-        schedule = self._schedule
-        if isinstance(reply, Ran):
-            report = self._report(slot, reply)
-        decoded = None
-        if isinstance(reply, BuildFailed):
+        """Note a reply, so that whoever waits for it has an outcome, whatever goes wrong here."""
+        try:
+            if isinstance(reply, Ran):
+                decisions = self._answer_of_run(slot, seq, reply)
+            else:
+                decisions = self._answer_of_build(slot, seq, reply)
+        except BaseException as error:
+            if self.engine.is_synchronous and _safely.is_a(error, KeyboardInterrupt):  # the caller's own
+                raise
+            return self._give_up(slot, seq, error)
+        self._idle.restart()
+        return decisions
+
+    def _answer_of_run(self, slot: int, seq: int, reply: Ran) -> Decisions:
+        schedule, transport = self._schedule, self.engine.transport
+        if reply.was_refused or any(
+            failure.what in ("function", "surroundings") for failure in reply.failures.values()
+        ):
+            self._targets[slot] = None
+            self._told.pop(slot, None)
+        worker = self._worker(slot)
+        pid, peer = worker.pid, self._peer(slot, worker)
+        if reply.was_refused:  # with all that came with it
+            peer.start_anew()
+        if reply.definitions:  # in the order of answers, for later ones may refer to them
+            receive(peer, reply.definitions, transport)
+        if self.engine.is_synchronous or not (
+            reply.failures or (not reply.values.joint and any(map(transport.runs_code, reply.values.frames)))
+        ):
+            job = schedule.slots[slot].job
+            try:
+                report = self._report(job, reply, slot, pid, peer)
+            except NonsenseError as error:
+                return self._end_damaged(slot, seq, str(error))
+            with self._lock:
+                decisions = schedule.finished(slot, seq, report)
+                self._changed.notify_all()
+        else:
+            # Users' code runs while these values are loaded. It may take its time, and wait for other calls: their
+            # worker is free for them, and no lock is held.
+            with self._lock:
+                job, decisions = schedule.answered(slot, seq, reply.n_run, reply.seconds, failed=bool(reply.failures))
+                self._changed.notify_all()
+            try:
+                self._perform(decisions)
+            except BaseException:  # noqa: BLE001 - what this answer says must be told all the same
+                _log.exception("What was to be done behind a worker's answer has failed:")
+            decisions = [] if job is None else self._what_came_of(job, reply, slot, pid, peer)
+        if job is not None and job.call.on_part is not None and not job.call.settled:
+            self._tell(job.call.on_part, job.call)
+        return decisions
+
+    def _what_came_of(self, job: Job, reply: Ran, slot: int, pid: int | None, peer: Peer) -> Decisions:
+        try:
+            report = self._report(job, reply, slot, pid, peer)
+        except NonsenseError as error:
+            report = report_without(job, reply, error, slot, pid)
+        with self._lock:
+            try:
+                decisions = self._schedule.reported(job, report)
+            except BaseException as error:  # noqa: BLE001 - nobody else can tell it to whom it concerns
+                decisions = self._schedule.fail(job.call, error)
+            self._changed.notify_all()
+        return decisions
+
+    def _answer_of_build(self, slot: int, seq: int, reply: Reply | Death) -> Decisions:
+        schedule, decoded = self._schedule, None
+        if isinstance(reply, BuildFailed):  # before the lock is taken, for that runs users' code
             peer = self._peers[slot][1]
             decoded = init_error_of(slot, self.packed.spec.kwargs(slot), reply, self.engine, peer)
         with self._lock:
             job = schedule.slots[slot].job
-            if isinstance(reply, Ran):
-                decisions = schedule.finished(slot, seq, report)
-            elif isinstance(reply, Built):
+            if isinstance(reply, Built):
                 decisions = schedule.built(slot, seq, reply.seconds)
             elif decoded is not None:
                 decisions = schedule.build_failed(slot, seq, decoded)
@@ -496,24 +599,46 @@ class Core:
                 assert isinstance(reply, Death)  # noqa: S101 - the only other answer to a Build or Run
                 decisions = schedule.died(slot, seq, reply)
             self._changed.notify_all()
-        self._idle.restart()
         if job is not None and job.call.on_part is not None and not job.call.settled:
-            job.call.on_part(job.call)
+            self._tell(job.call.on_part, job.call)
         return decisions
 
-    def _report(self, slot: int, reply: Ran) -> Any:
-        if reply.was_refused or any(
-            failure.what in ("function", "surroundings") for failure in reply.failures.values()
-        ):
-            self._targets[slot] = None
-            self._told.pop(slot, None)
-        job = self._schedule.slots[slot].job
+    def _report(self, job: Job | None, reply: Ran, slot: int, pid: int | None, peer: Peer) -> Report:
+        if job is None or job.call.settled:  # nobody wants it: don't unpack it
+            return report_of(None, reply, self.engine, slot, pid, peer=peer)
+        try:
+            return report_of(job, reply, self.engine, slot, pid, peer=peer)
+        except BaseException as error:
+            if isinstance(error, NonsenseError) or (
+                self.engine.is_synchronous and _safely.is_a(error, KeyboardInterrupt)
+            ):
+                raise
+            return report_without(job, reply, error, slot, pid)
+
+    def _end_damaged(self, slot: int, seq: int, what: str) -> Decisions:
         worker = self._worker(slot)
-        if reply.was_refused:  # with all that came with it
-            self._peer(slot, worker).start_anew()
-        if job is not None and job.call.settled:  # nobody wants it: don't unpack it
-            job = None
-        return report_of(job, reply, self.engine, slot, worker.pid, peer=self._peer(slot, worker))
+        worker.condemn(what)
+        with self._lock:
+            decisions = self._schedule.died(slot, seq, Death(worker.pid, started=True, reason=why_condemned(what)))
+            self._changed.notify_all()
+        return decisions
+
+    def _give_up(self, slot: int, seq: int, error: BaseException) -> Decisions:
+        """Fail the call that a reply was for which could not be noted, and go on with another worker."""
+        _log.error("The answer of the worker in slot %d could not be taken; its call fails:", slot, exc_info=error)
+        with self._lock:
+            found = self._schedule.slots[slot]
+            job = found.job if found.seq == seq else None
+            decisions = [] if job is None else self._schedule.fail(job.call, error)
+            entry = self._workers[slot] if found.seq == seq else None
+            self._changed.notify_all()
+        if entry is not None:
+            entry[1].kill()
+            with self._lock:
+                reason = f"its answer could not be taken: {_safely.full_name_of(type(error))}"
+                decisions += self._schedule.died(slot, seq, Death(entry[1].pid, started=True, reason=reason))
+                self._changed.notify_all()
+        return decisions
 
     def _close_worker(self, close: CloseWorker) -> None:
         entry = self._workers[close.slot]
@@ -548,10 +673,12 @@ class Core:
     def _settle(self, call: Call) -> None:
         call.parcel = None  # before the target, which `_send` reads first
         call.target = None
-        if call.on_settled is None:
-            return
+        if call.on_settled is not None:
+            self._tell(call.on_settled, call)
+
+    def _tell(self, owner: Callable[[Call], None], call: Call) -> None:
         try:
-            call.on_settled(call)
+            owner(call)
         except BaseException:
             if self.engine.is_synchronous:  # the caller's own Ctrl-C
                 raise
@@ -563,6 +690,9 @@ class Core:
     def _is_under_way(self, index: int, seq: int) -> bool:
         slot = self._schedule.slots[index]
         return slot.seq == seq and slot.state in (State.BUILDING, State.BUSY)
+
+    def _condemn(self, worker: EngineWorker, what: str) -> None:
+        worker.condemn(what)
 
     def _expire(self, slot: int, seq: int, place: int | None) -> None:
         self._note(lambda: self._schedule.expire(slot, seq, place))
@@ -596,6 +726,23 @@ class Core:
             init_seconds=slot.init_seconds,
             busy_seconds=slot.busy_seconds,
         )
+
+
+class _Answering:
+    """A thread that brings an answer of a worker, and runs users' code with it: callbacks, and what loads values."""
+
+    def __init__(self, worker: EngineWorker) -> None:
+        self._worker, self._is_watched, self.is_over = worker, False, False
+
+    def look_after(self) -> None:
+        """If it is still at it in a moment, it may wait for a call that it has made: have that worker heard by another."""
+        if not self._is_watched:
+            self._is_watched = True
+            _clock.call_after(_PATIENCE_SECONDS, self._look)
+
+    def _look(self) -> None:
+        if not self.is_over:
+            self._worker.answer_elsewhere()
 
 
 # Not a method, which would keep the core for as long as its worker lives.

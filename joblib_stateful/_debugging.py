@@ -6,6 +6,8 @@ import os
 import sys
 from typing import Any
 
+from ._safely import full_name_of
+
 _ADVICE = 'Use engine="inline" to debug: then the worker\'s code runs in your own program, where breakpoint() and pdb work as usual.'
 
 
@@ -26,8 +28,7 @@ def _refuse(*args: Any, **kwargs: Any) -> Any:
 
 def explain_end(error: BaseException) -> None:
     """Note on the bare `BdbQuit` of a debugger that found no keyboard what it means."""
-    kind = type(error)
-    if kind.__module__ == "bdb" and kind.__name__ == "BdbQuit":
+    if full_name_of(type(error)) == "bdb.BdbQuit":
         error.add_note(
             "[joblib_stateful: a debugger was started in a worker process, whose standard input is empty, so that nobody "
             f"could type. {_ADVICE}]"

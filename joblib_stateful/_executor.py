@@ -27,7 +27,7 @@ import weakref
 from concurrent.futures import Executor, Future
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from . import _check, _clock, _code, _exit, _words, engines, errors
+from . import _check, _code, _exit, _words, engines, errors
 from ._copies import NotCopied
 from ._core import Core
 from ._nesting import check_call, depth_of
@@ -309,7 +309,7 @@ class StatefulExecutor(NotCopied, Executor):
 
 
 def _close(core: Core) -> None:
-    _exit.call_from_finaliser(functools.partial(core.close, wait=False), is_free=core.is_free and _clock.is_free())
+    _exit.call_from_finaliser(functools.partial(core.close, wait=False))
 
 
 def _warn_of_old_code(what: str, stacklevel: int) -> None:

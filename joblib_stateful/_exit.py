@@ -19,7 +19,7 @@ from functools import partial
 from multiprocessing import util
 from typing import TYPE_CHECKING, Any
 
-from . import engines
+from . import _locks, engines
 from ._interrupts import Uninterrupted
 
 if TYPE_CHECKING:
@@ -61,15 +61,15 @@ def register() -> None:
             hooks.remove(hook)
 
 
-def call_from_finaliser(function: Callable[[], None], *, is_free: bool) -> None:
+def call_from_finaliser(function: Callable[[], None], *, is_free: bool = True) -> None:
     """Call a function from a finaliser, which may run at any point of any thread.
 
-    If the thread may hold one of our locks (``is_free`` is False), another one calls it. Once the interpreter tears its
+    If the thread holds one of our locks, or ``is_free`` is False, another one calls it. Once the interpreter tears its
     modules down nobody does: the workers have been ended, and a thread that was started now would never run.
     """
     if sys.is_finalizing():
         return
-    if is_free:
+    if is_free and not _locks.is_held():
         with Uninterrupted(in_finaliser=True):
             function()
     else:

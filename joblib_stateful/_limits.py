@@ -8,12 +8,13 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import _clock
-from ._messages import Phase
+from ._messages import Phase, Run
 
 if TYPE_CHECKING:
     import threading
     from collections.abc import Callable
 
+    from ._messages import Build
     from ._schedule import Schedule
     from .engines import EngineWorker
 
@@ -27,13 +28,16 @@ CLOSE_SECONDS = 30.0
 _log = logging.getLogger("joblib_stateful")
 
 
-class _Watched(NamedTuple):
-    """The latest message of a slot, if it has a time limit."""
+class Watched(NamedTuple):
+    """A slot's latest message, if it has a time limit."""
 
     worker: EngineWorker
     seq: int
+    size: int  # items in it
     limit: float
-    sent: float
+    began: float  # when it was about to be sent
+    least: int  # the number of the message that the worker said it was at then
+    idle_since: float | None = None  # when it was first seen to have answered, though no answer has come
 
 
 class LimitWatch:
@@ -52,6 +56,8 @@ class LimitWatch:
         Tells whether a slot still works at a message, by slot and number.
     expire : callable
         Called without the lock, with slot, number and the place of the item, if what runs is over its time.
+    condemn : callable
+        Called without the lock, with a worker and what is wrong, if what that says of itself can't be.
     """
 
     def __init__(
@@ -60,10 +66,11 @@ class LimitWatch:
         lock: threading.Condition,
         is_under_way: Callable[[int, int], bool],
         expire: Callable[[int, int, int | None], None],
+        condemn: Callable[[EngineWorker, str], None],
     ) -> None:
-        self._lock, self._is_under_way, self._expire = lock, is_under_way, expire
+        self._lock, self._is_under_way, self._expire, self._condemn = lock, is_under_way, expire, condemn
         self._alarms: list[_clock.Alarm | None] = [None] * n_slots
-        self._watched: list[_Watched | None] = [None] * n_slots
+        self._watched: list[Watched | None] = [None] * n_slots
 
     def grow(self, n_slots: int) -> None:
         """Get ready for more slots; to be called with the lock."""
@@ -71,13 +78,22 @@ class LimitWatch:
         self._alarms += [None] * more
         self._watched += [None] * more
 
-    def watch(self, worker: EngineWorker, slot: int, seq: int, limit: float) -> None:
+    def begin(self, worker: EngineWorker, message: Build | Run, limit: float | None) -> Watched | None:
+        """Return what is to be watched once a message is sent that is about to be; None if it has no limit."""
+        if limit is None:
+            return None
+        size = message.parcel.n_values if isinstance(message, Run) else 0
+        least = worker.progress.seq
+        if not 0 <= least < message.seq:  # it says what it likes; the next message has it written anew
+            least = 0
+        return Watched(worker, message.seq, size, limit, time.monotonic(), least)
+
+    def watch(self, slot: int, watched: Watched) -> None:
         """Watch a message that was just sent."""
-        now = time.monotonic()
         with self._lock:
-            if self._is_under_way(slot, seq):
-                self._watched[slot] = _Watched(worker, seq, limit, now)
-                self._wake_at(slot, now + limit)
+            if self._is_under_way(slot, watched.seq):
+                self._watched[slot] = watched
+                self._wake_at(slot, time.monotonic() + watched.limit)
 
     def take_alarms(self) -> list[_clock.Alarm | None]:
         """Forget everything and return the alarms, to be cancelled; to be called with the lock."""
@@ -99,21 +115,32 @@ class LimitWatch:
             watched = self._watched[slot]
             if watched is None or not self._is_under_way(slot, watched.seq):
                 return
-            progress = watched.worker.progress
-            doing = progress.phase, progress.place
-            since, now = progress.since, time.monotonic()
-            if progress.seq != watched.seq:  # not begun
-                due = watched.sent + _STARTUP_SECONDS + watched.limit
-            elif doing[0] is Phase.IDLE or doing != (progress.phase, progress.place):
-                # It is answered, though nobody here has read that yet; or something else has begun just now, to which
-                # what was read may not belong.
-                due = now + watched.limit
-            else:
-                due = since + watched.limit
-            if due > now:
-                self._wake_at(slot, min(due, now + watched.limit))
-                return
-        self._expire(slot, watched.seq, doing[1])
+            now = time.monotonic()
+            worker, progress, limit = watched.worker, watched.worker.progress, watched.limit
+            fault = progress.fault(watched.seq, watched.size, watched.least, watched.began)
+            if not fault:
+                doing, since = (progress.phase, progress.place), progress.since
+                idle_since = None
+                if progress.seq != watched.seq:  # not begun
+                    due = watched.began + _STARTUP_SECONDS + limit
+                elif doing[0] is Phase.IDLE or doing != (progress.phase, progress.place):
+                    # It is answered, though nobody here has read that yet; or something else has begun just now, to which
+                    # what was read may not belong.
+                    due = now + limit
+                    if worker.tells_when_sent and progress.sent != watched.seq:
+                        idle_since = watched.idle_since or now
+                else:
+                    due = since + limit
+                if idle_since is not None and now - idle_since > _STARTUP_SECONDS + limit:
+                    fault = "it says that a message is answered, but has sent no answer"
+                elif due > now:
+                    self._watched[slot] = watched._replace(idle_since=idle_since)
+                    self._wake_at(slot, min(due, now + limit))
+                    return
+        if fault:
+            self._condemn(worker, fault)
+        else:
+            self._expire(slot, watched.seq, doing[1])
 
 
 class IdleWatch:

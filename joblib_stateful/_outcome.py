@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from . import errors
+from . import _safely, errors
 from ._definitions import active
 from ._records import Report
+from ._safely import text_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,13 +19,21 @@ if TYPE_CHECKING:
     from .engines import Engine
 
 
+class NonsenseError(Exception):
+    """Raised for values that can't be what a worker has sent, unless its memory is damaged."""
+
+
+def receive(peer: Peer, definitions: Iterable[Any], transport: Transport) -> None:
+    """Take the definitions that came with an answer."""
+    with active(peer):
+        peer.receive(definitions, transport.unpack)
+
+
 def report_of(job: Job | None, reply: Ran, engine: Engine, slot: int, pid: int | None, *, peer: Peer) -> Report:
     """Unpack a reply to a job; without a job (nobody waits for it) only count."""
+    if job is None:
+        return Report(reply.n_run, [], {}, reply.seconds)
     with active(peer):
-        if reply.definitions:
-            peer.receive(reply.definitions, engine.transport.unpack)
-        if job is None:
-            return Report(reply.n_run, [], {}, reply.seconds)
         return _unpack(job, reply, engine, slot, pid)
 
 
@@ -35,28 +43,58 @@ def _unpack(job: Job, reply: Ran, engine: Engine, slot: int, pid: int | None) ->
         place: exception_of(failure, transport, call.index(job.positions[place]), slot, pid)
         for place, failure in reply.failures.items()
     }
-    values = transport.unpack_joint(reply.values)
+    good = [place for place in range(reply.n_run) if place not in reply.failures]
+    values = None
+    try:
+        values = transport.unpack_joint(reply.values)
+    except MemoryError as error:  # none of them can be told from the others
+        values = [None] * len(good)
+        for place in good:
+            index = call.index(job.positions[place])
+            faults[place] = _result_error(index, error, reply.values.nbytes, slot, pid)
+    except Exception as error:  # nothing of the user's is in there that could have failed
+        raise NonsenseError(f"{len(good)} values can't be loaded: {_safely.name_of(type(error))}") from error
+    if reply.values.joint and (type(values) is not list or len(values) != len(good)):
+        raise NonsenseError(f"{len(good)} values were sent, and are none")
     if values is None:
         values, unpack = [], transport.unpacker(reply.values)
-        good = [place for place in range(reply.n_run) if place not in reply.failures]
         for place, frame in zip(good, reply.values.frames, strict=True):
             try:
                 values.append(unpack(frame))
             except BaseException as error:  # noqa: BLE001 - loading runs users' code; it is this item's error
                 values.append(None)
                 index = call.index(job.positions[place])
-                faults[place] = _transfer_error(index, "result", error)
-                _add_origin(faults[place], index, slot, pid)
+                faults[place] = _result_error(index, error, reply.values.nbytes, slot, pid)
     if reply.failures:
         found = iter(values)
         values = [None if place in reply.failures else next(found) for place in range(reply.n_run)]
     return Report(reply.n_run, values, faults, reply.seconds, reply.values.nbytes, reply.was_refused)
 
 
+def report_without(job: Job, reply: Ran, error: BaseException, slot: int, pid: int | None) -> Report:
+    """Return what can be told of a job whose reply could not be unpacked at all: the same error for each of its items."""
+    faults: dict[int, BaseException] = {
+        place: _result_error(job.call.index(job.positions[place]), error, reply.values.nbytes, slot, pid)
+        for place in range(reply.n_run)
+    }
+    return Report(reply.n_run, [None] * reply.n_run, faults, reply.seconds)
+
+
 def exception_of(
     failure: Failure, transport: Transport, index: int | None, slot: int, pid: int | None
 ) -> BaseException:
     """Return the exception that a worker's call raised, or what has to stand for it."""
+    try:
+        return _exception_of(failure, transport, index, slot, pid)
+    except BaseException:  # noqa: BLE001 - whatever a class of the user's does, or want of memory: its texts are left
+        error = errors.RemoteError(failure.type_name, failure.message, failure.traceback)
+        _add_origin(error, index, slot, pid)
+        return error
+
+
+def _exception_of(
+    failure: Failure, transport: Transport, index: int | None, slot: int, pid: int | None
+) -> BaseException:
     if failure.what == "function":
         # No item is to blame, but each that should have run through it fails.
         return _with_traceback(errors.TransferError(index, "function", _reason(failure)), failure)
@@ -69,7 +107,14 @@ def exception_of(
         error = errors.RemoteError(failure.type_name, failure.message, failure.traceback)
     _add_origin(error, index, slot, pid)
     # Within one process the exception comes with its own traceback and cause.
-    return error if error.__traceback__ is not None else _with_traceback(error, failure)
+    return error if _safely.traceback_of(error) is not None else _with_traceback(error, failure)
+
+
+def stand_in(error: BaseException) -> errors.RemoteError:
+    """Return what stands for an exception that nobody can handle; see `_safely.can_be_handled`."""
+    cause = _safely.cause_of(error)
+    told = cause.text if isinstance(cause, errors.RemoteTraceback) else ""
+    return errors.RemoteError(_safely.full_name_of(type(error)), text_of(error), told)
 
 
 def packing_error_of(error: BaseException, index: int | None) -> errors.TransferError:
@@ -91,7 +136,7 @@ def init_error_of(
         cause = _rebuild(failure, engine.transport)
     if cause is None:
         cause = errors.RemoteError(failure.type_name, failure.message, failure.traceback)
-    error.__cause__ = cause if cause.__traceback__ is not None else _with_traceback(cause, failure)
+    error.__cause__ = cause if _safely.traceback_of(cause) is not None else _with_traceback(cause, failure)
     return error
 
 
@@ -102,12 +147,29 @@ def _rebuild(failure: Failure, transport: Transport) -> BaseException | None:
         error = transport.unpack(failure.packed)
     except BaseException:  # noqa: BLE001 - loading runs users' code, which often doesn't fit its constructor
         return None
-    return error if isinstance(error, BaseException) else None
+    # `isinstance` would believe what an object says of itself.
+    return error if issubclass(type(error), BaseException) else None
 
 
 def _transfer_error(index: int | None, what: str, error: BaseException) -> errors.TransferError:
-    result = errors.TransferError(index, what, _sentence(type(error).__name__, text_of(error)))
+    result = errors.TransferError(index, what, _sentence(_safely.name_of(type(error)), text_of(error)))
     result.__cause__ = error
+    return result
+
+
+def _result_error(
+    index: int | None, error: BaseException, nbytes: int, slot: int, pid: int | None
+) -> errors.TransferError:
+    """Return the error of an item whose result could not be loaded."""
+    if _safely.is_a(error, MemoryError):
+        BaseException.with_traceback(error, None)  # its frames hold what there was no memory for
+        said = text_of(error)
+        text = f"{said}{':' if said else ''} this program had no memory to take a result of {nbytes:,} bytes"
+        result = errors.TransferError(index, "result", _sentence(_safely.name_of(type(error)), text))
+        result.__cause__ = error
+    else:
+        result = _transfer_error(index, "result", error)
+    _add_origin(result, index, slot, pid)
     return result
 
 
@@ -120,18 +182,9 @@ def _sentence(type_name: str, message: str) -> str:
     return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
-def text_of(error: BaseException) -> str:
-    """Return the text of an exception, whose ``__str__`` may be hostile."""
-    try:
-        return str(error)
-    except Exception:  # noqa: BLE001 - see above
-        return "(its text could not be formatted)"
-
-
 def add_note(error: BaseException, text: str) -> None:
     """Add a note of ours to an exception."""
-    with contextlib.suppress(Exception):  # a class that forbids attributes, such as a frozen one, goes without
-        error.add_note(f"[joblib_stateful: {text}]")
+    _safely.add_note(error, f"[joblib_stateful: {text}]")
 
 
 def _add_origin(error: BaseException, index: int | None, slot: int, pid: int | None) -> None:
@@ -139,6 +192,6 @@ def _add_origin(error: BaseException, index: int | None, slot: int, pid: int | N
 
 
 def _with_traceback(error: BaseException, failure: Failure) -> BaseException:
-    # Not by assignment, which frozen classes forbid.
-    BaseException.__setattr__(error, "__cause__", errors.RemoteTraceback(failure.traceback))
+    if failure.traceback:
+        _safely.set_cause(error, errors.RemoteTraceback(failure.traceback))
     return error

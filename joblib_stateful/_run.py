@@ -15,10 +15,10 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from . import _exit, _shared
+from . import _exit, _locks, _safely
 from ._feed import Feed
 from ._noticing import Memory
-from ._outcome import add_note, packing_error_of, text_of
+from ._outcome import add_note, packing_error_of
 from ._plan import AFTER_ERROR
 from ._progress import Progress
 from ._records import Call, Group
@@ -352,6 +352,8 @@ class MapRun:
         self.feed.send(call)
 
     def _start(self) -> None:
+        if _locks.is_held():
+            raise RuntimeError("A map in a finaliser would wait for what the thread is at in which that runs.")
         self.core, self._give_back = self.plan.open()
         self.feed = Feed(self.core, self._note_back, self._note_part, self.look_first, ordered=self.plan.ordered)
         self._progress.open()
@@ -418,8 +420,7 @@ class MapRun:
         if self.is_shut or self.core is None:
             return
         # Garbage may be collected at any point of any thread, also while it holds one of our locks.
-        is_free = thread == threading.get_ident() and self.core.is_free and _shared.is_free()
-        _exit.call_from_finaliser(self.close, is_free=is_free)
+        _exit.call_from_finaliser(self.close, is_free=thread == threading.get_ident())
 
     def shut(self, *, interrupted: bool = False) -> None:
         """Let go of everything; what runs finishes in the background."""
@@ -453,8 +454,8 @@ def _first_of(failures: Sequence[tuple[int, BaseException]]) -> BaseException:
     """Return the error of the lowest index, with the others noted on it."""
     (first, error), *others = sorted(failures, key=operator.itemgetter(0))
     for index, other in others:
-        add_note(error, f"item {index} failed too: {type(other).__name__}: {text_of(other)}")
-    if isinstance(error, StopIteration):
+        add_note(error, f"item {index} failed too: {_safely.name_of(type(other))}: {_safely.text_of(other)}")
+    if _safely.is_a(error, StopIteration):
         # Raised from __next__ it would end the caller's loop as if nothing had happened.
         replacement = RuntimeError(
             f"The worker's call raised StopIteration for item {first}, which would end your loop as if all were done; "

@@ -171,22 +171,38 @@ class Schedule(Board):
 
     def finished(self, index: int, seq: int, report: Report) -> Decisions:
         """Note what became of a slot's job."""
-        slot = self.slots[index]
-        job = self._take_job(slot) if slot.seq == seq else None
+        job = self._take_answered(index, seq)
         if job is None:
             return []
-        slot.deaths = 0
-        slot.n_done += report.n_run
-        slot.tasks += report.n_run
-        slot.busy_seconds += report.seconds
         decisions: Decisions = []
         if not job.call.settled:
             decisions = self._note(job, report)
-        if self.max_tasks is not None and slot.tasks >= self.max_tasks and not slot.doomed:
-            decisions += self._close(slot)
-        else:
-            self._free_after_work(slot)
+        return decisions + self._go_on_after(index, report.n_run, report.seconds) + self._assign() + self._share()
+
+    def answered(
+        self, index: int, seq: int, n_run: int, seconds: float, *, failed: bool = False
+    ) -> tuple[Job | None, Decisions]:
+        """Note that a slot has done its job; `reported` tells what became of it, when that is known.
+
+        In between, users' code may take long, or wait for other calls: the slot takes them. After a failure that nothing
+        more shall start behind, none are given out now.
+        """
+        job = self._take_answered(index, seq)
+        if job is None:
+            return None, []
+        decisions = self._go_on_after(index, n_run, seconds)
+        if not failed or job.call.after_error == "go_on":
+            decisions = decisions + self._assign() + self._share()
+        return job, decisions
+
+    def reported(self, job: Job, report: Report) -> Decisions:
+        """Note what became of a job whose slot has been at other things since."""
+        decisions = [] if job.call.settled else self._note(job, report)
         return decisions + self._assign() + self._share()
+
+    def fail(self, call: Call, error: BaseException) -> Decisions:
+        """Note that nothing can be told of a call."""
+        return [] if call.settled else self._fail(call, error)
 
     def died(self, index: int, seq: int, death: Death) -> Decisions:
         """Note that a slot's process is gone."""
@@ -273,6 +289,22 @@ class Schedule(Board):
 
     # --- outcomes -------------------------------------------------------------------------------------
 
+    def _take_answered(self, index: int, seq: int) -> Job | None:
+        slot = self.slots[index]
+        return self._take_job(slot) if slot.seq == seq else None
+
+    def _go_on_after(self, index: int, n_run: int, seconds: float) -> Decisions:
+        """Count what a slot has done, and free it for more or close it."""
+        slot = self.slots[index]
+        slot.deaths = 0
+        slot.n_done += n_run
+        slot.tasks += n_run
+        slot.busy_seconds += seconds
+        if self.max_tasks is not None and slot.tasks >= self.max_tasks and not slot.doomed:
+            return self._close(slot)
+        self._free_after_work(slot)
+        return []
+
     def _note(self, job: Job, report: Report) -> Decisions:
         call, rest = job.call, job.note(report)
         if rest and report.was_refused:
@@ -321,6 +353,8 @@ class Schedule(Board):
         if death.n_finished:
             slot.deaths = 0
         guilty = 0 if len(job.positions) == 1 else death.place
+        if guilty is not None and not 0 <= guilty < len(job.positions):  # nothing that a worker says is sure
+            guilty = None
         if expired and len(job.positions) > 1 and guilty != slot.expired_place:
             guilty = None  # the slow item had just ended when its worker was killed: let the single run tell
         others = [position for place, position in enumerate(job.positions) if place != guilty]

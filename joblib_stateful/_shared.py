@@ -11,10 +11,9 @@ from __future__ import annotations
 import logging
 import operator
 import os
-import threading
 from typing import TYPE_CHECKING, NamedTuple
 
-from . import _clock, _code, _exit, _limits
+from . import _clock, _code, _exit, _limits, _locks
 from ._executor import make_core
 from ._spec import PackedSpec, holds_the_same, spec_key
 from ._transport import ByReference
@@ -126,7 +125,7 @@ class Lease:
             _end([entry], wait=False)
 
 
-_lock = threading.Lock()  # guards the two below and the entries
+_lock = _locks.make_lock()  # guards the two below and the entries
 _entries: list[_Entry] = []
 _turns = Turns()
 
@@ -221,12 +220,7 @@ def shutdown() -> None:
 
 def release_from_finaliser(lease: Lease) -> None:
     """Release a lease, at any point of any thread."""
-    _exit.call_from_finaliser(lease.release, is_free=is_free())
-
-
-def is_free() -> bool:
-    """Tell whether nobody, perhaps the calling thread itself, holds a lock that releasing a lease takes."""
-    return not _lock.locked() and _clock.is_free()
+    _exit.call_from_finaliser(lease.release)
 
 
 def _find(key: _Key) -> _Entry | None:
@@ -307,7 +301,7 @@ def _end(entries: Sequence[_Entry], *, wait: bool) -> None:
 def _forget() -> None:
     """In a fork: the processes are the parent's, and its locks may be held for ever."""
     global _lock  # noqa: PLW0603 - a fork starts anew
-    _lock = threading.Lock()
+    _lock = _locks.make_lock()
     _entries.clear()
     _code.start_anew()
 

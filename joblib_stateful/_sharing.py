@@ -21,6 +21,7 @@ from functools import cache
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from . import _locks
 from ._arrays import array_pickler
 from ._segments import Arena, Segment, empty, most_open, numbers
 from ._transport import Packer, Packing, Pickled, Sharing, digest
@@ -309,7 +310,7 @@ class _Store:
     def __init__(self) -> None:
         # Held while one is written, so that two threads with the same array make one; and while one is looked for, so
         # that two threads with equal arrays do.
-        self._lock, self._finding = threading.Lock(), threading.Lock()
+        self._lock, self._finding = _locks.make_lock(), _locks.make_lock()
         self._segments: weakref.WeakValueDictionary[Any, Any] = weakref.WeakValueDictionary()
         self._alive: weakref.WeakSet[Any] = weakref.WeakSet()  # also those whose place has had other contents since
         _stores.add(self)
@@ -354,7 +355,7 @@ class _Store:
 
     def start_anew(self) -> None:
         """In a fork: the locks may be held for ever, and the parent will write to what it shares with its workers."""
-        self._lock, self._finding = threading.Lock(), threading.Lock()
+        self._lock, self._finding = _locks.make_lock(), _locks.make_lock()
         self._segments, self._alive = weakref.WeakValueDictionary(), weakref.WeakSet()
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from . import _safely
 from .errors import RemoteTraceback, StatefulError
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ _CALLER = _HERE + "_worker.py"
 def text_of_traceback(error: BaseException) -> str:
     """Return what Python would print of an exception that was raised in a worker, but for our frames."""
     try:
-        found = traceback.TracebackException(type(error), error, _field(error, "__traceback__"))
+        found = traceback.TracebackException(type(error), error, _safely.traceback_of(error))
         for each in _all_of(found):
             stack: traceback.StackSummary | None = each.stack
             if stack:
@@ -30,7 +31,7 @@ def text_of_traceback(error: BaseException) -> str:
                     each.stack = None  # type: ignore[assignment]  # then no headline is printed
         return "".join(found.format())
     except BaseException:  # noqa: BLE001 - a hostile __str__; the type's name is still told
-        return f"{type(error).__qualname__}: (its traceback could not be formatted)\n"
+        return f"{_safely.full_name_of(type(error))}: (its traceback could not be formatted)\n"
 
 
 def _all_of(found: traceback.TracebackException) -> Iterable[traceback.TracebackException]:
@@ -69,13 +70,9 @@ def behind_ours(found: TracebackType | None) -> TracebackType | None:
     return found
 
 
-def _field(error: BaseException, name: str) -> Any:
-    return BaseException.__getattribute__(error, name)  # and not by what a hostile class has put in its place
-
-
 def strip(error: BaseException) -> None:
     """Take our frames from the beginning of an exception's traceback, unless there are no others."""
-    rest = behind_ours(_field(error, "__traceback__"))
+    rest = behind_ours(_safely.traceback_of(error))
     if rest is not None:
         BaseException.with_traceback(error, rest)
 
@@ -85,8 +82,8 @@ def without_our_frames(error: BaseException) -> BaseException:
 
     One of ours that tells of no worker and of no misuse is a fault here, and keeps them.
     """
-    rest = behind_ours(_field(error, "__traceback__"))
-    is_told = isinstance(error, (StatefulError, StopIteration, KeyboardInterrupt))
-    if rest is None and not is_told and not isinstance(_field(error, "__cause__"), RemoteTraceback):
+    rest = behind_ours(_safely.traceback_of(error))
+    is_told = _safely.is_a(error, (StatefulError, StopIteration, KeyboardInterrupt))
+    if rest is None and not is_told and not isinstance(_safely.cause_of(error), RemoteTraceback):
         return error
     return BaseException.with_traceback(error, rest)

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from ._noticing import Memory
 
 PROTOCOL = 5
+# Bytes of a pickled float.
+_LONGEST_NUMBER = 12
 # Exact types only: nothing that users define is run when these are pickled or loaded.
 _SIZED: frozenset[type] = frozenset({str, bytes})
 _PLAIN: frozenset[type] = frozenset({int, float, complex, bool, str, bytes, type(None)})
@@ -202,6 +204,10 @@ class Transport(ABC):
     def unpack(self, packed: Any) -> Any:
         """Unpack one value; raises what its loading raises."""
 
+    def runs_code(self, packed: Any) -> bool:  # noqa: ARG002 - for all we know here
+        """Tell whether unpacking a value may run users' code; True if that can't be told."""
+        return True
+
     @abstractmethod
     def packing(
         self,
@@ -273,6 +279,11 @@ class Pickled(Transport):
     def unpack(self, packed: Any) -> Any:
         """Unpack one value."""
         return pickle.loads(packed)
+
+    def runs_code(self, packed: Any) -> bool:
+        """Tell whether unpacking a value may run users' code: none is run without the name of something global."""
+        # That, or what stands for it, is two strings and one of these; numbers, which may hold any byte, are shorter.
+        return type(packed) is not bytes or (len(packed) > _LONGEST_NUMBER and (b"\x93" in packed or b"Q" in packed))
 
     def definer(self, peer: Peer | None = None, memory: Memory | None = None) -> Definer:
         """Return what takes definitions out of values."""
@@ -488,6 +499,10 @@ def _absent(error: Exception) -> type:
 
 class ByReference(Transport):
     """Within one process values need not travel at all."""
+
+    def runs_code(self, packed: Any) -> bool:  # noqa: ARG002 - it is there already
+        """Return False."""
+        return False
 
     def pack(self, value: Any) -> Any:
         """Return the value."""

@@ -15,6 +15,7 @@ from array import array
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, assert_never
 
+from . import _safely
 from ._debugging import explain_end
 from ._definitions import Peer, active
 from ._lazy import LAZY
@@ -58,6 +59,11 @@ _SHORT, _CLOCK_SELDOM = 20_000, 16
 _WORTH_SHARING = 20_000_000
 
 
+_PHASES = frozenset(map(int, Phase))
+# Nanoseconds. All processes' clock is the same one; so much may a system round.
+_CLOCK_STEP = 10_000_000
+
+
 class Progress:
     """What a worker is doing: a few numbers that it writes and the parent reads, without a lock.
 
@@ -66,8 +72,8 @@ class Progress:
     between err on the safe side. Times are in nanoseconds.
     """
 
-    SIZE = 7
-    PLACE, SINCE, STOP, _SHARE, _SEQ, _PHASE, _FINISHED = range(SIZE)
+    SIZE = 8
+    PLACE, SINCE, STOP, _SHARE, _SEQ, _PHASE, _FINISHED, _SENT = range(SIZE)
 
     def __init__(self, numbers: Any = None) -> None:
         #: While items run, the worker itself writes at `PLACE` and `SINCE`, and looks at `STOP`.
@@ -80,8 +86,8 @@ class Progress:
     def enter(self, seq: int, phase: Phase) -> None:
         """Note the start of a message, or of another part of it."""
         numbers = self.numbers
-        numbers[self._PHASE] = Phase.IDLE
         numbers[self.PLACE] = -1
+        numbers[self._PHASE] = Phase.IDLE
         numbers[self._FINISHED] = 0
         numbers[self.SINCE] = time.monotonic_ns()
         numbers[self._SEQ] = seq
@@ -95,8 +101,13 @@ class Progress:
 
     def leave(self) -> None:
         """Note that the message is answered; its number stays, so that a reply that is lost is not run again."""
-        self.numbers[self._PHASE] = Phase.IDLE
+        # In this order: no item runs while the phase says that none does.
         self.numbers[self.PLACE] = -1
+        self.numbers[self._PHASE] = Phase.IDLE
+
+    def note_sent(self, seq: int) -> None:
+        """Note that the answer to a message is sent, all of it."""
+        self.numbers[self._SENT] = seq
 
     def start_item(self, place: int) -> None:
         """Note which item starts now."""
@@ -133,15 +144,57 @@ class Progress:
         """Ask the worker, from the parent, to give back what is left of this message, if that will take a while."""
         self.numbers[self._SHARE] = seq
 
+    def fault(self, seq: int, size: int, least: int = 0, began: float | None = None) -> str:
+        """Say what can't be of what it says; "" if nothing is wrong.
+
+        The worker's code may have written to it by mistake, as compiled code can. Believed, that would blame another item, or
+        keep a time limit from ever being over.
+
+        Parameters
+        ----------
+        seq : int
+            The message under way.
+        size : int
+            How many items that has.
+        least : int
+            The message that was begun last before it was sent.
+        began : float, optional
+            The time of `time.monotonic` before which it can't have been begun.
+        """
+        numbers = self.numbers
+        place, phase, latest = int(numbers[self.PLACE]), int(numbers[self._PHASE]), int(numbers[self._SEQ])
+        if not least <= latest <= seq:
+            return f"it says that it works at message {latest}, and was sent {seq}"
+        if phase not in _PHASES:
+            return f"it says that it is in phase {phase}, and there is none"
+        return self._fault_in_message(place, phase, size, began) if latest == seq else ""
+
+    def _fault_in_message(self, place: int, phase: int, size: int, began: float | None) -> str:
+        numbers = self.numbers
+        finished, since = int(numbers[self._FINISHED]), int(numbers[self.SINCE])
+        if not -1 <= place < max(size, 1) or not 0 <= finished <= size:
+            return f"it says that item {place} runs and {finished} are finished of a message of {size}"
+        if place >= 0 and phase == Phase.IDLE and numbers[self.PLACE] >= 0:  # not only before, when it still ran
+            return f"it says that item {place} runs, and that nothing does"
+        if began is not None and not round(began * 1e9) - _CLOCK_STEP <= since <= time.monotonic_ns() + _CLOCK_STEP:
+            return f"it says that what it does began at {since / 1e9:.9g} s, and that was sent at {began:.9g} s"
+        return ""
+
     @property
     def seq(self) -> int:
         """The latest message that was begun."""
         return int(self.numbers[self._SEQ])
 
     @property
+    def sent(self) -> int:
+        """The latest message of which the answer is sent."""
+        return int(self.numbers[self._SENT])
+
+    @property
     def phase(self) -> Phase:
-        """What is being done."""
-        return Phase(int(self.numbers[self._PHASE]))
+        """What is being done; `Phase.IDLE` if it says what can't be."""
+        phase = int(self.numbers[self._PHASE])
+        return Phase(phase) if phase in _PHASES else Phase.IDLE
 
     @property
     def place(self) -> int | None:
@@ -394,8 +447,7 @@ class Worker:
                 packed = self.transport.pack_with(error, self._definer)
             except BaseException:  # noqa: BLE001 - then its texts have to do
                 packed = None
-        module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."  # as in tracebacks
-        return Failure(packed, f"{module}{kind.__qualname__}", _text_of(error), text, what)
+        return Failure(packed, _safely.full_name_of(kind), _safely.text_of(error), text, what)
 
     @calls_users
     def _finish(self, message: Finish) -> Finished:
@@ -472,13 +524,6 @@ _MODES: dict[Mode, Callable[[Callable[..., Any]], Callable[[Any], Any]]] = {
     "args": _with_args,
     "kwargs": _with_kwargs,
 }
-
-
-def _text_of(error: BaseException) -> str:
-    try:
-        return "".join((str(error),))  # no class of the user's that is a str, which the other side may not know
-    except BaseException:  # noqa: BLE001 - a hostile __str__
-        return "(its text could not be formatted)"
 
 
 # --- who am I ------------------------------------------------------------------------------------------

@@ -181,9 +181,7 @@ class TransferError(StatefulError):
         if what == "function" and index is not None:
             which = f"The function to be called with the item at index {index}"
         way = "back from its worker" if what == "result" else "to its worker"
-        super().__init__(
-            f"{which} could not be sent {way}: {reason} {how_to_send(reason)}",
-        )
+        super().__init__(f"{which} could not be sent {way}: {reason} {how_to_send(reason, what)}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle by the fields, so that the message is built anew."""
@@ -271,8 +269,16 @@ def likely_cause(exitcode: int | None) -> str:
     return "Likely cause: another process, such as a batch system or a service manager, sent it this signal."
 
 
-def how_to_send(reason: str) -> str:
+def how_to_send(reason: str, what: str = "item") -> str:
     """Say how a value can be sent that could not be, for what Python said of it."""
+    # By the name of the error, which the reason begins with: NumPy, for one, has a MemoryError of its own.
+    if reason.partition(":")[0].rstrip(".!?").endswith("MemoryError"):
+        less = (
+            "Return less at a time (a summary, or the name of a file that the worker has written)"
+            if what == "result"
+            else "Send less at a time (smaller pieces, or the name of a file that the worker reads)"
+        )
+        return f"{less}, set a smaller buffer= or fewer workers, or free memory that the program holds."
     if "through inheritance" in reason:
         # What multiprocessing says of its own locks, queues and shared values; only a child that is just being started
         # can be given one.
@@ -284,6 +290,14 @@ def how_to_send(reason: str) -> str:
         "Values travel by cloudpickle; keep locks, connections, generators and open files inside the worker, and see that "
         "classes and functions can be imported on both sides, or have their module sent along with "
         "cloudpickle.register_pickle_by_value()."
+    )
+
+
+def why_condemned(fault: str) -> str:
+    """Say why a worker was killed that says what can't be."""
+    return (
+        f"what it says can't be, so that it was killed: {fault}; likely compiled code in it has written over memory that is "
+        "not its own"
     )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from joblib_stateful import _limits
 from joblib_stateful._clock import Alarm
-from joblib_stateful._messages import Phase
+from joblib_stateful._messages import Phase, Run
 from joblib_stateful._worker import Progress
 from joblib_stateful.testing import MemoryEngine
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     import pytest
+
+    from joblib_stateful.engines import EngineWorker
 
 SEQ = 7
 LIMIT = 1.0
@@ -33,8 +35,14 @@ class Watch:
         monkeypatch.setattr(_limits, "_clock", self)
         worker = MemoryEngine().open(0, {})
         worker.progress = progress
-        watch = _limits.LimitWatch(1, threading.Condition(), lambda _, seq: seq == SEQ, self._expire)
-        watch.watch(worker, 0, SEQ, LIMIT)
+        watch = _limits.LimitWatch(1, threading.Condition(), lambda _, seq: seq == SEQ, self._expire, self._condemn)
+        parcel = worker._worker.transport.pack_all(range(1000))[0]
+        watched = watch.begin(worker, Run(SEQ, "item", None, None, parcel, "go_on"), LIMIT)
+        assert watched is not None
+        watch.watch(0, watched)
+
+    def _condemn(self, worker: EngineWorker, what: str) -> None:
+        raise AssertionError(f"{worker} is damaged: {what}")
 
     def _expire(self, slot: int, seq: int, place: int | None) -> None:
         self.expired.append((slot, seq, place))

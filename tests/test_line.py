@@ -62,7 +62,7 @@ def test_a_message_that_is_not_all_there_is_not_waited_for(
 ) -> None:
     ours, theirs = ends
     data = os.urandom(size)
-    whole = _line._HEADER.pack(_line._SIGN, size, n_files) + data
+    whole = _line._HEADER.pack(_line._SIGN, size, n_files, _line._check(size, n_files)) + data
     assert theirs.receive_if_there() is None
     with (tmp_path / "file").open("w+") as file:
         if n_files:
@@ -117,7 +117,9 @@ def test_what_was_sent_before_the_end_is_read_first(ends: tuple[Line, Line]) -> 
         theirs.send(b"too late")
 
 
-@pytest.mark.parametrize("garbage", [b"hello, world, how are you?", _line._HEADER.pack(_line._SIGN, 3, 2**31)])
+@pytest.mark.parametrize(
+    "garbage", [b"hello, world, how are you?", _line._HEADER.pack(_line._SIGN, 3, 2**31, _line._check(3, 2**31))]
+)
 def test_what_is_no_message_is_refused(ends: tuple[Line, Line], garbage: bytes) -> None:
     ours, theirs = ends
     ours._end.sendall(garbage)

@@ -48,6 +48,20 @@ def never_away(patient: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_listening, "_AWAY_SECONDS", 3600.0)
 
 
+@pytest.fixture
+def takers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return the threads that have taken answers, one after the other."""
+    found: list[int] = []
+    answer_in = _listening.answer_in
+
+    def note(*args: Any) -> Any:
+        found.append(threading.get_ident())
+        return answer_in(*args)
+
+    monkeypatch.setattr(_listening, "answer_in", note)
+    return found
+
+
 class Where:
     """Says, as a result, which thread has unpickled it."""
 
@@ -55,33 +69,45 @@ class Where:
         return threading.get_ident, ()
 
 
-def where(item: Any) -> Any:
-    return Where()
-
-
 # After so many one-item batches each consumer has waited often enough to take its answers itself.
 _WARM = 100
 
 
 @orders
-def test_a_quick_consumer_unpacks_its_results_itself(never_away: None, *, ordered: bool) -> None:
-    found = list(stateful_map(where, range(2 * _WARM), n_jobs=1, batch_size=1, buffer=1, ordered=ordered))
-    assert set(found[_WARM:]) == {threading.get_ident()}
-
-
-def test_one_that_comes_back_seldom_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_listening, "_QUICK_SECONDS", 0.0)
-    found = list(stateful_map(where, range(2 * _WARM), n_jobs=1, batch_size=1, buffer=1))
-    assert threading.get_ident() not in found
+def test_a_quick_consumer_takes_its_answers_itself(never_away: None, takers: list[int], *, ordered: bool) -> None:
+    assert (
+        len(list(stateful_map(abs, range(2 * _WARM), n_jobs=1, batch_size=1, buffer=1, ordered=ordered))) == 2 * _WARM
+    )
+    assert set(takers[-_WARM:]) == {threading.get_ident()}
 
 
 @orders
-def test_while_it_stays_away_its_workers_go_on(quick: None, scene: Scene, *, ordered: bool) -> None:
+def test_what_runs_code_when_it_is_loaded_is_left_to_the_threads(
+    never_away: None, takers: list[int], *, ordered: bool
+) -> None:
+    # A Ctrl-C could not interrupt it in the consumer's thread.
+    def work(item: int) -> Any:
+        return Where() if item >= _WARM and item % 2 else item
+
+    found = list(stateful_map(work, range(3 * _WARM), n_jobs=2, batch_size=1, ordered=ordered))
+    assert threading.get_ident() in takers
+    assert len(found) == 3 * _WARM
+    assert threading.get_ident() not in found
+
+
+def test_one_that_comes_back_seldom_does_not(takers: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_listening, "_QUICK_SECONDS", 0.0)
+    assert len(list(stateful_map(abs, range(2 * _WARM), n_jobs=1, batch_size=1, buffer=1))) == 2 * _WARM
+    assert threading.get_ident() not in takers
+
+
+@orders
+def test_while_it_stays_away_its_workers_go_on(quick: None, takers: list[int], scene: Scene, *, ordered: bool) -> None:
     def work(item: int) -> Any:
         if item >= _WARM:
             scene.gate().wait()
             scene.log().note(item)
-        return Where()
+        return item
 
     results = stateful_map(work, range(_WARM + 60), n_jobs=2, batch_size=1, buffer=40, ordered=ordered)
 
@@ -93,16 +119,18 @@ def test_while_it_stays_away_its_workers_go_on(quick: None, scene: Scene, *, ord
     opener = threading.Thread(target=open_when_full)
     opener.start()
     found = [next(results) for _ in range(_WARM + 1)]  # and now it stays away
-    assert threading.get_ident() in found
+    assert threading.get_ident() in takers
     scene.log().wait_for(40)  # all that the buffer holds
     opener.join()
     found += results
     assert len(found) == _WARM + 60
 
 
-def test_what_is_called_when_a_future_is_done_is_never_called_in_its_thread(quick: None, scene: Scene) -> None:
+def test_what_is_called_when_a_future_is_done_is_never_called_in_its_thread(
+    quick: None, takers: list[int], scene: Scene
+) -> None:
     called: list[int] = []
-    with StatefulExecutor(factory(lambda: where), 1) as executor:
+    with StatefulExecutor(factory(lambda: abs), 1) as executor:
         results = stateful_map(executor, range(_WARM + 20), batch_size=1)
         found = [next(results) for _ in range(_WARM)]
         for number in range(20):
@@ -111,7 +139,7 @@ def test_what_is_called_when_a_future_is_done_is_never_called_in_its_thread(quic
             scene.gate(number).open()
             found.append(next(results))
             future.result(60)
-    assert threading.get_ident() in found
+    assert threading.get_ident() in takers
     assert len(called) == 20
     assert threading.get_ident() not in called
 

@@ -663,12 +663,12 @@ def test_they_are_not_made_under_the_lock(run_program: RunProgram) -> None:
     done = run_program(
         """
         import sys
-        from joblib_stateful import StatefulExecutor
+        from joblib_stateful import StatefulExecutor, _locks
 
         class Watcher:
             def find_spec(self, name, path=None, target=None):
                 if name == "joblib_stateful._public":
-                    print("free:", executor._core.is_free)
+                    print("free:", not _locks.is_held())
 
         sys.meta_path.insert(0, Watcher())
         with StatefulExecutor(n_jobs=1, engine="inline") as executor:

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     # A message, and its open files; None for those that this process has no room for.
     Received: TypeAlias = tuple[bytes | bytearray, list[int | None]]
 
-# Before each message: a sign that it is one, how many bytes it has, and how many open files.
-_HEADER = struct.Struct("<4sQI")
+# Before each message: a sign that it is one, how many bytes it has, how many open files, and what both must give: nobody
+# shall wait for bytes that won't come, because the memory of a worker was damaged.
+_HEADER = struct.Struct("<4sQII")
 _SIGN = b"jlst"
 # So much is taken by the system while the other end reads nothing. BSD would begin with 8 KiB.
 _BUFFER_BYTES = 1 << 18
@@ -34,6 +35,10 @@ _NO_WAIT = int(getattr(socket, "MSG_DONTWAIT", 0))
 _CLOEXEC = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))
 # A program may have given SIGPIPE back its default action, as command line tools do, and would be killed with a worker.
 NO_SIGNAL = int(getattr(socket, "MSG_NOSIGNAL", 0))
+# What there is no room for is received by so much at a time, and dropped.
+_DROP_BYTES = 1 << 16
+# So often somebody who waits for a message looks whether one can still come, where that was asked for.
+_LOOK_SECONDS = 2
 # Copied behind its header, so that one call of the system sends both.
 _SHORT = 1 << 16
 
@@ -66,6 +71,18 @@ def decode(data: bytes | bytearray) -> tuple[Any, Any]:
 _RUN, _RAN = 1, 2
 
 
+def _check(size: int, n_files: int) -> int:
+    return (size ^ (size >> 32) ^ (n_files << 16) ^ 0x5BD1E995) & 0xFFFFFFFF
+
+
+class NoRoomError(MemoryError):
+    """Raised for a message for which there was not enough memory; it is received, and dropped."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        super().__init__(f"no memory for a message of {size:,} bytes")
+
+
 class Line:
     """One end of a socket between a parent and a worker. Nothing more is sent before the last message is answered.
 
@@ -90,6 +107,7 @@ class Line:
         self._start = b""
         self._rest: bytearray | None = None
         self._at = 0
+        self._n_dropped = 0  # bytes of it for which there was no room
         self._fds: list[int | None] = []
         self._space = socket.CMSG_SPACE(self.most_files * _INT) if self.carries_files else 0
         #: Bytes that can be sent without waiting if the other end has read all that was sent before.
@@ -121,7 +139,7 @@ class Line:
         Raises OSError if nobody is at the other end any more; also, with ETOOMANYREFS and before anything is sent, if
         the system takes no more files at the moment.
         """
-        header = _HEADER.pack(_SIGN, len(data), len(fds))
+        header = _HEADER.pack(_SIGN, len(data), len(fds), _check(len(data), len(fds)))
         if fds:
             self._end.sendmsg([header], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))], NO_SIGNAL)
         elif len(data) <= _SHORT:
@@ -134,8 +152,9 @@ class Line:
     def receive(self) -> Received:
         """Return the next message.
 
-        Raises EOFError if the other end is closed, and ValueError if somebody else has written to it, or if a message
-        comes behind another one that was not answered.
+        Raises EOFError if the other end is closed, ValueError if somebody else has written to it, or if a message
+        comes behind another one that was not answered, and NoRoomError for one that there is no memory for. After
+        `look_often` also BlockingIOError, if nothing has come for a while; what has come of a message is kept.
         """
         self._receive(0)
         return self._received()
@@ -152,7 +171,7 @@ class Line:
         """Read the rest of a message for which there is no memory, and forget it."""
         if len(self._start) < _HEADER.size:
             return
-        _, size, _ = _HEADER.unpack_from(self._start)
+        _, size, _, _ = _HEADER.unpack_from(self._start)
         got = len(self._start) - _HEADER.size if self._rest is None else self._at
         self._rest = None
         while got < size:
@@ -167,16 +186,22 @@ class Line:
         while len(self._start) < _HEADER.size:
             self._start += self._receive_more(_HEADER.size - len(self._start), flags)
         if self._rest is None:
-            sign, size, n_files = _HEADER.unpack_from(self._start)
-            if sign != _SIGN or n_files > self.most_files or len(self._start) > _HEADER.size + size:
+            sign, size, n_files, check = _HEADER.unpack_from(self._start)
+            is_header = sign == _SIGN and check == _check(size, n_files) and n_files <= self.most_files
+            if not is_header or len(self._start) > _HEADER.size + size:
                 raise ValueError(f"no message begins with {self._start[: _HEADER.size]!r}")
             self._fds += [None] * (n_files - len(self._fds))
             if len(self._start) == _HEADER.size + size:
                 return
             self._at = len(self._start) - _HEADER.size
-            rest = bytearray(size)
-            rest[: self._at] = self._start[_HEADER.size :]
-            self._rest = rest
+            try:
+                self._rest = bytearray(size)
+                self._rest[: self._at] = self._start[_HEADER.size :]
+            except MemoryError:
+                self._n_dropped, self._rest, self._at = size, bytearray(_DROP_BYTES), size - self._at
+        if self._n_dropped:
+            self._drop(flags)
+            return
         with memoryview(self._rest) as view:
             while self._at < len(view):
                 n_read = self._end.recv_into(view[self._at :], 0, flags)
@@ -184,11 +209,30 @@ class Line:
                     raise EOFError
                 self._at += n_read
 
+    def _drop(self, flags: int) -> None:
+        """Receive the rest of a message, of which `_at` bytes are missing, and keep nothing of it."""
+        assert self._rest is not None  # noqa: S101 - it is what they are received into
+        while self._at:
+            n_read = self._end.recv_into(self._rest, min(self._at, len(self._rest)), flags)
+            if not n_read:
+                raise EOFError
+            self._at -= n_read
+
     def _received(self) -> Received:
         data = self._start[_HEADER.size :] if self._rest is None else self._rest
-        fds = self._fds
-        self._start, self._rest, self._fds = b"", None, []
+        fds, n_dropped = self._fds, self._n_dropped
+        self._start, self._rest, self._fds, self._n_dropped = b"", None, [], 0
+        if n_dropped:
+            for fd in fds:
+                if fd is not None:
+                    os.close(fd)
+            raise NoRoomError(n_dropped)
         return data, fds
+
+    def look_often(self) -> None:
+        """Have `receive` raise BlockingIOError now and then while nothing comes, where the system can."""
+        with contextlib.suppress(OSError, AttributeError, struct.error):
+            self._end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", _LOOK_SECONDS, 0))
 
     def _receive_start(self, flags: int) -> tuple[bytes, list[int | None]]:
         # Whole short messages at once: each call of the system lets other threads take their turn.

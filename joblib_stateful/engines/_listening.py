@@ -18,20 +18,25 @@ import socket
 import threading
 import time
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .._interrupts import STRETCH_SECONDS, uninterrupted
+from .._locks import make_lock
 from .._messages import Ran
 from .._segments import Arena
+from ._answers import fault_in_ranges
 from ._buffers import without_arena
-from ._line import decode
+from ._line import NoRoomError, decode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from .._interrupts import Wakeup
+    from .._messages import Reply
     from ._line import Line, Received
     from ._loky_worker import LokyWorker
+
+    Answer: TypeAlias = tuple[Reply, Collection[int] | None]
 
 _log = logging.getLogger("joblib_stateful")
 
@@ -49,7 +54,7 @@ class Listening:
     can_be_taken_over = hasattr(select, "poll") and hasattr(socket, "MSG_DONTWAIT")
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = make_lock()
         self._back = threading.Condition(self._lock)  # threads that have stepped aside wait for their turn here
         self._aside: dict[int, tuple[Line, weakref.ref[LokyWorker]]] = {}  # what they listened to, by its number
         self._is_watched = False  # one of them looks whether the consumer is still there
@@ -57,6 +62,8 @@ class Listening:
         # Held while answers are taken, by one that was sent away in the middle of it, too.
         self._turn = threading.Lock()
         self._taken: int | None = None  # the line from which it takes an answer now
+        # Answers that the consumer has come upon and left to the threads, by the number of their line.
+        self._left: dict[int, Answer] = {}
         self._is_polling = False
         self._n_polls = 0
         self._poll: Any = None
@@ -142,15 +149,25 @@ class Listening:
                 if line is None or worker is None:  # its thread listens again
                     return
                 self._taken = number
+            found, left = worker(), None
             try:
-                received, found = line.receive_if_there(), worker()
+                received = _receive_if_there(line)
                 if received is not None and found is not None:
-                    take_answer(found, received)
-            except Exception:  # noqa: BLE001 - it has ended, or the user's code in it has spoilt the line
+                    answer = answer_in(found, received)
+                    if found.runs_code(answer[0]):  # not in the consumer's thread, which could not be interrupted
+                        left = answer
+                    else:
+                        found.deliver(*answer)
+            except Exception as error:  # noqa: BLE001 - it has ended, or what it sends is no answer
+                if found is not None:
+                    found.note_fault(error)
                 line.hang_up()  # which its thread will notice
                 self.take_back(line)
             with self._lock:
                 self._taken = None
+                if left is not None:
+                    self._left[number] = left
+                    self._send_away()
                 if number not in self._aside:
                     self._back.notify_all()
 
@@ -176,6 +193,29 @@ class Listening:
                     self._watch()
             self._back.notify_all()  # one of the others watches now
 
+    def left_over(self, line: Line) -> Answer | None:
+        """Return an answer that a consumer has received by a line, and left to its thread."""
+        with self._lock:
+            return self._left.pop(line.fileno(), None) if self._left else None
+
+    def let_listen(self, line: Line) -> None:
+        """Have the thread of a line listen, also while a consumer is at work with an answer that came by it."""
+        with self._lock:
+            if self._taken == line.fileno():
+                self._taken = None
+            self._send_away()
+
+    def _send_away(self) -> None:
+        """Have a consumer take no more answers."""
+        if self._taker is None:
+            return
+        self._taker, self._n_quick = None, 0
+        for number in self._aside:
+            self._poll.unregister(number)
+        self._aside.clear()
+        self._back.notify_all()
+        self.ring()
+
     def take_back(self, line: Line) -> None:
         """Have no consumer take the next answer that comes by a line, but its thread."""
         with self._lock:
@@ -187,13 +227,8 @@ class Listening:
         self._is_watched, before = True, self._n_polls
         is_news = self._back.wait(_AWAY_SECONDS)
         self._is_watched = False
-        if not is_news and self._n_polls == before and self._taker is not None:
-            self._taker, self._n_quick = None, 0
-            for number in self._aside:
-                self._poll.unregister(number)
-            self._aside.clear()
-            self._back.notify_all()
-            self.ring()
+        if not is_news and self._n_polls == before:
+            self._send_away()
 
     def disown(self) -> None:
         """In a fork: all of it is the parent's."""
@@ -213,35 +248,100 @@ if hasattr(os, "register_at_fork"):
 
 
 def listen(line: Line, worker: weakref.ref[LokyWorker], listening: Listening) -> None:
-    """Take answers until the process is gone, or is let go."""
-    while True:
+    """Take answers until the process is gone, or is let go, or another thread does so."""
+    is_on = True
+    while is_on:
+        answer = listening.left_over(line)
+        received: Received | Exception | None = None
         try:
-            received = line.receive()
-            found = worker()  # held only while there is something for it
-            if found is None:
-                return
-            take_answer(found, received)
-        except Exception:  # noqa: BLE001 - it has ended, or the user's code in it has spoilt the line
-            line.hang_up()
+            if answer is None:
+                received = _receive(line, worker)
+        except (EOFError, OSError):  # it has ended
             break
-        del received, found
-        listening.step_aside(line, worker)
+        except Exception as error:  # noqa: BLE001 - what has come is no message
+            received = error
+        found = worker()  # held only while there is something for it
+        if found is None:
+            return
+        is_on = _take_up(found, answer, received)
+        if not found.is_heard_by(threading.current_thread()):
+            return
+        del answer, received, found
+        if is_on:
+            listening.step_aside(line, worker)
+    line.hang_up()
     found = worker()
-    if found is not None:
+    if found is not None and found.is_heard_by(threading.current_thread()):
         found.watch_the_end()
 
 
-def take_answer(worker: LokyWorker, received: Received) -> None:
-    """Have a worker's answer noted."""
-    reply, kept = decode(received[0])
-    if isinstance(reply, Ran) and received[1]:
-        reply = _copied_out(reply, received[1][0])
-    worker.deliver(reply, kept)
+def _take_up(worker: LokyWorker, answer: Answer | None, received: Received | Exception | None) -> bool:
+    """Have a worker's answer noted; False if it is none."""
+    try:
+        if answer is None and received is not None:
+            answer = answer_in(worker, received)
+        if answer is not None:
+            worker.deliver(*answer)
+    except Exception as error:  # noqa: BLE001 - it may be anything
+        worker.note_fault(error)
+        return False
+    return True
+
+
+def _receive(line: Line, worker: weakref.ref[LokyWorker]) -> Received | NoRoomError:
+    """Return the next answer, or what says that there was no room for it.
+
+    Raises ValueError if the worker has sent all of an answer, and it is not all here.
+    """
+    is_overdue = False
+    while True:
+        try:
+            return line.receive()
+        except NoRoomError as error:
+            return error
+        except BlockingIOError:
+            found = worker()
+            if found is None:
+                raise EOFError from None
+            # Seen twice: the first time it may have been sent a moment ago.
+            was_overdue, is_overdue = is_overdue, found.has_sent_answer
+            if was_overdue and is_overdue:
+                raise ValueError("the worker has sent an answer, and only a part of it has come") from None
+            del found
+
+
+def _receive_if_there(line: Line) -> Received | NoRoomError | None:
+    try:
+        return line.receive_if_there()
+    except NoRoomError as error:
+        return error
+
+
+def answer_in(worker: LokyWorker, received: Received | Exception) -> Answer:
+    """Return a worker's answer, and the numbers of the segments that it still looks into; None if that isn't known.
+
+    Raises ValueError, or what loading raises, for what is no answer.
+    """
+    if isinstance(received, NoRoomError):
+        return worker.answer_without(received.size), None
+    if isinstance(received, Exception):
+        raise received
+    data, fds = received
+    try:
+        reply, kept = decode(data)
+    except MemoryError:
+        return worker.answer_without(len(data)), None
+    worker.check(reply, kept)
+    if isinstance(reply, Ran) and fds:
+        reply = _copied_out(reply, fds[0])
+    return reply, kept
 
 
 def _copied_out(reply: Ran, fd: int | None) -> Ran:
     """Return a reply with copies of what the worker laid into its arena, which it uses for the next one."""
     arena = Arena(-1 if fd is None else fd)  # without one, reading says so, for each item that needs it
+    if fault := fault_in_ranges(reply, fd):
+        raise ValueError(fault)
     reply = without_arena(reply, arena)
     with contextlib.suppress(OSError):
         arena.trim()

@@ -161,6 +161,7 @@ def _serve_one(worker: Worker, line: Line, logs: ToParent | None) -> bool:
             line.send(_encode(without_arena(reply, transport.arena), kept)[0])
     else:
         line.send(_encode(reply, kept)[0])
+    worker.progress.note_sent(message.seq)
     return isinstance(message, Finish)
 
 

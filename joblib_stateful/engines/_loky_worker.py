@@ -5,22 +5,28 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import math
 import multiprocessing
 import multiprocessing.context
 import os
 import queue
 import threading
+import time
 import weakref
 from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from .._log_levels import watch as log_levels
-from .._messages import Finished, Refused, Run, answer_to
+from .._messages import Build, BuildFailed, Failure, Finished, Ran, Refused, Run, answer_to
 from .._records import Death
+from .._safely import name_of, text_of
 from .._segments import numbers, spares
+from .._transport import Parcel
 from .._worker import Progress
+from ..errors import why_condemned
+from ._answers import fault_in
 from ._base import EngineWorker
 from ._buffers import in_line, segments_in
 from ._burial import at_the_end, bury, expect, in_thread, wait_for_threads
@@ -52,7 +58,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from .._log_levels import Levels
-    from .._messages import Failure, Finish, Message, Reply
+    from .._messages import Finish, Message, Reply
     from .._transport import Transport
     from ._log_reader import Channel
 
@@ -65,6 +71,8 @@ _log = logging.getLogger("joblib_stateful")
 _DRAIN_SECONDS = 0.2
 # A process that loky reports as gone is reaped at once; this only guards against one that can't be.
 _REAP_SECONDS = 2.0
+# So often somebody looks whether a thread that is to end has begun to run users' code instead, for which nobody waits.
+_LOOK_SECONDS = 0.05
 # A process that has given its last answer has so long to end by itself: for exit handlers, which may have data to save.
 _END_SECONDS = 10.0
 # What a worker has logged by its end is handled before it counts as closed, unless handlers take longer.
@@ -77,6 +85,8 @@ class LokyWorker(EngineWorker):
     loky starts it, and notices its end. What it answers comes by a line of its own, to which a thread listens, or a
     consumer: through loky's queues each message would wake two threads more.
     """
+
+    tells_when_sent: ClassVar[bool] = True
 
     def __init__(self, transport: Transport, env: Mapping[str, str], listening: Listening, slot: int = 0) -> None:
         self._transport, self._listening = transport, listening
@@ -94,6 +104,9 @@ class LokyWorker(EngineWorker):
         self._awaited: tuple[Message, _OnReply] | None = None  # the message under way
         self._lent: list[Any] = []  # the segments that went with it
         self._number = next(numbers)  # by which it is noted who has what
+        self._least = 0  # the number of the message that it said it was at before that one
+        self._delivering: threading.Thread | None = None  # who has an answer noted, and so may run users' code
+        self._fault = ""  # what it says that can't be
         self._has_finished = False  # the last answer was that to `Finish`
         self._killed = False  # or gone by itself: nothing can be sent to it
         self._lock = threading.RLock()  # guards all these; held while the process is started or killed
@@ -129,6 +142,11 @@ class LokyWorker(EngineWorker):
                 _kill_and_reap(self._process)
             if self._awaited is None:
                 self._let_go()
+
+    def condemn(self, what: str) -> None:
+        """Kill the process, whose memory must be damaged."""
+        self._fault = self._fault or what
+        self.kill()
 
     def disown(self) -> None:
         """Forget the process and the pool, whose ends would reach for the parent's."""
@@ -186,15 +204,20 @@ class LokyWorker(EngineWorker):
         # a message would not end that message, and loky's threads would wait for the rest of it for ever.
         pool._call_queue._reader.close()
         pool._result_queue._writer.close()
-        listener = threading.Thread(
-            target=listen,
-            args=(self._line, weakref.ref(self), self._listening),
-            name="joblib_stateful-listen",
-            daemon=True,
-        )
-        listener.start()
-        self._listener = listener
+        self._line.look_often()
+        self._listen(self._line)
         return served
+
+    def _listen(self, line: Line) -> None:
+        """Have a new thread take the answers."""
+        args = line, weakref.ref(self), self._listening
+        before = self._listener
+        self._listener = threading.Thread(target=listen, args=args, name="joblib_stateful-listen", daemon=True)
+        try:
+            self._listener.start()
+        except BaseException:
+            self._listener = before
+            raise
 
     def ended(self, error: BaseException | None) -> None:
         """Learn, in loky's thread, that the process is gone, or has served to the end."""
@@ -202,9 +225,9 @@ class LokyWorker(EngineWorker):
         if listener is None or line is None:  # it was let go before, or a fork has been told to forget it
             return
         if error is not None:
-            listener.join(_DRAIN_SECONDS)  # it may still be reading the last answer
+            self._wait_for_listener(_DRAIN_SECONDS)  # it may still be reading the last answer
             line.hang_up()
-        listener.join()  # a worker that has served to the end has hung up itself
+        self._wait_for_listener()  # a worker that has served to the end has hung up itself
         if process is not None and not self._has_finished and not isinstance(error, process_executor.BrokenProcessPool):
             _kill_and_reap(process)  # alive, but it has lost its line, and so its use
         with self._lock:
@@ -217,6 +240,15 @@ class LokyWorker(EngineWorker):
         on_death = self.on_idle_death if awaited is None else awaited[1]
         if on_death is not None:
             on_death(death)
+
+    def _wait_for_listener(self, seconds: float = math.inf) -> None:
+        """Wait, at most so long, until nothing more is received: not for what users' code does with the last answer."""
+        end = time.monotonic() + seconds
+        while (listener := self._listener) is not None and self._delivering is not listener:
+            rest = end - time.monotonic()
+            listener.join(max(0.0, min(rest, _LOOK_SECONDS)))
+            if not listener.is_alive() or rest <= 0:
+                return
 
     def _give_up(self, error: BaseException) -> Death:
         """Let go of a process that could not be started, or to which a message could not be sent."""
@@ -237,10 +269,18 @@ class LokyWorker(EngineWorker):
             if process.exitcode is None:  # loky gave it up for another reason
                 _kill_and_reap(process)
             exitcode = process.exitcode
+        reason = ""
+        if self._fault:  # then the signal was ours
+            exitcode = None
+            reason = why_condemned(self._fault)
         if message is None:
-            return Death(self.pid, exitcode)
+            return Death(self.pid, exitcode, reason=reason)
         progress = self.progress
-        return Death(self.pid, exitcode, progress.seq == message.seq, progress.place, progress.n_finished)
+        size = message.parcel.n_values if isinstance(message, Run) else 0
+        if progress.fault(message.seq, size, self._least):
+            return Death(self.pid, exitcode, started=True, reason=reason)
+        started = bool(reason) or progress.seq == message.seq
+        return Death(self.pid, exitcode, started, progress.place, progress.n_finished, reason)
 
     def _close(self, message: Finish, on_closed: Callable[[Failure | None], None]) -> None:
         answers: queue.SimpleQueue[Reply | Death] = queue.SimpleQueue()
@@ -248,6 +288,7 @@ class LokyWorker(EngineWorker):
             failure, pool, manager, process = None, self._pool, self._manager, self._process
         try:
             if pool is not None:
+                self._make_heard()
                 reply = self.send(message, answers.put) or answers.get()
                 failure = reply.failure if isinstance(reply, Finished) else None
         finally:
@@ -296,6 +337,8 @@ class LokyWorker(EngineWorker):
     # --- messages -------------------------------------------------------------------------------------
 
     def _expect(self, message: Message, on_reply: _OnReply) -> None:
+        least = self.progress.seq
+        self._least = least if 0 <= least < message.seq else 0
         self._awaited = message, on_reply
         _at_work.add(self)
         if self.is_called:
@@ -319,8 +362,69 @@ class LokyWorker(EngineWorker):
         self._told = levels
         _put(self._line, message, segments, None if levels is told else levels)
 
-    def deliver(self, reply: Reply | Refused, kept: Collection[int]) -> None:
-        """Take an answer, and the numbers of the segments that the worker still looks into."""
+    def check(self, reply: Any, kept: Any) -> None:
+        """Raise ValueError for what is no answer to the message under way."""
+        awaited = self._awaited
+        if awaited is None:
+            if self._killed:  # nobody waits for it any more
+                return
+            raise ValueError("it sends something, and was asked nothing")
+        if fault := fault_in(awaited[0], reply, kept):
+            raise ValueError(f"its answer is none: {fault}")
+
+    def note_fault(self, error: BaseException) -> None:
+        """Note that what has come is no answer, for when it is asked how the process has ended."""
+        self._fault = self._fault or f"{name_of(type(error))}: {text_of(error)}"
+
+    def runs_code(self, reply: Reply | Refused) -> bool:
+        """Tell whether users' code may run when an answer is taken."""
+        if not isinstance(reply, Ran) or reply.failures:
+            return True
+        return not reply.values.joint and any(map(self._transport.runs_code, reply.values.frames))
+
+    def answer_without(self, nbytes: int) -> Reply:
+        """Return the answer to the message under way for which there was no memory here."""
+        awaited = self._awaited
+        if awaited is None:
+            raise ValueError(f"it sends {nbytes:,} bytes, and was asked nothing")
+        message = awaited[0]
+        text = f"this program had no memory to receive an answer of {nbytes:,} bytes"
+        failure = Failure(None, "MemoryError", text, "", "result")
+        if isinstance(message, Run):
+            n_items, n_finished = message.parcel.n_values, self.progress.n_finished
+            n_run = n_finished if self.progress.seq == message.seq and 1 <= n_finished <= n_items else n_items
+            return Ran(
+                message.seq, n_run, Parcel((), 0, joint=False, nbytes=0), dict.fromkeys(range(n_run), failure), 0.0
+            )
+        if isinstance(message, Build):
+            return BuildFailed(message.seq, self.pid, failure)
+        return Finished(message.seq, None)
+
+    @property
+    def has_sent_answer(self) -> bool:
+        """True if the worker says that it has answered the message under way."""
+        awaited = self._awaited
+        return awaited is not None and self.progress.sent == awaited[0].seq
+
+    def is_heard_by(self, thread: threading.Thread) -> bool:
+        """Tell whether a thread is the one that listens to it."""
+        return self._listener is thread
+
+    def answer_elsewhere(self) -> None:
+        """Have further answers taken by another thread than the calling one, which brings one."""
+        with self._lock:
+            if self._line is not None and self._delivering is not None:
+                if self._delivering is self._listener:
+                    self._listen(self._line)
+                else:
+                    self._listening.let_listen(self._line)
+
+    def _make_heard(self) -> None:
+        with contextlib.suppress(RuntimeError):  # there is no room for one more thread: it may come back
+            self.answer_elsewhere()
+
+    def deliver(self, reply: Reply | Refused, kept: Collection[int] | None) -> None:
+        """Take an answer, and the numbers of the segments that the worker still looks into; None if they aren't known."""
         with self._lock:
             awaited = self._awaited
             if awaited is None:
@@ -333,13 +437,17 @@ class LokyWorker(EngineWorker):
             self._nothing_expected()
             lent, self._lent = self._lent, []
         for segment in lent:
-            if segment.number not in kept:
+            if kept is not None and segment.number not in kept:
                 segment.lent.discard((self._number, reply.seq))
         self._has_finished = isinstance(reply, Finished)
+        thread = self._delivering = threading.current_thread()
         try:
             awaited[1](reply)
         except BaseException:  # noqa: BLE001 - a callback's; the other messages must be answered all the same
             _log.exception("What was to be done with a worker's answer has failed:")
+        finally:
+            if self._delivering is thread:  # no other one has begun meanwhile
+                self._delivering = None
 
     @property
     def is_called(self) -> bool:
@@ -352,7 +460,7 @@ class LokyWorker(EngineWorker):
         process = self._process
         if process is not None and not self._has_finished:
             with contextlib.suppress(OSError, ValueError):
-                if not wait([process.sentinel], _REAP_SECONDS):
+                if self._fault or not wait([process.sentinel], _REAP_SECONDS):
                     kill_tree(process)
 
 

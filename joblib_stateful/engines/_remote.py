@@ -16,8 +16,11 @@ from typing import TYPE_CHECKING, TypeAlias
 from .. import errors
 from .._messages import Build, BuildFailed, Built, Failure, Finish, Finished, Phase, Refused, Run, answer_to
 from .._records import Death
+from .._safely import name_of, text_of
 from .._signals import hold_back
 from .._worker import Progress, Worker, set_process_worker
+from ..errors import why_condemned
+from ._answers import fault_in
 from ._base import EngineWorker
 
 if TYPE_CHECKING:
@@ -65,7 +68,7 @@ class RemoteWorker(EngineWorker):
         # None wakes the thread to see that it is over.
         self._inbox: queue.SimpleQueue[tuple[Message, _OnReply] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._lock = threading.Lock()  # guards the three below
+        self._lock = threading.RLock()  # guards the three below
         self._under_way: tuple[Message, _OnReply] | None = None
         self.is_gone = False
         self.was_killed = False
@@ -138,7 +141,7 @@ class RemoteWorker(EngineWorker):
 
     def disown(self) -> None:
         """Leave the far end to the process that this one was forked from."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self.is_gone, self._thread, self._under_way = True, None, None
 
     def _serve(self) -> None:
@@ -169,9 +172,11 @@ class RemoteWorker(EngineWorker):
                 return BuildFailed(message.seq, None, Failure(pickle.dumps(error), "EngineError", str(error), ""))
             return self._death(message, str(error))
         except BaseException as error:  # noqa: BLE001 - whatever it is, the answer won't come
-            return self._death(message, f"{type(error).__name__}: {error}")
+            return self._death(message, f"{name_of(type(error))}: {text_of(error)}")
         if isinstance(reply, Refused):
             return answer_to(message, reply)
+        if not isinstance(reply, Death) and (fault := fault_in(message, reply)):
+            return self._death(message, why_condemned(fault))
         if isinstance(reply, Built):
             self.pid = reply.pid
         return reply

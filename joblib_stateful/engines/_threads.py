@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from .._messages import Finish
 from .._records import Death
+from .._safely import full_name_of
 from .._transport import ByReference
 from .._worker import Progress, Worker
 from ._base import Engine, EngineWorker
@@ -30,7 +31,7 @@ class ThreadWorker(EngineWorker):
         self._inbox: queue.SimpleQueue[tuple[Message, Callable[[Reply | Death], None]] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._slot = slot
-        self._lock = threading.Lock()  # guards _thread, _under_way and _killed
+        self._lock = threading.RLock()  # guards _thread, _under_way and _killed
         self._under_way: Callable[[Reply | Death], None] | None = None
         self._killed = False
 
@@ -61,10 +62,16 @@ class ThreadWorker(EngineWorker):
         if on_reply is not None:
             on_reply(Death(self.pid, started=True, place=self.progress.place, reason="a thread can't be killed"))
 
+    def _handle(self, message: Message) -> Reply | Death:
+        try:
+            return self._worker.handle(message)
+        except BaseException as error:  # noqa: BLE001 - nobody else would tell whoever waits
+            return Death(self.pid, started=True, place=self.progress.place, reason=full_name_of(type(error)))
+
     def _serve(self) -> None:
         while not self._killed and (received := self._inbox.get()) is not None:
             message, on_reply = received
-            reply = self._worker.handle(message)
+            reply = self._handle(message)
             with self._lock:
                 counts, self._under_way = not self._killed, None
             if counts:

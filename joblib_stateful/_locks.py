@@ -1,0 +1,61 @@
+"""The locks that users' finalisers may come upon, and what is done then.
+
+Garbage may be collected at any point of any thread, also where a thread holds one of our locks; and then users' ``__del__``
+runs, which may use an executor. Nothing of that waits for a lock of ours: it might be held by this very thread, or by one
+that waits for a lock which this one holds. What is to be done is done by another thread, a moment later.
+"""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# By number: all that are alive. Read as a whole, for other threads make some meanwhile.
+_alive: dict[int, weakref.ref[Any]] = {}
+
+
+def make_lock() -> Any:
+    """Return a lock, of which can be told whether the calling thread holds it; it is reentrant for that.
+
+    Examples
+    --------
+    >>> with make_lock():
+    ...     is_held()
+    True
+    >>> is_held()
+    False
+    """
+    lock = threading.RLock()
+    number = id(lock)
+    _alive[number] = weakref.ref(lock, lambda _: _alive.pop(number, None))
+    return lock
+
+
+def is_held() -> bool:
+    """Tell whether the calling thread holds one of these locks: then it must wait for nothing that others do."""
+    for ref in list(_alive.values()):
+        lock = ref()
+        # No public name says it; `threading.Condition` asks the same way, on each Python.
+        if lock is not None and lock._is_owned():
+            return True
+    return False
+
+
+def call_elsewhere(function: Callable[[], Any]) -> None:
+    """Call a function in a thread of its own, and don't wait until that runs.
+
+    Raises RuntimeError if there can be none, because the interpreter is ending.
+    """
+    # Not by `threading`, which waits until the thread has begun.
+    _thread.start_new_thread(_call, (function,))
+
+
+def _call(function: Callable[[], Any]) -> None:
+    with contextlib.suppress(RuntimeError):  # it was shut down meanwhile: whom that concerns is told
+        function()
