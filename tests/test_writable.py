@@ -356,26 +356,6 @@ def test_compiled_code_that_ignores_numpys_flag_ends_no_worker_and_is_seen_by_no
     assert data.all()
 
 
-def test_what_can_only_be_read_needs_no_memory_of_the_workers_where_that_is_limited() -> None:
-    resource = pytest.importorskip("resource")
-
-    def limit_and_read(array: Any) -> tuple[bool, float]:
-        return array.flags.writeable, float(array[-1])
-
-    class Limited:
-        def __init__(self) -> None:
-            # Private maps that can be written to count as data, too.
-            data = next(
-                line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmData")
-            )
-            self.most = (int(data.split()[1]) << 10) + 4 * MAPPED
-            resource.setrlimit(resource.RLIMIT_DATA, (self.most, resource.RLIM_INFINITY))
-
-    with parallel_config(backend="stateful", n_jobs=2, worker=Limited):
-        found = Parallel()(delayed(limit_and_read)(array) for array in [np.ones(MAPPED)] * 4)
-    assert found == [(False, 1.0)] * 4
-
-
 @pytest.mark.parametrize(
     "make",
     [
