@@ -147,7 +147,7 @@ def test_under_a_configuration_fewer_are_that_many_and_more_are_all_with_one_war
         assert n_slots(n_jobs=5) == n_slots(n_jobs=4) == n_slots(n_jobs=2) == n_slots(n_jobs=-1) == 2
         assert n_slots(n_jobs=1) == 1
     assert [str(warning.message) for warning in caught if name == "worker_kwargs"] == [
-        "n_jobs=5, but there are worker_kwargs for 2 workers: all 2 are used."
+        "n_jobs=5, but there are worker_kwargs for 2 workers: no more are used."
     ] * (name == "worker_kwargs")
 
 
