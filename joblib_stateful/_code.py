@@ -9,12 +9,16 @@ changed on its class.
 from __future__ import annotations
 
 import functools
+import io
 import itertools
 import os
+import pickle
 import sys
 import threading
 import types
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import cloudpickle
 
 from . import _safely
 
@@ -113,6 +117,31 @@ def start_anew() -> None:
     _modules.start_anew()
 
 
+# Python itself writes these on a class when it is used: pickling an object, or asking for annotations that there are none.
+_ADDED_BY_USE = ("__slotnames__", "__annotations__")
+
+
+class ComparingPickler(cloudpickle.Pickler):  # type: ignore[misc]  # it is not typed
+    """cloudpickle's own, for output that is only compared: what use has added to a class is no edit of it."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Return how an object is pickled."""
+        reduced = super().reducer_override(obj)
+        if isinstance(obj, type) and isinstance(reduced, tuple) and len(reduced) > 2:  # noqa: PLR2004 - it has a state
+            members = reduced[2][0]
+            for name in _ADDED_BY_USE:
+                if not members.get(name):
+                    members.pop(name, None)
+        return reduced
+
+    @classmethod
+    def dumps(cls, value: Any) -> bytes:
+        """Return the pickle of a value."""
+        file = io.BytesIO()
+        cls(file, pickle.HIGHEST_PROTOCOL).dump(value)
+        return file.getvalue()
+
+
 class Source(NamedTuple):
     """What objects were built from, where nothing travels."""
 
@@ -192,7 +221,9 @@ class _Walk:
 
 
 # Python writes them, some of them anew each time.
-_OF_EACH_CLASS = frozenset({"__dict__", "__weakref__", "__doc__", "__module__", "_abc_impl", "__annotations_cache__"})
+_OF_EACH_CLASS = frozenset(
+    {"__dict__", "__weakref__", "__doc__", "__module__", "_abc_impl", "__annotations_cache__", *_ADDED_BY_USE}
+)
 
 
 def _used_by(value: Any) -> Iterator[Any]:

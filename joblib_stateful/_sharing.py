@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import _locks
 from ._arrays import array_pickler
+from ._code import ComparingPickler
 from ._segments import Arena, Segment, empty, most_open, numbers
 from ._transport import Packer, Packing, Pickled, Sharing, digest
 
@@ -244,8 +245,8 @@ class _SettingAside(Packer):
 class _Comparing(_SettingAside):
     """A pickler whose output is only compared."""
 
-    def _make_pickler(self, file: io.BytesIO, buffer_callback: Any, kind: Any) -> Any:
-        return array_pickler(file, buffer_callback, kind, named="all", with_contents=True)
+    def _make_pickler(self, file: io.BytesIO, buffer_callback: Any, kind: Any) -> Any:  # noqa: ARG002 - always the same
+        return array_pickler(file, buffer_callback, ComparingPickler, named="all", with_contents=True)
 
 
 class _SharingPacker(_SettingAside):

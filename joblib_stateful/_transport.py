@@ -18,9 +18,8 @@ from functools import partial
 from itertools import compress, islice
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import cloudpickle
-
 from . import _code_pickler
+from ._code import ComparingPickler
 from ._defining import Definer, ReferringPickler, needs_of
 from ._definitions import find
 
@@ -182,7 +181,7 @@ class Transport(ABC):
 
     def identify(self, value: Any) -> Hashable:
         """Return what is equal for values that hold the same; raises what pickling the value raises."""
-        return digest(cloudpickle.dumps(value, PROTOCOL))
+        return digest(ComparingPickler.dumps(value))
 
     def definer(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import pickle
 import sys
 import textwrap
 import types
@@ -173,6 +174,19 @@ def test_what_workers_count_on_their_own_class_is_no_edit(engine: str, script: A
             2,
             3,
         ]
+    assert log.lines == ["built"]
+
+
+@engines
+def test_nor_is_what_python_adds_to_a_class_that_is_used(engine: str, script: Any, log: Log) -> None:
+    def run() -> None:
+        assert list(stateful_map(script.Model, [1], n_jobs=1, shared_kwargs={"log": log}, engine=engine)) == [2]
+
+    run_again(script, "class Part: ...\nModel.part = Part()")
+    run()
+    pickle.dumps(script.Model.part)  # from the first time on the class has a list of its slots
+    assert script.Part.__annotations__ == {}
+    run()
     assert log.lines == ["built"]
 
 
