@@ -17,6 +17,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
+from .. import _locks
 from . import _log_channel
 from ._log_channel import DROPPED, HEADER, MOST_BYTES, MOST_RECORDS
 
@@ -93,7 +94,9 @@ class LogReader:
     """The thread, as long as there are workers, and the socket to which all of them write."""
 
     def __init__(self) -> None:
-        self._lock = threading.Condition(threading.Lock())  # guards the rest
+        self._lock = _locks.make_lock()  # guards the rest
+        # Entered only to wait: its methods are Python's own, and a Ctrl-C between them and the lock leaves that held.
+        self._changed = threading.Condition(self._lock)
         self._channels: dict[int, Channel] = {}
         self._thread: threading.Thread | None = None
         self._ends: tuple[socket.socket, socket.socket] | None = None  # ours, and the workers'
@@ -123,21 +126,20 @@ class LogReader:
         return channel
 
     def finish(self, channel: Channel) -> None:
-        """Note that a worker is gone: what has come from it is all."""
-        with self._lock:
-            if not channel.done.is_set():
-                channel.is_over = True
-                self._ring()
+        """Note that a worker is gone: what has come from it is all. Without a lock, for finalisers come here, too."""
+        if not channel.is_over:
+            channel.is_over = True
+            self._ring()
 
     def flush(self, owner: Hashable, seconds: float) -> bool:
         """Wait until the loggers have had what has come from the workers of an owner (None: all), but no longer."""
         if self._thread is None or self.is_mine():
             return True
         deadline = time.monotonic() + seconds
-        with self._lock:
+        with self._changed:
             while self._is_pending(owner):
                 left = deadline - time.monotonic()
-                if left <= 0 or not self._lock.wait(left):
+                if left <= 0 or not self._changed.wait(left):
                     return False
         return True
 
@@ -153,9 +155,10 @@ class LogReader:
         return _has_come(self._ends[0], 0) or self._is_taking or any(each.queue for each in channels)
 
     def _ring(self) -> None:
-        if self._ends is not None:
-            with contextlib.suppress(OSError):  # full, and so it is being read
-                self._ends[1].send(b"!", socket.MSG_DONTWAIT)
+        ends = self._ends
+        if ends is not None:
+            with contextlib.suppress(OSError):  # full, and so it is being read; or closed just now
+                ends[1].send(b"!", socket.MSG_DONTWAIT)
 
     def _stop(self) -> None:
         for end in self._ends or ():
@@ -182,7 +185,7 @@ class LogReader:
                         del self._channels[channel.number]
                         channel.done.set()
                 self._is_taking = False
-                self._lock.notify_all()
+                self._changed.notify_all()
 
     def _take(self, end: socket.socket, most: int) -> None:
         for _ in range(most):

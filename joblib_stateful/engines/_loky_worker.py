@@ -168,6 +168,8 @@ class LokyWorker(EngineWorker):
     def _start_process(self) -> Future[None]:
         # A pipe for each worker, because only one process can be signalled for an open file.
         self._logs = logs = reader.open(self._slot, id(self._listening))
+        if logs is not None:  # also if nobody needs this worker any more, and it is collected
+            weakref.finalize(self, reader.finish, logs).atexit = False
         theirs, self._lifeline = multiprocessing.Pipe(duplex=False)
         _lifelines.add(self._lifeline)
         self._line, far_end = Line.pair()
