@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # The buffers of one item are copied on arrival if they are no larger than this together: to read them takes as long as if
 # they were mapped, and to write to all of them a sixth, for each page that is written to first costs an interrupt. Of
 # 8 MiB reading takes 1.6 times as long if they are copied, and writing a third (`benchmarks/buffers.py --arrival`). Having
-# the pages mapped in advance (MAP_POPULATE, MADV_POPULATE_WRITE) copies each of them as well, and no faster.
+# the pages mapped in advance (MAP_POPULATE) takes as long as to write to them.
 COPIED_BYTES = 4 << 20
 
 # Else each map costs a file descriptor as long as it lives.
@@ -111,21 +111,17 @@ class Arrived:
 
 
 def _map(fd: int, segment: Received) -> Any:
-    flags = mmap.MAP_PRIVATE if segment.mode in ("r", "c") else mmap.MAP_SHARED
-    ways = [(flags, mmap.PROT_READ | mmap.PROT_WRITE)]
-    if segment.mode == "r":  # which counts as no memory of the worker's, where that is limited
-        ways.append((mmap.MAP_SHARED, mmap.PROT_READ))
-    for flags, prot in ways:
-        try:
-            found = _Map(fd, segment.size, flags=flags, prot=prot, **_KEEP_NO_FD)
-        except (OSError, ValueError):
-            continue
-        found.number = segment.number
-        _maps[next(_serials)] = found
-        return found
-    if segment.mode in ("r", "c"):  # too many maps, or no file descriptor left: a copy needs neither
-        return read(fd, segment.size)
-    raise _lost()
+    is_private = segment.mode in ("r", "c")
+    flags, prot = mmap.MAP_PRIVATE if is_private else mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE
+    try:
+        found = _Map(fd, segment.size, flags=flags, prot=prot, **_KEEP_NO_FD)
+    except (OSError, ValueError) as error:
+        if is_private:  # too many maps, or no file descriptor left: a copy needs neither
+            return read(fd, segment.size)
+        raise _lost() from error
+    found.number = segment.number
+    _maps[next(_serials)] = found
+    return found
 
 
 def _lost() -> BufferError:

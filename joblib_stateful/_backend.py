@@ -457,7 +457,7 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
     def _show_building(self) -> None:
         lease = self._lease
         if lease is not None:
-            self._show(lambda bar: bar.say(lease.core.building()))
+            self._show(lambda bar: bar.say(lease.core.building(self._group)))
 
     def _show(self, change: Callable[[Progress], None]) -> None:
         try:

@@ -198,15 +198,16 @@ class Core:
         with self._lock:
             return any(slot.state in (State.IDLE, State.BUSY) for slot in self._schedule.slots)
 
-    def building(self) -> str:
-        """Say what is being built, if nothing can come before that is done; for a bar."""
+    def building(self, group: Group) -> str:
+        """Say what is being built for a group, if nothing can come before that is done; for a bar."""
         with self._lock:
-            states = [slot.state for slot in self._schedule.slots]
+            width = self._schedule.width(group)
+            states = [slot.state for slot in self._schedule.slots[:width]]
         n_building = states.count(State.BUILDING)
         if not n_building or State.BUSY in states:
             return ""
         what = "starting" if self.packed.spec.build is None else "building"
-        return f"{what} {n_building} of {self.n_jobs}"
+        return f"{what} {n_building} of {width}"
 
     def interrupt(self, group: Group, calls: Iterable[Call], grace: float) -> None:
         """Drop calls, and kill the workers of their group that are still busy after ``grace`` seconds."""

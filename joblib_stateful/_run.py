@@ -213,7 +213,7 @@ class MapRun:
         has_changed = partial(self._has_changed, feed)
         feed.wait_for(has_changed, _SHOW_SECONDS if is_shown else None)
         if is_shown and not has_changed():
-            self._progress.say(self.core.building())
+            self._progress.say(self.core.building(self._group))
             # In this order: what is answered in between is counted at the next look, and not twice now.
             self._show(self._n_finished + self.core.n_behind(self._group))
 
