@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # joblib 1.6.0, loky backend: a task that writes each result into one scratch numpy.memmap and returns that gives the same
-# result for all tasks of a worker. The array comes back as the name of its file, which is read when the caller looks, and by then it
+# result for all tasks of a worker. The array comes back as the name of its file, which is read when the caller looks, and by
+# then it
 # holds what the last task has written.
 # Seen: 8 results with 7 in each of them, or 3 3 3 3 7 7 7 7, where each task had returned a number of its own.
 set -euo pipefail
