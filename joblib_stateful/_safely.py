@@ -43,7 +43,7 @@ def set_cause(error: BaseException, cause: BaseException | None) -> None:
     _cause.__set__(error, cause)
 
 
-def is_a(error: BaseException, kinds: type[BaseException] | tuple[type[BaseException], ...]) -> bool:
+def is_a(error: BaseException | None, kinds: type[BaseException] | tuple[type[BaseException], ...]) -> bool:
     """Tell whether an exception would be caught as one of some kinds; `isinstance` asks its ``__class__``, too.
 
     Examples

@@ -84,6 +84,6 @@ def without_our_frames(error: BaseException) -> BaseException:
     """
     rest = behind_ours(_safely.traceback_of(error))
     is_told = _safely.is_a(error, (StatefulError, StopIteration, KeyboardInterrupt))
-    if rest is None and not is_told and not isinstance(_safely.cause_of(error), RemoteTraceback):
+    if rest is None and not is_told and not _safely.is_a(_safely.cause_of(error), RemoteTraceback):
         return error
     return BaseException.with_traceback(error, rest)

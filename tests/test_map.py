@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import joblib
 import pytest
 
+import joblib_stateful
 from joblib_stateful import StatefulExecutor, StatefulMap, call_worker, factory, get_worker_info, stateful_map
 from test_map_tools import Scene, engines, new_scene, orders, parallel_engines
 
@@ -538,6 +539,7 @@ def test_inner_threads_of_workers(engine: str, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
     def value(**options: Any) -> str | None:
+        joblib_stateful.shutdown()  # workers that run keep what they had when others are added
         results: list[str | None] = list(stateful_map(inner_threads, [0], engine=engine, **options))
         return results[0]
 
