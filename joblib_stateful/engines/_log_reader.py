@@ -172,7 +172,8 @@ class LogReader:
                     self._stop()
                     return
                 channels, end = list(self._channels.values()), self._ends[0]
-            if not any(each.queue for each in channels):
+            # Also if one is over that was not there yet when we were last woken.
+            if not any(each.queue or each.is_over for each in channels):
                 _has_come(end, None)
             self._is_taking = True
             over = [each for each in channels if each.is_over]
