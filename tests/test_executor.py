@@ -167,7 +167,7 @@ def test_objects_need_not_be_callable(engine: str) -> None:
             assert executor.submit(get_worker).result(_PATIENCE) == {"device": "x"}
             error = executor.submit(call_worker, 1).exception(_PATIENCE)
             assert type(error) is TypeError
-            assert "'dict' object is not callable" in str(error)
+            assert "this one is a dict, which can't be called" in str(error)
 
 
 def test_arguments_are_pickled_at_once(scene: Scene) -> None:
@@ -1059,7 +1059,7 @@ def test_each_worker_has_its_environment_before_it_imports(tmp_path: Path, monke
         ({"worker": Echo, "shared_kwargs": {"tga": 1}}, TypeError, "unexpected keyword argument 'tga'"),
         ({"worker": Echo, "shared_kwargs": {"tag": Unpicklable()}}, TypeError, "kwarg 'tag' can't be pickled"),
         ({"shared_kwargs": {"tag": 1}}, TypeError, "kwargs"),
-        ({"worker": Echo, "n_jobs": 2, "worker_env": [{}]}, ValueError, "worker_env has 1 entries"),
+        ({"worker": Echo, "n_jobs": 2, "worker_env": [{}]}, ValueError, "worker_env has 1 entry"),
         ({"worker": Echo, "n_jobs": 1, "worker_env": {"A": "1"}}, TypeError, "worker_env must be a list"),
         ({"worker": Echo, "n_jobs": 1, "worker_env": [{"A": 1}]}, TypeError, "Write 'A': \"1\""),
         ({"worker": Echo, "n_jobs": 1, "worker_env": [{}], "engine": "threads"}, ValueError, "worker_env"),

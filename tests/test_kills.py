@@ -191,7 +191,8 @@ def send_half(scene: Scene, value: Any) -> Any:
     """Return a value of which only half will be written: then this worker waits for its end."""
 
     def half(self: _line.Line, data: Any, fds: Any = ()) -> None:
-        self._end.sendall(_line._HEADER.pack(_line._SIGN, len(data), 0) + data[: len(data) // 2])
+        header = _line._HEADER.pack(_line._SIGN, len(data), 0, _line._check(len(data), 0))
+        self._end.sendall(header + data[: len(data) // 2])
         scene.log("half").note(os.getpid())
         scene.gate("never").wait()
 

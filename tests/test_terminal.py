@@ -161,7 +161,7 @@ def test_ctrl_c_while_a_script_waits_at_its_end(program: StartProgram, waits_for
 
         def watch(main=threading.get_ident()):
             frame = None
-            while frame is None or frame.f_code.co_name != "wait_until_empty":
+            while frame is None or frame.f_code.co_name not in ("wait_until_empty", "finish"):
                 frame = frame.f_back if frame else sys._current_frames()[main]
             (here / "waiting").touch()
 

@@ -102,7 +102,8 @@ def test_a_result_too_large_for_a_worker_is_its_items_error(large: Any, batch_si
     assert isinstance(error, errors.TransferError)
     assert (error.index, error.what) == (1, "result")
     assert "MemoryError" in error.reason
-    assert [result.value[1] for result in found if result.ok] == [1, 3, 4, 5]
+    # Those behind it in its batch may run after those that were sent meanwhile.
+    assert sorted(result.value[1] for result in found if result.ok) == [1, 3, 4, 5]
     assert len({result.value[2] for result in found if result.ok}) == 1
 
 
