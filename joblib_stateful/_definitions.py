@@ -11,9 +11,11 @@ has a name within something: a global of a namespace, an attribute of a class.
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import threading
+import types
 import uuid
 import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -57,7 +59,7 @@ class Peer:
     """
 
     def __init__(self, *, is_parent: bool) -> None:
-        self._is_parent = is_parent
+        self.is_parent = is_parent
         self._is_near = False  # both sides are in one process, which has all of it already
         self._known: dict[Key, int] = {}  # versions that the other side has from here
         self._own: dict[str, Any] = {}  # classes of this side that the other side may name
@@ -71,6 +73,9 @@ class Peer:
         # Frames that have come, until they are loaded; those that could not be loaded are tried again when asked for.
         self._unloaded: dict[Key, tuple[int, Any]] = {}
         self._load: Callable[[Any], Any] = _nothing
+        # Classes that are being loaded and can't be referred to yet, and attributes that may refer to them.
+        self._making: set[str] = set()
+        self._waiting: list[tuple[str, tuple[str, ...]]] = []
 
     # --- what goes to the other side --------------------------------------------------------------------
 
@@ -127,9 +132,10 @@ class Peer:
         previous, _here.peer = _here.peer, self
         try:
             for key in list(self._unloaded):
+                if key not in self._unloaded or (isinstance(key, tuple) and key[0] in self._unloaded):
+                    continue  # attributes come with their class
                 try:
-                    if key in self._unloaded:
-                        self._load_definition(key)
+                    self._load_definition(key)
                 except lets_through:
                     raise
                 except BaseException:  # noqa: BLE001, S112 - users' code; it is raised again where it is needed
@@ -153,13 +159,14 @@ class Peer:
     def existing(self, key: str) -> Any:
         """Return a class that is here already, or None."""
         found = self._alive.get(key)
-        if found is None and (self._is_parent or self._is_near):
+        if found is None and (self.is_parent or self._is_near):
             found = cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID.get(key)
         return found
 
     def register(self, key: str, made: Any) -> None:
         """Note a class that was made just now, and is still empty."""
         self._held[key] = self._alive[key] = made
+        self._made(key)
         with cloudpickle._DYNAMIC_CLASS_TRACKER_LOCK:  # for whatever users pickle by themselves
             cloudpickle._DYNAMIC_CLASS_TRACKER_BY_CLASS[made] = key
             cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID.setdefault(key, made)
@@ -187,13 +194,26 @@ class Peer:
             if (owner, name) in self._unloaded:
                 self._load_definition((owner, name))
 
+    def require_attributes(self, owner: str, names: tuple[str, ...]) -> None:
+        """Have attributes of a class loaded, as soon as all classes that are being loaded can be referred to.
+
+        A registry on a base class holds its subclasses, and to make one of those takes the base class.
+        """
+        self._waiting.append((owner, names))
+        self._made(owner)
+
+    def _made(self, key: str) -> None:
+        self._making.discard(key)
+        while self._waiting and not self._making:
+            self.require(*self._waiting.pop(0))
+
     def _is_here(self, key: Key, version: int) -> bool:
         is_class = isinstance(key, str)
         owner = key if isinstance(key, str) else key[0]
         if owner in self._own:
             return True
         found = self._alive.get(owner)
-        if found is None and self._is_parent and (found := self.existing(owner)) is not None:
+        if found is None and self.is_parent and (found := self.existing(owner)) is not None:
             self._alive[owner] = found
             self._given.add(found)
         if found is None:
@@ -208,16 +228,37 @@ class Peer:
         before = self._versions.get(key, 0)
         self._versions[key] = version
         try:
-            loaded = self._load(frame)
-            if not isinstance(key, str):
-                self._assign(*key, loaded)
+            if isinstance(key, str):
+                if self.existing(key) is None:
+                    self._making.add(key)
+                self._load(frame)
+            else:
+                self._assign(*key, self._load_entry(key[0], frame))
         except BaseException:
             self._versions[key] = before
             self._unloaded[key] = version, frame
-            if isinstance(key, str) and not before:
-                self._held.pop(key, None)  # it is half done
-                self._alive.pop(key, None)
+            if isinstance(key, str):
+                self._making.discard(key)
+                self._waiting = [(owner, names) for owner, names in self._waiting if owner != key]
+                if not before:
+                    self._held.pop(key, None)  # it is half done
+                    self._alive.pop(key, None)
             raise
+
+    def _load_entry(self, owner: str, frame: Any) -> Any:
+        try:
+            return self._load(frame)
+        except Exception:
+            found = None if self.is_parent else self._held.get(owner)
+            if found is None or "__new__" not in found.__dict__:
+                raise
+        # A singleton: its constructor looks for the attribute that it is.
+        constructor = found.__dict__["__new__"]
+        type.__delattr__(found, "__new__")
+        try:
+            return self._load(frame)
+        finally:
+            type.__setattr__(found, "__new__", constructor)
 
     def _assign(self, owner: str, name: str, value: Any) -> None:
         if owner in self._namespaces:
@@ -319,9 +360,36 @@ def skeleton(key: str, make: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     peer = _peer()
     made = peer.existing(key)
     if made is None:
-        made = make(*args)
+        is_elsewhere = make is cloudpickle._make_skeleton_class and not peer.is_parent
+        made = _make_quietly(*args[:4]) if is_elsewhere else make(*args)
         peer.register(key, made)
     return made
+
+
+def _make_quietly(kind: Any, name: str, bases: tuple[Any, ...], members: dict[str, Any]) -> Any:
+    """Return an empty class, as if nobody was told of it.
+
+    What ``__init_subclass__`` and metaclasses that travel by value do about a new class has been done in the parent, with
+    all that is in the class and with its keywords, and what came of it travels with them.
+    """
+    resolved = types.resolve_bases(bases)
+    maker = next(known for known in kind.__mro__ if known not in cloudpickle._DYNAMIC_CLASS_TRACKER_BY_CLASS)
+    hooks = [
+        (base, base.__dict__["__init_subclass__"])
+        for base in dict.fromkeys(itertools.chain.from_iterable(found.__mro__ for found in resolved))
+        if "__init_subclass__" in base.__dict__ and base in cloudpickle._DYNAMIC_CLASS_TRACKER_BY_CLASS
+    ]
+    try:
+        for base, _ in hooks:
+            type.__delattr__(base, "__init_subclass__")
+        if maker is kind:
+            return types.new_class(name, bases, {"metaclass": kind}, lambda namespace: namespace.update(members))
+        made = maker.__new__(kind, name, resolved, {**members})
+        maker.__init__(made, name, resolved, {**members})
+        return made
+    finally:
+        for base, hook in hooks:
+            type.__setattr__(base, "__init_subclass__", hook)
 
 
 def set_class_state(made: Any, state: tuple[dict[str, Any], Any, str, tuple[str, ...]]) -> None:
@@ -335,7 +403,7 @@ def set_class_state(made: Any, state: tuple[dict[str, Any], Any, str, tuple[str,
             continue
     _members[made] = now
     cloudpickle._class_setstate(made, (members, slots))
-    _peer().require(key, names)
+    _peer().require_attributes(key, names)
 
 
 # The names of what came with each class.
