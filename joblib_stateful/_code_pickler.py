@@ -7,14 +7,19 @@ knows it in the parent, and then in the worker too, where tracebacks and `inspec
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import io
 import linecache
 import os
+import uuid
+import weakref
 from collections import ChainMap
 from types import CodeType
 from typing import Any, ClassVar
 
 import cloudpickle
+from cloudpickle import cloudpickle as inside
 
 # Where the name stands among the arguments of `CodeType`, and what cloudpickle writes there.
 _AT = 10
@@ -70,12 +75,70 @@ def make_code(text: str, *args: Any) -> CodeType:
 _brought: dict[str, list[str]] = {}
 
 
+#: The type of functions under `functools.lru_cache`.
+CACHED: Any = functools._lru_cache_wrapper
+
+
+def is_imported(found: Any) -> bool:
+    """Tell whether something with a name, but neither a class nor a plain function, can be imported by others."""
+    name = inside._lookup_module_and_qualname(found)
+    return name is not None and not inside._is_registered_pickle_by_value(name[0])
+
+
+def reduce_cached(found: Any, version: Any = None) -> Any:
+    """Reduce a function under `functools.lru_cache`, which pickle takes for one that can always be imported.
+
+    Another version doesn't go on with the cache of an earlier one.
+    """
+    if is_imported(found):
+        return found.__reduce__()
+    own = {name: value for name, value in found.__dict__.items() if name not in _OF_EACH_CACHE}
+    # Nor does another one with the same code, as a cell makes that is run again.
+    serial = _serials.setdefault(found, uuid.uuid4().hex)
+    return _make_cached, (found.__wrapped__, found.cache_parameters(), serial, version), own or None
+
+
+_OF_EACH_CACHE = frozenset({*functools.WRAPPER_ASSIGNMENTS, "__wrapped__", "cache_parameters"})
+
+
+_serials: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+
+
+def _make_cached(function: Any, parameters: dict[str, Any], *_: object) -> Any:
+    return functools.lru_cache(**parameters)(function)
+
+
+def _reduce_cached_property(found: Any) -> Any:
+    """Reduce what has a lock in Python 3.11."""
+    return _make_cached_property, (found.func, found.attrname)
+
+
+def _make_cached_property(function: Any, name: str | None) -> Any:
+    made = functools.cached_property(function)
+    made.attrname = name
+    return made
+
+
+def _reduce_weak(found: Any) -> Any:
+    """Reduce a weak container: `functools.singledispatch` has one, and scripts keep caches in them."""
+    return type(found), (list(found.items()) if hasattr(found, "items") else list(found),)
+
+
 class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it is not typed
     """cloudpickle's own, by which code keeps its place."""
 
     dispatch_table: ClassVar[Any] = ChainMap(
         # A copy, which one more map in front of it would make slower for all that has a class.
-        {**cloudpickle.Pickler.dispatch_table.maps[0], CodeType: _reduce},
+        {
+            **cloudpickle.Pickler.dispatch_table.maps[0],
+            CodeType: _reduce,
+            CACHED: reduce_cached,
+            functools.cached_property: _reduce_cached_property,
+            weakref.WeakKeyDictionary: _reduce_weak,
+            weakref.WeakValueDictionary: _reduce_weak,
+            # A field without a default has this very object.
+            type(dataclasses.MISSING): lambda _: "MISSING",
+        },
         *cloudpickle.Pickler.dispatch_table.maps[1:],
     )
 

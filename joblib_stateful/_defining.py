@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from cloudpickle import cloudpickle
 
-from ._code_pickler import Pickler
+from ._code_pickler import CACHED, Pickler, is_imported, reduce_cached
 from ._definitions import (
     Definition,
     entries,
@@ -33,6 +33,7 @@ from ._definitions import (
     skeleton,
     top_function,
 )
+from ._noticing import print_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -184,6 +185,18 @@ class Definer:
             make, args = cloudpickle._make_function, (code, space.reference, None, None, closure)
         return make, args, (state, slots), None, None, cloudpickle._function_setstate
 
+    def cached_function(self, found: Any) -> Any:
+        """Return what stands for a function under `functools.lru_cache`, which is to have one cache if it is a global."""
+        function, name = found.__wrapped__, found.__name__
+        if type(function) is not _FUNCTION or is_imported(found):
+            return NotImplemented
+        space = self._touch(function.__globals__)
+        if space.globals.get(name) is not found or (space.key, name) == self._key:
+            printed = print_of(found)
+            return reduce_cached(found, printed and _digest(printed))
+        self._need((space.key, name), found, space.marks, f"function {name}")
+        return entry, (space.key, name)
+
     def global_reference(self, found: Any) -> Any:
         """Return what stands for an object that is also a global: it is to be the same one."""
         if not self._touched:
@@ -331,6 +344,8 @@ class ReferringPickler(Pickler):
             return self._class(found)
         if isinstance(found, _FUNCTION):
             return super().reducer_override(found)
+        if kind is CACHED and not self.definer.is_back:
+            return self.definer.cached_function(found)
         if (self.is_definition or kind is object) and not self.definer.is_back:
             return self.definer.global_reference(found)
         return NotImplemented

@@ -15,8 +15,9 @@ import pickle
 import types
 from typing import TYPE_CHECKING, Any
 
-import cloudpickle as public
 from cloudpickle import cloudpickle
+
+from ._code_pickler import Pickler
 
 if TYPE_CHECKING:
     from ._definitions import Definition, Key
@@ -34,11 +35,10 @@ class Memory:
 
     def __init__(self) -> None:
         self._found: dict[Key, tuple[bytes, tuple[Definition, ...]]] = {}
-        self._printers: list[_Printer] = []
 
     def recall(self, key: Key, found: Any) -> tuple[bytes | None, tuple[Definition, ...] | None]:
         """Return the print of what a key stands for, and what it needed if that is still the same."""
-        now = self.print_of(found)
+        now = print_of(found)
         then = self._found.get(key)
         return now, then[1] if then is not None and now is not None and then[0] == now else None
 
@@ -50,18 +50,19 @@ class Memory:
             self._found.clear()
         self._found[key] = print_, needs
 
-    def print_of(self, found: Any) -> bytes | None:
-        """Return what is equal as long as a class or value and all that it uses are; None if that can't be told."""
-        try:
-            printer = self._printers.pop()
-        except IndexError:
-            printer = _Printer()
-        try:
-            printed = printer.print(found)
-        except Exception:  # noqa: BLE001 - then it is defined again, which says what is wrong
-            return None
-        self._printers.append(printer)
-        return printed
+
+def print_of(found: Any) -> bytes | None:
+    """Return what is equal as long as a class or value and all that it uses are; None if that can't be told."""
+    try:
+        printer = _printers.pop()
+    except IndexError:
+        printer = _Printer()
+    try:
+        printed = printer.print(found)
+    except Exception:  # noqa: BLE001 - then it is defined again, which says what is wrong
+        return None
+    _printers.append(printer)
+    return printed
 
 
 def _weight_of(frame: Any) -> float:
@@ -87,7 +88,7 @@ class _Codes:
 _codes = _Codes()
 
 
-class _Printer(public.Pickler):  # type: ignore[misc]  # it is not typed
+class _Printer(Pickler):
     """A pickler whose output is only compared."""
 
     def __init__(self) -> None:
@@ -136,6 +137,10 @@ class _Printer(public.Pickler):  # type: ignore[misc]  # it is not typed
             [globals_.get(name, _ABSENT) for name in names],
         )
         return _Seen, (number, found.__module__, found.__qualname__), state
+
+
+# For use in any threads.
+_printers: list[_Printer] = []
 
 
 class _Seen:

@@ -102,6 +102,84 @@ single = Single()
 compare(lambda item: (item is Single(), item.number), [single])
 compare(lambda number: (Single() is Single(), Single().number), [1])
 """,
+    "functions with a cache": """
+calls = []
+@functools.lru_cache(maxsize=50)
+def fibonacci(number):
+    return number if number < 2 else fibonacci(number - 1) + fibonacci(number - 2)
+def outer():
+    @functools.cache
+    def factorial(number): return 1 if number < 1 else number * factorial(number - 1)
+    return factorial
+class Methods:
+    @functools.lru_cache(3)
+    def plain(self, number): return number + 1
+    @staticmethod
+    @functools.cache
+    def static(number): return number + 2
+    @functools.cached_property
+    def own(self): return calls.append(1) or len(calls)
+compare(fibonacci, range(60))
+compare(lambda number: (fibonacci(number), fibonacci.cache_info().maxsize), range(60))
+compare(lambda function: (function is fibonacci, function(9)), [fibonacci])
+compare(outer(), range(9))
+compare(lambda item: (item.plain(1), item.static(1), item.plain.cache_parameters()), [Methods()])
+results = list(stateful_map(lambda item: (item.own, item.own, item.own), [Methods()], n_jobs=1))
+assert results == [(1, 1, 1)], results
+""",
+    "a cache does not outlive what it was made from": """
+FACTOR = 2
+@functools.cache
+def scale(number): return FACTOR * number
+def use(number): return scale(number)
+compare(use, range(3))
+FACTOR = 3
+scale.cache_clear()
+compare(use, range(3))
+FACTOR = 4
+@functools.cache
+def scale(number): return FACTOR * number
+compare(use, range(3))
+""",
+    "a function with a method for each type": """
+class Node: pass
+@functools.singledispatch
+def name(item): return "something"
+@name.register
+def _(item: int): return "a number"
+@name.register(Node)
+def _(item): return "a node"
+class Namer:
+    @functools.singledispatchmethod
+    def name(self, item): return "something"
+    @name.register
+    def _(self, item: int): return "a number"
+namer = Namer()
+compare(name, [1, "a", Node()])
+compare(lambda item: (name(item), namer.name(item)), [1, "a", Node()])
+""",
+    "weak containers": """
+class Node: pass
+node = Node()
+by_node, by_name, nodes = weakref.WeakKeyDictionary({node: 1}), weakref.WeakValueDictionary(a=node), weakref.WeakSet([node])
+compare(lambda _: (by_node[node], by_name["a"] is node, node in nodes, len(by_node)), [0])
+""",
+    "fields without a default": """
+@dataclasses.dataclass
+class Point:
+    x: int
+    y: list = dataclasses.field(default_factory=list)
+def derive(number):
+    @dataclasses.dataclass
+    class Far(Point):
+        z: int = 3
+    try:
+        return Far(), "made without x"
+    except TypeError as error:
+        return str(error), Far(number).y
+compare(lambda item: [field.default is dataclasses.MISSING for field in dataclasses.fields(item)], [Point(1)])
+compare(derive, [1])
+""",
 }
 
 
