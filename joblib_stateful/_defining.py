@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 _FUNCTION = types.FunctionType
 # For relative imports, and what users may ask for.
 _OF_MODULE = ("__package__", "__name__", "__path__", "__file__")
+# Python's own on each member of an enum.
+_OF_EACH_MEMBER = frozenset({"_value_", "_name_", "__objclass__", "_sort_order_"})
 # Namespaces that are known again; there is one per module, notebook or `exec`.
 _MOST_NAMESPACES = 256
 # Each of them costs each frame that comes later 0.1 µs, and one that refers to it gains 3 (`benchmarks/classes.py`).
@@ -149,14 +151,21 @@ class Definer:
         key: str = cloudpickle._get_or_create_tracker_id(found)
         make, args, (members, slots), *_ = cloudpickle._dynamic_class_reduce(found)
         marks, names = _classes.setdefault(found, {}), []
-        if make is not cloudpickle._make_skeleton_enum:
+        # What the constructor of an enum has set on its members, which a worker makes from their values alone.
+        set_on_members: dict[str, dict[str, Any]] = {}
+        if make is cloudpickle._make_skeleton_enum:
+            for member in found:
+                own = {name: value for name, value in member.__dict__.items() if name not in _OF_EACH_MEMBER}
+                if own:
+                    set_on_members[member.name] = own
+        else:
             names = [name for name, value in members.items() if _is_data(name, value)]
             if "__slots__" in members and typing.NamedTuple not in found.__dict__.get("__orig_bases__", ()):
                 # cloudpickle 3.1 sets them when the class is there, whose objects have a dict then, and come back with it.
                 args[3]["__slots__"] = members.pop("__slots__")
         for name in names:
             self._need((key, name), members.pop(name), marks, f"attribute {name!r} of class {found.__qualname__}")
-        state = members, slots, key, tuple(names)
+        state = members, slots, key, tuple(names), set_on_members
         return skeleton, (key, make, (*args[:-2], None, args[-1])), state, None, None, set_class_state
 
     def function(self, found: Any, *, is_root: bool) -> tuple[Any, ...]:

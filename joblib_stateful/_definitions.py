@@ -392,9 +392,11 @@ def _make_quietly(kind: Any, name: str, bases: tuple[Any, ...], members: dict[st
             type.__setattr__(base, "__init_subclass__", hook)
 
 
-def set_class_state(made: Any, state: tuple[dict[str, Any], Any, str, tuple[str, ...]]) -> None:
+def set_class_state(
+    made: Any, state: tuple[dict[str, Any], Any, str, tuple[str, ...], dict[str, dict[str, Any]]]
+) -> None:
     """Fill an empty class, or bring one up to date: what is no longer there goes."""
-    members, slots, key, names = state
+    members, slots, key, names, set_on_members = state
     now = {*members, *names}
     for name in _members.get(made, now) - now:
         try:
@@ -403,6 +405,8 @@ def set_class_state(made: Any, state: tuple[dict[str, Any], Any, str, tuple[str,
             continue
     _members[made] = now
     cloudpickle._class_setstate(made, (members, slots))
+    for name, attributes in set_on_members.items():
+        made[name].__dict__.update(attributes)
     _peer().require_attributes(key, names)
 
 
