@@ -208,6 +208,8 @@ class Definer:
 
     def global_reference(self, found: Any) -> Any:
         """Return what stands for an object that is also a global: it is to be the same one."""
+        if type(found) is object:
+            return self._sentinel(found)
         if not self._touched:
             return NotImplemented
         if self._globals is None:
@@ -222,6 +224,20 @@ class Definer:
             return NotImplemented
         self._need((space.key, name), found, space.marks, f"global {name!r}")
         return entry, (space.key, name)
+
+    def _sentinel(self, found: Any) -> Any:
+        # It may come before, or without, a function that uses it.
+        for space in list(_namespaces.values()):
+            for name, value in list(space.globals.items()):
+                if value is found and (space.key, name) != self._key:
+                    self._need((space.key, name), found, space.marks, f"global {name!r}")
+                    return entry, (space.key, name)
+        return NotImplemented
+
+    def returned_sentinel(self, found: Any) -> Any:
+        """Return what stands for an object without anything of its own, which may be a global of the parent's."""
+        key = None if self._peer is None else self._peer.key_of_global(found)
+        return NotImplemented if key is None else (entry, key)
 
     def _touch(self, globals_: dict[str, Any]) -> _Namespace:
         space = _namespace_of(globals_)
@@ -355,6 +371,8 @@ class ReferringPickler(Pickler):
             return super().reducer_override(found)
         if kind is CACHED and not self.definer.is_back:
             return self.definer.cached_function(found)
+        if kind is object and self.definer.is_back:
+            return self.definer.returned_sentinel(found)
         if (self.is_definition or kind is object) and not self.definer.is_back:
             return self.definer.global_reference(found)
         return NotImplemented

@@ -184,9 +184,21 @@ class Peer:
         """Return a global of a namespace."""
         if self._is_near:
             return own_namespaces[owner].globals[name]
+        if self.is_parent:  # only what has nothing but its identity is named on the way back
+            known = own_namespaces.get(owner)
+            found = None if known is None else known.globals.get(name)
+            return found if type(found) is object else object()
         if (owner, name) in self._unloaded:
             self._load_definition((owner, name))
         return self._namespaces[owner][name]
+
+    def key_of_global(self, found: Any) -> tuple[str, str] | None:
+        """Return which global from the other side an object is."""
+        for owner, globals_ in self._namespaces.items():
+            for name, value in list(globals_.items()):
+                if value is found:
+                    return owner, name
+        return None
 
     def require(self, owner: str, names: Iterable[str]) -> None:
         """Have some globals of a namespace, or attributes of a class, loaded."""
