@@ -163,9 +163,10 @@ class Definer:
             if "__slots__" in members and typing.NamedTuple not in found.__dict__.get("__orig_bases__", ()):
                 # cloudpickle 3.1 sets them when the class is there, whose objects have a dict then, and come back with it.
                 args[3]["__slots__"] = members.pop("__slots__")
+        empty = {name: type(members[name])() for name in names if type(members[name]) in (dict, list, set)}
         for name in names:
             self._need((key, name), members.pop(name), marks, f"attribute {name!r} of class {found.__qualname__}")
-        state = members, slots, key, tuple(names), set_on_members
+        state = members, slots, key, tuple(names), empty, set_on_members
         return skeleton, (key, make, (*args[:-2], None, args[-1])), state, None, None, set_class_state
 
     def function(self, found: Any, *, is_root: bool) -> tuple[Any, ...]:

@@ -405,10 +405,11 @@ def _make_quietly(kind: Any, name: str, bases: tuple[Any, ...], members: dict[st
 
 
 def set_class_state(
-    made: Any, state: tuple[dict[str, Any], Any, str, tuple[str, ...], dict[str, dict[str, Any]]]
+    made: Any,
+    state: tuple[dict[str, Any], Any, str, tuple[str, ...], dict[str, Any], dict[str, dict[str, Any]]],
 ) -> None:
     """Fill an empty class, or bring one up to date: what is no longer there goes."""
-    members, slots, key, names, set_on_members = state
+    members, slots, key, names, empty, set_on_members = state
     now = {*members, *names}
     for name in _members.get(made, now) - now:
         try:
@@ -419,6 +420,9 @@ def set_class_state(
     cloudpickle._class_setstate(made, (members, slots))
     for name, attributes in set_on_members.items():
         made[name].__dict__.update(attributes)
+    for name, container in empty.items():
+        if name not in made.__dict__:  # objects within it may look into it when they are made
+            setattr(made, name, container)
     _peer().require_attributes(key, names)
 
 
