@@ -210,6 +210,14 @@ name, states = Name("a"), [State(1), State(2)]
 compare(lambda item: (item is Name("a"), item.text, sorted(Name.known)), [name])
 compare(lambda item: item.next() and item.next().number, states)
 """,
+    "a generic named tuple": """
+from typing import Generic, NamedTuple, TypeVar
+T = TypeVar("T")
+class Pair(NamedTuple, Generic[T]):
+    first: T
+    second: int = 2
+compare(lambda item: (item, Pair[int](3), type(item) is Pair), [Pair(1)])
+""",
     "weak containers": """
 class Node: pass
 node = Node()
