@@ -426,8 +426,9 @@ class Core:
                 self._told[send.slot] = worker, surroundings
         timed = call.limits.item_timeout is not None
         definitions = ()
-        if needs or parcel.needs:
-            definitions = self._peer(send.slot, worker).take((*needs, *parcel.needs))
+        peer = self._peer(send.slot, worker)
+        if needs or parcel.needs or peer.has_lost:
+            definitions = peer.take((*needs, *parcel.needs))
             parcel = parcel._replace(needs=())
         message = Run(
             send.seq,
@@ -544,6 +545,8 @@ class Core:
         pid, peer = worker.pid, self._peer(slot, worker)
         if reply.was_refused:  # with all that came with it
             peer.start_anew()
+        if reply.was_lost:
+            peer.has_lost = True
         if reply.definitions:  # in the order of answers, for later ones may refer to them
             receive(peer, reply.definitions, transport)
         if self.engine.is_synchronous or not (

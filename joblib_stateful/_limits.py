@@ -127,7 +127,7 @@ class LimitWatch:
                     # It is answered, though nobody here has read that yet; or something else has begun just now, to which
                     # what was read may not belong.
                     due = now + limit
-                    if worker.tells_when_sent and progress.sent != watched.seq:
+                    if worker.owes_answer(watched.seq):
                         idle_since = watched.idle_since or now
                 else:
                     due = since + limit
