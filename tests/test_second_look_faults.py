@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
+
+import pytest
+
+from joblib_stateful import shutdown, stateful_map
+from joblib_stateful._core import Core
 
 if TYPE_CHECKING:
     from conftest import RunProgram
@@ -70,3 +77,45 @@ print("done")
         limit=60,
     )
     assert (done.code, done.out) == (0, "done\n"), done.err[-3000:]
+
+
+class Named:
+    """A worker that says what it was built from."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, _: int) -> str:
+        return self.name
+
+
+@pytest.mark.parametrize("engine", ["loky", "threads"])
+def test_two_threads_that_want_more_slots_at_once(monkeypatch: pytest.MonkeyPatch, engine: str) -> None:
+    """The second one comes while the first one is about to have the executor grow."""
+    kwargs = [{"name": name} for name in "abcd"]
+    list(stateful_map(Named, range(2), worker_kwargs=kwargs[:2], engine=engine))
+    grow, is_there, go_on = Core.grow, threading.Event(), threading.Event()
+
+    def wait_and_grow(core: Core, other: Core) -> None:
+        if not is_there.is_set():
+            is_there.set()
+            go_on.wait()
+        grow(core, other)
+
+    monkeypatch.setattr(Core, "grow", wait_and_grow)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(lambda: list(stateful_map(Named, range(40), worker_kwargs=kwargs, engine=engine)))
+        try:
+            assert is_there.wait(20)
+            found = list(stateful_map(Named, range(40), worker_kwargs=kwargs, engine=engine))
+        finally:
+            go_on.set()
+        assert {*found, *first.result(60)} <= {*"abcd"}
+    shutdown()
+
+
+def test_two_of_one_name_that_are_used_in_turn_can_be_told_apart(caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("one", "other", "one"):
+        list(stateful_map(Named, range(2), shared_kwargs={"name": name}, n_jobs=1, engine="threads"))
+    assert "Named and another Named (from other kwargs" in caplog.text
+    shutdown()
