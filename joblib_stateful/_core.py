@@ -577,15 +577,17 @@ class Core:
 
     def _what_came_of(self, job: Job, reply: Ran, slot: int, pid: int | None, peer: Peer) -> Decisions:
         try:
-            report = self._report(job, reply, slot, pid, peer)
-        except NonsenseError as error:
-            report = report_without(job, reply, error, slot, pid)
-        with self._lock:
             try:
+                report = self._report(job, reply, slot, pid, peer)
+            except NonsenseError as error:
+                report = report_without(job, reply, error, slot, pid)
+            with self._lock:
                 decisions = self._schedule.reported(job, report)
-            except BaseException as error:  # noqa: BLE001 - nobody else can tell it to whom it concerns
+                self._changed.notify_all()
+        except BaseException as error:  # noqa: BLE001 - nobody else can tell it to whom it concerns
+            with self._lock:
                 decisions = self._schedule.fail(job.call, error)
-            self._changed.notify_all()
+                self._changed.notify_all()
         return decisions
 
     def _answer_of_build(self, slot: int, seq: int, reply: Reply | Death) -> Decisions:

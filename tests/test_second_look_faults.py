@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from joblib_stateful import shutdown, stateful_map
+from joblib_stateful import StatefulExecutor, _core, shutdown, stateful_map
 from joblib_stateful._core import Core
 
 if TYPE_CHECKING:
@@ -119,3 +119,22 @@ def test_two_of_one_name_that_are_used_in_turn_can_be_told_apart(caplog: pytest.
         list(stateful_map(Named, range(2), shared_kwargs={"name": name}, n_jobs=1, engine="threads"))
     assert "Named and another Named (from other kwargs" in caplog.text
     shutdown()
+
+
+def fail() -> None:
+    raise ValueError("as it was told to")
+
+
+@pytest.mark.parametrize("engine", ["loky", "threads"])
+def test_a_call_whose_outcome_can_not_even_be_described_has_one(monkeypatch: pytest.MonkeyPatch, engine: str) -> None:
+    def no_memory(*_: object, **__: object) -> None:
+        raise MemoryError("there is none for this either")
+
+    with StatefulExecutor(n_jobs=1, engine=engine) as executor:
+        with monkeypatch.context() as patch:
+            patch.setattr(_core, "report_of", no_memory)
+            patch.setattr(_core, "report_without", no_memory)
+            first, second = executor.submit(fail), executor.submit(fail)
+            assert type(first.exception(timeout=20)) is MemoryError
+            assert type(second.exception(timeout=20)) is MemoryError
+        assert executor.submit(abs, -1).result(timeout=20) == 1
