@@ -6,7 +6,6 @@ clock (time limits). Each is noted under the lock; what the schedule decides is 
 
 from __future__ import annotations
 
-import logging
 import sys
 import threading
 import weakref
@@ -49,7 +48,7 @@ if TYPE_CHECKING:
     from ._worker import Worker
     from .engines import Engine, EngineWorker
 
-_log = logging.getLogger("joblib_stateful")
+_log = _safely.Log()
 
 # What users' code has made calls from, while an answer was taken, has so long to come back before it is taken for waiting.
 _PATIENCE_SECONDS = 0.05

@@ -8,13 +8,13 @@ turn none makes way a second time), or by `shutdown`. One that somebody uses is 
 
 from __future__ import annotations
 
-import logging
 import operator
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import _clock, _code, _exit, _limits, _locks
 from ._executor import make_core
+from ._safely import Log
 from ._spec import PackedSpec, holds_the_same, spec_key
 from ._transport import ByReference
 from ._turns import Turns, name_of
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 # joblib's own figure for its idle workers.
 IDLE_SECONDS = 300.0
 
-_log = logging.getLogger("joblib_stateful")
+_log = Log()
 
 
 class _Key(NamedTuple):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import math
 import multiprocessing
 import multiprocessing.context
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from .._log_levels import watch as log_levels
 from .._messages import NOTHING, Build, BuildFailed, Failure, Finished, Ran, Refused, Run, answer_to
 from .._records import Death
-from .._safely import name_of, text_of
+from .._safely import Log, name_of, text_of
 from .._segments import numbers, spares
 from .._worker import Progress
 from ..errors import why_condemned
@@ -63,7 +62,7 @@ if TYPE_CHECKING:
 
     _OnReply: TypeAlias = Callable[[Reply | Death], None]
 
-_log = logging.getLogger("joblib_stateful")
+_log = Log()
 
 # What a process has sent before its end is there to be read, and then the end of it, unless a child of it keeps its line
 # open. (Linux would let it be read later, too.)
