@@ -8,7 +8,6 @@ calls under the same configuration it is started, aborted or ended.
 from __future__ import annotations
 
 import copy
-import logging
 import multiprocessing
 import os
 import sys
@@ -48,7 +47,7 @@ if TYPE_CHECKING:
     from ._surroundings import Surroundings
     from ._worker import Worker
 
-_log = logging.getLogger("joblib_stateful")
+_log = _safely.Log()
 
 # After Ctrl-C, what runs has this long to end before its worker is killed.
 _INTERRUPT_GRACE = 0.5

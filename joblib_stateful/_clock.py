@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
-import logging
 import os
 import sys
 import threading
@@ -16,11 +15,12 @@ import time
 from typing import TYPE_CHECKING
 
 from . import _locks
+from ._safely import Log
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_log = logging.getLogger("joblib_stateful")
+_log = Log()
 
 # No wait is longer, for a platform may count no further than `threading.TIMEOUT_MAX`: 49 days, on some.
 _LONGEST_WAIT = 3600.0
@@ -80,7 +80,7 @@ class Clock:
         while (function := self._next()) is not None:
             try:
                 function()
-            except Exception:  # noqa: BLE001 - the other limits must go on
+            except BaseException:  # noqa: BLE001 - the other limits must go on
                 _log.exception("A time limit could not be enforced; please report this.")
             function = None
 

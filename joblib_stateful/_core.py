@@ -6,7 +6,6 @@ clock (time limits). Each is noted under the lock; what the schedule decides is 
 
 from __future__ import annotations
 
-import logging
 import sys
 import threading
 import weakref
@@ -49,7 +48,7 @@ if TYPE_CHECKING:
     from ._worker import Worker
     from .engines import Engine, EngineWorker
 
-_log = logging.getLogger("joblib_stateful")
+_log = _safely.Log()
 
 # What users' code has made calls from, while an answer was taken, has so long to come back before it is taken for waiting.
 _PATIENCE_SECONDS = 0.05
@@ -426,8 +425,9 @@ class Core:
                 self._told[send.slot] = worker, surroundings
         timed = call.limits.item_timeout is not None
         definitions = ()
-        if needs or parcel.needs:
-            definitions = self._peer(send.slot, worker).take((*needs, *parcel.needs))
+        peer = self._peer(send.slot, worker)
+        if needs or parcel.needs or peer.has_lost:
+            definitions = peer.take((*needs, *parcel.needs))
             parcel = parcel._replace(needs=())
         message = Run(
             send.seq,
@@ -544,6 +544,8 @@ class Core:
         pid, peer = worker.pid, self._peer(slot, worker)
         if reply.was_refused:  # with all that came with it
             peer.start_anew()
+        if reply.was_lost:
+            peer.has_lost = True
         if reply.definitions:  # in the order of answers, for later ones may refer to them
             receive(peer, reply.definitions, transport)
         if self.engine.is_synchronous or not (
@@ -574,15 +576,17 @@ class Core:
 
     def _what_came_of(self, job: Job, reply: Ran, slot: int, pid: int | None, peer: Peer) -> Decisions:
         try:
-            report = self._report(job, reply, slot, pid, peer)
-        except NonsenseError as error:
-            report = report_without(job, reply, error, slot, pid)
-        with self._lock:
             try:
+                report = self._report(job, reply, slot, pid, peer)
+            except NonsenseError as error:
+                report = report_without(job, reply, error, slot, pid)
+            with self._lock:
                 decisions = self._schedule.reported(job, report)
-            except BaseException as error:  # noqa: BLE001 - nobody else can tell it to whom it concerns
+                self._changed.notify_all()
+        except BaseException as error:  # noqa: BLE001 - nobody else can tell it to whom it concerns
+            with self._lock:
                 decisions = self._schedule.fail(job.call, error)
-            self._changed.notify_all()
+                self._changed.notify_all()
         return decisions
 
     def _answer_of_build(self, slot: int, seq: int, reply: Reply | Death) -> Decisions:

@@ -30,6 +30,8 @@ Key: TypeAlias = "str | tuple[str, str]"
 # After so many definitions a peer is told to forget those that nothing there uses, which programs that make a class for
 # each item would otherwise pile up. Telling it again costs a message 0.1 ms per class (`benchmarks/classes.py`).
 _MOST_KNOWN = 1000
+# Tells a peer to assume that this side has nothing.
+_LOST = 0
 
 
 class Definition(NamedTuple):
@@ -68,6 +70,8 @@ class Peer:
         self._given: weakref.WeakSet[Any] = (
             weakref.WeakSet()
         )  # this side's own that were described to it: left as they are
+        #: Something that the other side has sent did not arrive, and it is to be told.
+        self.has_lost = False
         self._versions: dict[Key, int] = {}
         self._namespaces: dict[str, dict[str, Any]] = {}
         # Frames that have come, until they are loaded; those that could not be loaded are tried again when asked for.
@@ -87,13 +91,14 @@ class Peer:
         """Return what must be sent ahead of values with these needs; from now on the other side has it."""
         known = self._known
         news = [need for need in needs if known.get(need.key, 0) < need.version and not self._has_made(need)]
-        if not news:
+        if not news and not self.has_lost:
             return ()
-        start: tuple[Any, ...] = ()
+        start: tuple[Any, ...] = (_LOST,) if self.has_lost else ()
+        self.has_lost = False
         if len(known) > _MOST_KNOWN:
             known.clear()
             self._own.clear()
-            start, news = (None,), [need for need in needs if not self._has_made(need)]
+            start, news = (*start, None), [need for need in needs if not self._has_made(need)]
         for key, version, _, value in news:
             known[key] = version
             if isinstance(key, str):
@@ -123,12 +128,7 @@ class Peer:
                 if self._is_near:
                     return
                 continue
-            if definition is None:
-                self._forget()
-                continue
-            key, version, frame = definition
-            if not self._is_here(key, version):
-                self._unloaded[key] = version, frame
+            self._take_in(definition)
         previous, _here.peer = _here.peer, self
         try:
             for key in list(self._unloaded):
@@ -142,6 +142,16 @@ class Peer:
                     continue
         finally:
             _here.peer = previous
+
+    def _take_in(self, definition: Any) -> None:
+        if definition is None:
+            self._forget()
+        elif definition == _LOST:
+            self.start_anew()
+        else:
+            key, version, frame = definition
+            if not self._is_here(key, version):
+                self._unloaded[key] = version, frame
 
     def find(self, key: str) -> Any:
         """Return a class; raises what kept it from being loaded."""

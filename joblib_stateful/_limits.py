@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import _clock
 from ._messages import Phase, Run
+from ._safely import Log
 
 if TYPE_CHECKING:
     import threading
@@ -25,7 +25,7 @@ _STARTUP_SECONDS = 60.0
 # waits goes on: the end of an executor, or another worker's turn on the same GPU.
 CLOSE_SECONDS = 30.0
 
-_log = logging.getLogger("joblib_stateful")
+_log = Log()
 
 
 class Watched(NamedTuple):
@@ -127,7 +127,7 @@ class LimitWatch:
                     # It is answered, though nobody here has read that yet; or something else has begun just now, to which
                     # what was read may not belong.
                     due = now + limit
-                    if worker.tells_when_sent and progress.sent != watched.seq:
+                    if worker.owes_answer(watched.seq):
                         idle_since = watched.idle_since or now
                 else:
                     due = since + limit

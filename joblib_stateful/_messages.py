@@ -100,6 +100,7 @@ class Ran(NamedTuple):
     seconds: float
     definitions: tuple[Any, ...] = ()  # what values and failures refer to, and the parent doesn't have yet
     was_refused: bool = False  # there was no memory for all of it; none of it was run
+    was_lost: bool = False  # there was no memory for the answer, and this stands for it
 
 
 class Finished(NamedTuple):

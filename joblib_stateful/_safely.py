@@ -1,4 +1,4 @@
-"""Exceptions of users, looked at without running code of theirs.
+"""Exceptions of users, looked at without running code of theirs; and our log records, which go through code of theirs.
 
 A class may define what an exception's attributes do, and what even its name is: who asks the usual way runs code that may
 raise anything, in a thread to which nobody listens. Python's own slots can be read past that.
@@ -7,6 +7,8 @@ raise anything, in a thread to which nobody listens. Python's own slots can be r
 from __future__ import annotations
 
 import contextlib
+import logging
+import threading
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -108,3 +110,37 @@ def can_be_handled(error: BaseException) -> bool:
     except BaseException:  # noqa: BLE001 - the user's own code
         return False
     return True
+
+
+class Log:
+    """The package's own logger: what users' handlers and filters raise is printed, and ends nothing.
+
+    Most of what it is told comes from threads without which no call would come to its end. logging's own handlers print
+    their errors, too; but some users' let them through, or raise SystemExit on purpose.
+    """
+
+    def __init__(self) -> None:
+        self._logger = logging.getLogger("joblib_stateful")
+        self._handler = logging.NullHandler()
+
+    def warning(self, text: str, *args: object, **extra: Any) -> None:
+        """Log a warning."""
+        self._log(logging.WARNING, text, args, extra)
+
+    def error(self, text: str, *args: object, **extra: Any) -> None:
+        """Log an error."""
+        self._log(logging.ERROR, text, args, extra)
+
+    def exception(self, text: str, *args: object) -> None:
+        """Log an error with the exception that is being handled."""
+        self._log(logging.ERROR, text, args, {"exc_info": True})
+
+    def _log(self, level: int, text: str, args: tuple[object, ...], extra: dict[str, Any]) -> None:
+        try:
+            self._logger.log(level, text, *args, stacklevel=3, **extra)
+        except BaseException as error:
+            # Only there Ctrl-C is raised.
+            if is_a(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+                raise
+            with contextlib.suppress(Exception):  # standard error is closed, or the user's
+                self._handler.handleError(logging.LogRecord("joblib_stateful", level, "", 0, text, args, None))

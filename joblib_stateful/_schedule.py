@@ -202,7 +202,8 @@ class Schedule(Board):
 
     def fail(self, call: Call, error: BaseException) -> Decisions:
         """Note that nothing can be told of a call."""
-        return [] if call.settled else self._fail(call, error)
+        decisions = [] if call.settled else self._fail(call, error)
+        return decisions + self._assign()
 
     def died(self, index: int, seq: int, death: Death) -> Decisions:
         """Note that a slot's process is gone."""

@@ -8,13 +8,13 @@ turn none makes way a second time), or by `shutdown`. One that somebody uses is 
 
 from __future__ import annotations
 
-import logging
 import operator
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import _clock, _code, _exit, _limits, _locks
 from ._executor import make_core
+from ._safely import Log
 from ._spec import PackedSpec, holds_the_same, spec_key
 from ._transport import ByReference
 from ._turns import Turns, name_of
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 # joblib's own figure for its idle workers.
 IDLE_SECONDS = 300.0
 
-_log = logging.getLogger("joblib_stateful")
+_log = Log()
 
 
 class _Key(NamedTuple):
@@ -160,7 +160,8 @@ def prepare(
     with _lock:
         # By reference, what the one that is there was made from may hold something else when one is taken.
         found = None if isinstance(engine.transport, ByReference) else _find(key)
-    has_all = found is not None and (spec.worker_kwargs is None or n_jobs <= len(found.key.own))
+    # Not by its key, which says what it will have; and the number first, for another thread may be having it grow.
+    has_all = found is not None and (found.core.n_jobs >= n_jobs or spec.worker_kwargs is None)
     packed = found.core.packed if found is not None and has_all else PackedSpec(spec, engine.transport)
     core = make_core(packed, n_jobs, engine, envs, inner_max_num_threads=inner_max_num_threads)
 
@@ -256,12 +257,15 @@ def _make_room_for(new: _Entry, found: Lease | None) -> tuple[list[_Entry], list
 
 
 def _tell(entry: _Entry, new: _Entry) -> None:
+    one, other = _text_of(entry), _text_of(new)
+    if one == other:
+        other = f"another {other} (from other kwargs or code, or with other options)"
     _log.warning(
         "%s and %s are used in turn: from now on both keep their workers, where the one made way for the other before. "
         "joblib_stateful.shutdown() frees what they hold; with a StatefulExecutor for each it is you who decides how long "
         "that stays.",
-        _text_of(entry),
-        _text_of(new),
+        one,
+        other,
     )
 
 

@@ -10,6 +10,7 @@ that is "" while they do so.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import signal
@@ -80,7 +81,7 @@ def report() -> None:
     """Print what is held, because no item will come any more."""
     while held:
         number, error = held.popitem()
-        if sys.stderr is not None:
+        with contextlib.suppress(Exception):  # there is no standard error, or the user's code has closed it
             text = "".join(traceback.format_exception(error))
             sys.stderr.write(f"The handler of signal {number} raised while no item ran:\n{text}")
 

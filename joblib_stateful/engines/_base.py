@@ -31,8 +31,6 @@ class EngineWorker(ABC):
     pid: int | None = None
     #: The worker itself, if it can be used from any thread of this process (engine ``inline``).
     local: Worker | None = None
-    #: Its progress says when an answer is sent, all of it.
-    tells_when_sent: ClassVar[bool] = False
     #: Set by the executor: to be called, from any thread, if the worker is found dead with no message under way. An engine
     #: that doesn't notice need not; then the next message is answered with that death.
     on_idle_death: Callable[[Death], None] | None = None
@@ -44,6 +42,10 @@ class EngineWorker(ABC):
         Either return the answer, or return None and call ``on_reply`` with it once, from any thread. A worker
         whose process is gone, or that could not be started, answers with a `Death`, once it is really gone.
         """
+
+    def owes_answer(self, seq: int) -> bool:  # noqa: ARG002 - most engines don't see it
+        """Tell whether a message of which the worker says that it is done with isn't answered, though somebody listens."""
+        return False
 
     def condemn(self, what: str) -> None:  # noqa: ARG002 - for engines that can pass it on
         """End a worker at once whose memory must be damaged, for what it says can't be; ``what`` is wrong with it.

@@ -10,7 +10,6 @@ waiting for more than a moment.
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import os
 import select
@@ -37,8 +36,6 @@ if TYPE_CHECKING:
     from ._loky_worker import LokyWorker
 
     Answer: TypeAlias = tuple[Reply, Collection[int] | None]
-
-_log = logging.getLogger("joblib_stateful")
 
 # A consumer takes the answers itself when so many waits in a row were over so soon after the one before. (The worst that
 # can come of it, a consumer that stays away then, costs what those waits would have gained.)

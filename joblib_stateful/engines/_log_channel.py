@@ -19,6 +19,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from .._log_levels import Applied
+from .._safely import name_of, text_of
 from .._tracebacks import text_of_traceback
 
 if TYPE_CHECKING:
@@ -211,6 +212,6 @@ def decode(data: bytes) -> logging.LogRecord:
     for name, packed in others.items():
         try:
             fields[name] = pickle.loads(packed)
-        except Exception as error:  # noqa: BLE001 - users' own objects
-            fields[name] = f"(can't be unpickled here: {type(error).__name__}: {error})"
+        except BaseException as error:  # noqa: BLE001 - users' own objects
+            fields[name] = f"(can't be unpickled here: {name_of(type(error))}: {text_of(error)})"
     return logging.makeLogRecord(fields)

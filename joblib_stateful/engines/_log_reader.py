@@ -18,13 +18,14 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from .. import _locks
+from .._safely import Log
 from . import _log_channel
 from ._log_channel import DROPPED, HEADER, MOST_BYTES, MOST_RECORDS
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-_log = logging.getLogger("joblib_stateful")
+_log = Log()
 # So long records are handled between two looks at what has come.
 _STRETCH_SECONDS = 0.01
 # So many messages are taken between two of these, and so many are more than the socket holds.
@@ -83,7 +84,7 @@ class Channel:
         logger = logging.getLogger(record.name if record.name != "root" else None)
         try:
             logger.handle(record)
-        except Exception:  # noqa: BLE001 - a handler's or a filter's own code
+        except BaseException:  # noqa: BLE001 - a handler's or a filter's own code, which may want to end the program
             _handler.handleError(record)
 
 
@@ -221,7 +222,7 @@ def _handle(channels: list[Channel]) -> None:
         for channel in full:
             try:
                 channel.handle_one()
-            except Exception:  # noqa: BLE001 - what came is nonsense, or users' objects raise when they are loaded
+            except BaseException:  # noqa: BLE001 - what came is nonsense, or users' objects raise when they are loaded
                 _log.exception("A log record of the worker in slot %d could not be taken:", channel.slot)
 
 

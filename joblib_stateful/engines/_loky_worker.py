@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import math
 import multiprocessing
 import multiprocessing.context
@@ -16,14 +15,13 @@ import weakref
 from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .._log_levels import watch as log_levels
-from .._messages import Build, BuildFailed, Failure, Finished, Ran, Refused, Run, answer_to
+from .._messages import NOTHING, Build, BuildFailed, Failure, Finished, Ran, Refused, Run, answer_to
 from .._records import Death
-from .._safely import name_of, text_of
+from .._safely import Log, name_of, text_of
 from .._segments import numbers, spares
-from .._transport import Parcel
 from .._worker import Progress
 from ..errors import why_condemned
 from ._answers import fault_in
@@ -64,7 +62,7 @@ if TYPE_CHECKING:
 
     _OnReply: TypeAlias = Callable[[Reply | Death], None]
 
-_log = logging.getLogger("joblib_stateful")
+_log = Log()
 
 # What a process has sent before its end is there to be read, and then the end of it, unless a child of it keeps its line
 # open. (Linux would let it be read later, too.)
@@ -85,8 +83,6 @@ class LokyWorker(EngineWorker):
     loky starts it, and notices its end. What it answers comes by a line of its own, to which a thread listens, or a
     consumer: through loky's queues each message would wake two threads more.
     """
-
-    tells_when_sent: ClassVar[bool] = True
 
     def __init__(self, transport: Transport, env: Mapping[str, str], listening: Listening, slot: int = 0) -> None:
         self._transport, self._listening = transport, listening
@@ -395,12 +391,15 @@ class LokyWorker(EngineWorker):
         if isinstance(message, Run):
             n_items, n_finished = message.parcel.n_values, self.progress.n_finished
             n_run = n_finished if self.progress.seq == message.seq and 1 <= n_finished <= n_items else n_items
-            return Ran(
-                message.seq, n_run, Parcel((), 0, joint=False, nbytes=0), dict.fromkeys(range(n_run), failure), 0.0
-            )
+            return Ran(message.seq, n_run, NOTHING, dict.fromkeys(range(n_run), failure), 0.0, was_lost=True)
         if isinstance(message, Build):
             return BuildFailed(message.seq, self.pid, failure)
         return Finished(message.seq, None)
+
+    def owes_answer(self, seq: int) -> bool:
+        """Tell whether a message of which the worker says that it is done with isn't answered, though somebody listens."""
+        # While its thread is busy with the answer before, this one may wait to be sent.
+        return self.progress.sent != seq and (self._listener is None or self._delivering is not self._listener)
 
     @property
     def has_sent_answer(self) -> bool:
