@@ -72,9 +72,9 @@ class SharedMemory(Pickled):
     def __reduce__(self) -> tuple[Any, ...]:
         return SharedMemory, (self._sharing,)
 
-    def pack_shared(self, value: Any) -> Any:
+    def pack_shared(self, value: Any, definer: Definer | None = None) -> Any:
         """Pack one value that several workers get, and that stays: files that it names are meant to be shared."""
-        return self._packer(self._sharing._replace(named="all")).pack(value)
+        return self._packer(self._sharing._replace(named="all"), definer).pack_alone(value)
 
     def identify(self, value: Any) -> Hashable:
         """Return what is equal for values that hold the same.

@@ -186,9 +186,9 @@ class PackedSpec:
             return
         definer = transport.definer()
         try:
-            self._common = transport.pack_with((spec.build, spec.args, dict(spec.shared_kwargs)), definer)
+            self._common = transport.pack_shared((spec.build, spec.args, dict(spec.shared_kwargs)), definer)
             if spec.worker_kwargs is not None:
-                self._own = [transport.pack_with(dict(kwargs), definer) for kwargs in spec.worker_kwargs]
+                self._own = [transport.pack_shared(dict(kwargs), definer) for kwargs in spec.worker_kwargs]
             self.needs = needs_of(definer)
         except Exception as error:
             raise TypeError(_unpicklable(spec, transport, error)) from error
@@ -294,7 +294,7 @@ def pack_function(function: Callable[..., Any], transport: Transport) -> Target:
     """Return a function packed, for calls that bring their own."""
     definer = transport.definer()
     try:
-        packed = transport.pack_with(function, definer)
+        packed = transport.pack_shared(function, definer)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".rstrip(".")
         advice = (

@@ -175,9 +175,9 @@ class Transport(ABC):
     def pack(self, value: Any) -> Any:
         """Pack one value; raises what its pickling raises."""
 
-    def pack_shared(self, value: Any) -> Any:
+    def pack_shared(self, value: Any, definer: Definer | None = None) -> Any:
         """Pack one value that several workers get, large buffers shared."""
-        return self.pack(value)
+        return self.pack_with(value, definer)
 
     def identify(self, value: Any) -> Hashable:
         """Return what is equal for values that hold the same; raises what pickling the value raises."""

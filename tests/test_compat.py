@@ -380,7 +380,7 @@ def test_number_of_workers_is_at_least_one() -> None:
         ({"join_timeout": "1"}, TypeError, "join_timeout must be a number of seconds"),
         ({"shared_kwarg_dict": [1]}, TypeError, "shared_kwarg_dict must be a dict"),
         ({"worker_kwarg_dict_arr": {"name": "a"}}, TypeError, "worker_kwarg_dict_arr must be a list"),
-        ({"worker_kwarg_dict_arr": [{}]}, ValueError, "num_workers=2, but worker_kwarg_dict_arr has 1 entries"),
+        ({"worker_kwarg_dict_arr": [{}]}, ValueError, "num_workers=2, but worker_kwarg_dict_arr has 1 entry"),
         ({"worker_kwarg_dict_arr": [{}, 1]}, TypeError, r"worker_kwarg_dict_arr\[1\] must be a dict"),
         ({"shared_kwarg_dict": {"nam": "a"}}, TypeError, "unexpected keyword argument 'nam'"),
         ({"worker_class_or_func": 3}, TypeError, "must be a class or a function, not 3"),
