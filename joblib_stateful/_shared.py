@@ -64,9 +64,10 @@ class _Entry:
 
     def makes_way_at_any_rate(self, new: _Entry) -> bool:
         """Tell whether its idle workers make way for new ones, even if the two are used in turn."""
-        # On a cluster idle actors hold CPUs, without which the new ones would find no place. Those with old code are of no
-        # use to anybody.
-        return self.reloads != new.reloads or (new.engine.is_remote and self.engine is new.engine)
+        # On a cluster idle actors hold CPUs, without which the new ones would find no place. Those with old code, or of an
+        # environment that has changed, are of no use to anybody.
+        is_outdated = self.reloads != new.reloads or self.name == new.name
+        return is_outdated or (new.engine.is_remote and self.engine is new.engine)
 
     def displaces(self, other: _Entry) -> bool:
         """Tell whether idle workers make way for these."""

@@ -305,10 +305,15 @@ def why_not_built(deaths: int, max_restarts: int, exitcode: int | None, reason: 
     """Say why a slot whose worker never came to anything was given up."""
     times = f", {deaths} times in a row" if deaths > 1 else ""
     if reason and not started:
-        return (
-            f"its process could not be started{times} ({reason}); max_restarts={max_restarts}. "
-            "Likely cause: a limit on open files, processes or memory (`ulimit -a`); raise it or use fewer workers."
+        # Python's own words, where a child by spawn runs the script again.
+        is_child = "bootstrapping phase" in reason
+        cause = (
+            "the script starts a process by multiprocessing, which runs the script again in it; put what starts processes "
+            'and workers under `if __name__ == "__main__":`.'
+            if is_child
+            else "a limit on open files, processes or memory (`ulimit -a`); raise it or use fewer workers."
         )
+        return f"its process could not be started{times} ({reason}); max_restarts={max_restarts}. Likely cause: {cause}"
     how = f"it {how_it_ended(exitcode)}" + (f": {reason}" if reason else "")
     often, last = (f" {deaths} times in a row", "the last time ") if deaths > 1 else ("", "")
     died = f"its process died{often} without finishing anything, {last}during construction"

@@ -29,6 +29,7 @@ SCRIPT = """
 
     class Model:
         def __init__(self, broken=False):
+            warnings.simplefilter("default")  # else they are errors, as the command that starts this says
             if broken:
                 raise OSError("no model")  # line of the constructor
 
@@ -97,7 +98,7 @@ def test_a_class_of_a_script(run_program: RunProgram, engine: str) -> None:
     # Where the main program waits there may be one of ours, and in an executor's call, which the standard library answers.
     assert all("__next__" in line or engine == "inline" for line in shown), shown
     # warnings, too
-    assert 'program.py:11: UserWarning: careful\n  warnings.warn("careful")  # line of the warning' in done.err
+    assert 'program.py:12: UserWarning: careful\n  warnings.warn("careful")  # line of the warning' in done.err
 
 
 class Nested(Exception):  # noqa: N818 - only for tests
