@@ -259,6 +259,11 @@ class Core:
             return any(call.group.on_error is None for call in self._schedule.calls)
 
     @property
+    def has_workers(self) -> bool:
+        """True unless all slots are empty."""
+        return not self._schedule.is_empty
+
+    @property
     def has_started(self) -> bool:
         """True once a worker was opened."""
         return any(self._workers)
@@ -375,6 +380,8 @@ class Core:
 
     def _start(self, start: StartWorker) -> Decisions:
         if self.environment is not None:
+            if all(slot.state is State.EMPTY for slot in self._schedule.slots if slot.index != start.slot):
+                self.environment.forget()
             self.environment.note()
         try:
             self.engine.get_ready()
@@ -707,8 +714,6 @@ class Core:
         with self._lock:
             if not self._schedule.is_empty:
                 return
-            if self.environment is not None:
-                self.environment.forget()
             alarms = [*self._limits.take_alarms(), self._idle.take_alarm()]
         for alarm in alarms:
             if alarm is not None:

@@ -184,7 +184,7 @@ class StatefulExecutor(NotCopied, Executor):
 
     def warn_of_changes(self, stacklevel: int = 3) -> None:
         """Warn, once, if the environment has changed since the workers were started."""
-        if self._core.environment is not None:
+        if self._core.environment is not None and self._core.has_workers:
             self._core.environment.warn_of_changes(stacklevel)
 
     @property

@@ -7,9 +7,11 @@ import gc
 import importlib
 import multiprocessing.resource_tracker
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -108,7 +110,7 @@ def _owner(file: str) -> str:
     }
     if of := [name for name, tracker in trackers.items() if tracker._fd == number]:
         return f"{file}: {of} resource tracker"
-    ends = [held for held in gc.get_objects() if isinstance(held, Connection) and vars(held)["_handle"] == number]
+    ends = [held for held in gc.get_objects() if type(held) is Connection and vars(held)["_handle"] == number]
     chain = [file, *(f"a connection, writable: {end.writable}" for end in ends)]
     holders: list[object] = [*ends]
     seen = {id(holders)}
@@ -153,17 +155,17 @@ RunProgram = Callable[..., Finished]
 
 
 @pytest.fixture
-def run_program(tmp_path: Path) -> RunProgram:
+def run_program(tmp_path: Path) -> Iterator[RunProgram]:
     """Return a function that runs the text of a program as a script, in a session of its own.
 
     Five seconds after its end no process, shared memory or temporary file of it may be left.
     """
-    temp = tmp_path / "temp"
+    # Sockets lie in there, too, whose names must be short.
+    temp = Path(tempfile.mkdtemp(prefix="temp"))
 
     def run(text: str, *args: str, limit: float = 60, env: dict[str, str] | None = None) -> Finished:
         script = tmp_path / "program.py"
         script.write_text(textwrap.dedent(text))
-        temp.mkdir(exist_ok=True)
         before = shared_memory()
         started = time.monotonic()
         process = subprocess.Popen(
@@ -189,7 +191,8 @@ def run_program(tmp_path: Path) -> RunProgram:
                     os.kill(pid, signal.SIGKILL)
             process.wait()
 
-    return run
+    yield run
+    shutil.rmtree(temp, ignore_errors=True)
 
 
 def _session(leader: int) -> list[int]:

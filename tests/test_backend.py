@@ -674,7 +674,11 @@ def test_progress_true_shows_a_bar(capfd: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("kwargs", "error", "message"),
     [
-        ({"wroker": Tagged}, TypeError, "has no argument 'wroker'. Did you mean worker\\? It takes worker, shared_kwargs"),
+        (
+            {"wroker": Tagged},
+            TypeError,
+            "has no argument 'wroker'. Did you mean worker\\? It takes worker, shared_kwargs",
+        ),
         ({"worker": abs}, TypeError, "joblib's delayed"),
         ({"worker": 5}, TypeError, "worker must be a class"),
         ({"shared_kwargs": {"tag": 1}}, TypeError, "tag"),
