@@ -148,7 +148,11 @@ class Listening:
                 self._taken = number
             found, left = worker(), None
             try:
-                received = _receive_if_there(line)
+                try:
+                    received = _receive_if_there(line)
+                except (EOFError, OSError):  # it has ended, which is no fault of what it says
+                    found = None
+                    raise
                 if received is not None and found is not None:
                     answer = answer_in(found, received)
                     if found.runs_code(answer[0]):  # not in the consumer's thread, which could not be interrupted
