@@ -50,6 +50,8 @@ class _Entry:
     """A shared executor, who uses it, and when it is let go."""
 
     n_leases = 0
+    n_wanted = 0  # slots, by its latest user
+    has_left_overs = False  # of an earlier user
     listed = True  # False: to be ended by its last user
     alarm: _clock.Alarm | None = None
 
@@ -107,6 +109,11 @@ class Lease:
         self.core = entry.core
         self._entry = entry
         self._released = False
+
+    def has_left_overs(self) -> bool:
+        """Tell, once, whether items that nobody waits for may run where these slots are wanted."""
+        found, self._entry.has_left_overs = self._entry.has_left_overs, False
+        return found
 
     def release(self) -> None:
         """Give the executor back; it keeps its objects for the next one who needs them."""
@@ -197,6 +204,10 @@ def _lease(new: _Entry) -> Lease:
         if replaced is not None:
             _end([replaced], wait=True)
     assert found is not None  # noqa: S101 - it was just put there
+    if found.has_left_overs():
+        # Without objects nothing is lost with a process that only finishes an item which nobody waits for; who wants another
+        # number of them shall not wait for that.
+        found.core.kill(only_busy=True)
     found.core.grow(new.core)
     return found
 
@@ -233,7 +244,9 @@ def _take(new: _Entry) -> Lease | None:
     entry = _find(new.key)
     if entry is None or entry.core.is_closed:
         return None
-    entry.n_leases += 1
+    if entry.n_leases == 0 and entry.is_stateless and entry.n_wanted not in (0, new.core.n_jobs):
+        entry.has_left_overs = True
+    entry.n_leases, entry.n_wanted = entry.n_leases + 1, new.core.n_jobs
     entry.key = max(entry.key, new.key, key=lambda key: len(key.own))  # what it will have when it has grown
     if entry.alarm is not None:
         entry.alarm.cancel()
