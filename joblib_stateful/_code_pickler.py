@@ -124,6 +124,11 @@ def _reduce_weak(found: Any) -> Any:
     return type(found), (list(found.items()) if hasattr(found, "items") else list(found),)
 
 
+def missing() -> Any:
+    """Return `dataclasses.MISSING`, also for a copy of it, which other picklers leave on a class that came back by them."""
+    return dataclasses.MISSING
+
+
 class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it is not typed
     """cloudpickle's own, by which code keeps its place."""
 
@@ -137,7 +142,7 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it is not typed
             weakref.WeakKeyDictionary: _reduce_weak,
             weakref.WeakValueDictionary: _reduce_weak,
             # A field without a default has this very object.
-            type(dataclasses.MISSING): lambda _: "MISSING",
+            type(dataclasses.MISSING): lambda _: (missing, ()),
         },
         *cloudpickle.Pickler.dispatch_table.maps[1:],
     )

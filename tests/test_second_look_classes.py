@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import textwrap
 from typing import TYPE_CHECKING
 
 import pytest
+
+from joblib_stateful import stateful_map
 
 if TYPE_CHECKING:
     from conftest import RunProgram
@@ -247,3 +251,14 @@ compare(derive, [1])
 def test_a_map_gives_what_a_loop_gives(name: str, run_program: RunProgram) -> None:
     done = run_program(textwrap.dedent(_BEGINNING) + PROGRAMS[name])
     assert (done.code, done.out) == (0, ""), done.err
+
+
+def test_a_dataclass_that_another_pickler_has_brought_back_can_travel() -> None:
+    @dataclasses.dataclass
+    class Point:
+        x: float
+
+    for field in dataclasses.fields(Point):
+        field.default = copy.copy(dataclasses.MISSING)  # as joblib's results leave it
+    (found,) = stateful_map(lambda point: point, [Point(1.0)], n_jobs=1)
+    assert found == Point(1.0)
