@@ -5,20 +5,17 @@ from __future__ import annotations
 import os
 import pickle
 import sys
-from collections import ChainMap
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from ._transport import PROTOCOL, digest
-
-if TYPE_CHECKING:
-    import io
+from ._frames import PROTOCOL
+from ._transport import digest
 
 _Named = Literal["none", "read-only", "all"]
 
 
 def array_pickler(
-    file: io.BytesIO,
+    file: Any,
     buffer_callback: Any,
     kind: Any,
     *,
@@ -30,7 +27,7 @@ def array_pickler(
 
     Parameters
     ----------
-    file : io.BytesIO
+    file : object with a method ``write``
         Where it writes to.
     buffer_callback : callable or None
         Takes buffers that shall be out of line.
@@ -48,8 +45,8 @@ def array_pickler(
     key = kind, named, is_result, with_contents
     if key not in _classes:
         reduce = _reduce_with_contents if with_contents else partial(_reduce, named, is_result)
-        table = ChainMap({numpy.memmap: reduce, numpy.ndarray: reduce}, *kind.dispatch_table.maps)
-        _classes[key] = type("ArrayPickler", (kind,), {"dispatch_table": table})
+        reducers = {**kind.reducers, numpy.memmap: reduce, numpy.ndarray: reduce}
+        _classes[key] = type("ArrayPickler", (kind,), {"reducers": reducers})
     return _classes[key](file, PROTOCOL, buffer_callback)
 
 

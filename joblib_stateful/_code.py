@@ -16,14 +16,14 @@ import pickle
 import sys
 import threading
 import types
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import cloudpickle
 
 from . import _safely
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 class Reloads(NamedTuple):
@@ -124,8 +124,14 @@ _ADDED_BY_USE = ("__slotnames__", "__annotations__")
 class ComparingPickler(cloudpickle.Pickler):  # type: ignore[misc]  # it is not typed
     """cloudpickle's own, for output that is only compared: what use has added to a class is no edit of it."""
 
+    #: How objects of further types are reduced.
+    reducers: ClassVar[dict[Any, Callable[[Any], Any]]] = {}
+
     def reducer_override(self, obj: Any) -> Any:
         """Return how an object is pickled."""
+        reduce = self.reducers.get(type(obj))
+        if reduce is not None:
+            return reduce(obj)
         reduced = super().reducer_override(obj)
         if isinstance(obj, type) and isinstance(reduced, tuple) and len(reduced) > 2:  # noqa: PLR2004 - it has a state
             members = reduced[2][0]

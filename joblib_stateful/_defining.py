@@ -52,7 +52,7 @@ _OF_EACH_MEMBER = frozenset({"_value_", "_name_", "__objclass__", "_sort_order_"
 # Namespaces that are known again; there is one per module, notebook or `exec`.
 _MOST_NAMESPACES = 256
 # Each of them costs each frame that comes later 0.1 µs, and one that refers to it gains 3 (`benchmarks/classes.py`).
-_MOST_PRESETS = 8
+MOST_PRESETS = 8
 # Frames up to this size are compared as they are.
 _SMALL = 4096
 
@@ -141,7 +141,7 @@ class Definer:
         key: str = cloudpickle._get_or_create_tracker_id(found)
         if self._peer is None or not self._peer.has(key, found):
             self._need(key, found, _classes.setdefault(found, {}), f"class {found.__qualname__}")
-        if self._queued is None and len(self.names) < _MOST_PRESETS and id(found) not in self.presets:
+        if self._queued is None and len(self.names) < MOST_PRESETS and id(found) not in self.presets:
             self.presets[id(found)] = len(self.names), found
             self.names.append(key)
         return find, (key,)
@@ -353,13 +353,17 @@ class ReferringPickler(Pickler):
         super().__init__(file, protocol, buffer_callback)
         # By number, with the object, so that its number is not given again.
         self._known: dict[int, tuple[Any, Any]] = {}
+        # Types whose objects are pickled as they say themselves.
+        self._ordinary: set[type] = set()
 
     def reducer_override(self, found: Any) -> Any:  # noqa: PLR0911 - each kind is a case of its own, and time counts
         """Return what stands for an object; called for all but those of built-in types."""
+        kind = type(found)
+        if kind in self._ordinary:
+            return NotImplemented
         known = self._known.get(id(found))
         if known is not None and found is not self.root:
             return known[1]
-        kind = type(found)
         if kind is _FUNCTION:
             return self._function(found)
         try:
@@ -370,12 +374,22 @@ class ReferringPickler(Pickler):
             return self._class(found)
         if isinstance(found, _FUNCTION):
             return super().reducer_override(found)
-        if kind is CACHED and not self.definer.is_back:
-            return self.definer.cached_function(found)
-        if kind is object and self.definer.is_back:
-            return self.definer.returned_sentinel(found)
-        if (self.is_definition or kind is object) and not self.definer.is_back:
-            return self.definer.global_reference(found)
+        reduced = self._object(kind, found)
+        reduce = self.reducers.get(kind) if reduced is NotImplemented else None
+        return reduced if reduce is None else reduce(found)
+
+    def _object(self, kind: Any, found: Any) -> Any:
+        """Return what stands for an object that is also a global, or NotImplemented."""
+        definer = self.definer
+        if definer.is_back:
+            if kind is object:
+                return definer.returned_sentinel(found)
+        elif kind is CACHED:
+            return definer.cached_function(found)
+        elif self.is_definition or kind is object:
+            return definer.global_reference(found)
+        if kind not in self.reducers:
+            self._ordinary.add(kind)
         return NotImplemented
 
     def _class(self, found: Any) -> Any:

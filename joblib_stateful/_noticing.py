@@ -112,7 +112,8 @@ class _Printer(Pickler):
             return known[1]
         kind = type(found)
         if kind is not _FUNCTION and not issubclass(kind, type):
-            return NotImplemented
+            reduce = self.reducers.get(kind)
+            return NotImplemented if reduce is None else reduce(found)
         is_special = kind is not _FUNCTION and found in cloudpickle._BUILTIN_TYPE_NAMES
         if not is_special and not cloudpickle._should_pickle_by_reference(found):
             return self._function(found) if kind is _FUNCTION else self._class(found)

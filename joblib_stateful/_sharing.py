@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import io
 import os
 import pickle
 import sys
@@ -24,8 +23,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from . import _locks
 from ._arrays import array_pickler
 from ._code import ComparingPickler
+from ._frames import Packer
 from ._segments import Arena, Segment, empty, most_open, numbers
-from ._transport import Packer, Packing, Pickled, Sharing, digest
+from ._transport import Packing, Pickled, Sharing, digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Iterator
@@ -219,7 +219,7 @@ def copied_out(frame: Any, arena: Arena) -> Any:
 class _ResultPacker(Packer):
     """A pickler for results that go in line, perhaps to another machine."""
 
-    def _make_pickler(self, file: io.BytesIO, buffer_callback: Any, kind: Any) -> Any:
+    def _make_pickler(self, file: Any, buffer_callback: Any, kind: Any) -> Any:
         return array_pickler(file, buffer_callback, kind, named="none", is_result=True)
 
 
@@ -245,7 +245,7 @@ class _SettingAside(Packer):
 class _Comparing(_SettingAside):
     """A pickler whose output is only compared."""
 
-    def _make_pickler(self, file: io.BytesIO, buffer_callback: Any, kind: Any) -> Any:  # noqa: ARG002 - always the same
+    def _make_pickler(self, file: Any, buffer_callback: Any, kind: Any) -> Any:  # noqa: ARG002 - always the same
         return array_pickler(file, buffer_callback, ComparingPickler, named="all", with_contents=True)
 
 
@@ -263,7 +263,7 @@ class _SharingPacker(_SettingAside):
         self._put, self._sharing, self._in_worker = put, sharing, in_worker
         super().__init__(sharing, definer)
 
-    def _make_pickler(self, file: io.BytesIO, buffer_callback: Any, kind: Any) -> Any:
+    def _make_pickler(self, file: Any, buffer_callback: Any, kind: Any) -> Any:
         return array_pickler(file, buffer_callback, kind, named=self._sharing.named, is_result=self._in_worker)
 
     def pack(self, value: Any) -> Any:

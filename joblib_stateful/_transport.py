@@ -8,7 +8,6 @@ machine `SharedMemory` (in `_sharing`).
 
 from __future__ import annotations
 
-import io
 import math
 import pickle
 import sys
@@ -20,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from . import _code_pickler
 from ._code import ComparingPickler
-from ._defining import Definer, ReferringPickler, needs_of
-from ._definitions import find
+from ._defining import Definer, needs_of
+from ._frames import PROTOCOL, Packer, Unpacker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from ._definitions import Definition, Peer
     from ._noticing import Memory
 
-PROTOCOL = 5
 # Bytes of a pickled float.
 _LONGEST_NUMBER = 12
 # Exact types only: nothing that users define is run when these are pickled or loaded.
@@ -294,7 +292,7 @@ class Pickled(Transport):
 
     def unpacker(self, parcel: Parcel) -> Callable[[Any], Any]:
         """Return what unpacks each frame of a parcel."""
-        return _Unpacker(self, parcel.names).unpack if parcel.names else self.unpack
+        return Unpacker(parcel.names, self.buffers_of, self.unpack).unpack if parcel.names else self.unpack
 
     def buffers_of(self, frame: Any) -> tuple[Any, Any]:
         """Return the pickle of a frame, and the buffers that go with it."""
@@ -394,106 +392,6 @@ class _PickledPacking(Packing):
                 self.faults[place] = error.with_traceback(None)
             self._plain.pop()  # so that there is room for the next one's frame
         return Parcel(tuple(frames), len(frames), joint=False, nbytes=sum(map(len, frames)))
-
-
-class Packer:
-    """A pickler for one value after the other."""
-
-    def __init__(self, buffer_callback: Any = None, definer: Definer | None = None) -> None:
-        self.nbytes = 0
-        self._file = io.BytesIO()
-        self._pickler = self._make_pickler(
-            self._file, buffer_callback, _code_pickler.Pickler if definer is None else ReferringPickler
-        )
-        self._presets: dict[int, tuple[int, Any]] | None = None
-        if definer is not None:
-            self._pickler.definer, self._presets = definer, definer.presets
-
-    def pack(self, value: Any) -> Any:
-        """Return the frame of a value; after an error, this packer must not be used again."""
-        if self._presets:
-            self._file.write(_beginning_of(len(self._presets)))
-            self._pickler.memo = self._presets
-        # cloudpickle's own dump is a Python method whose wrapper only rewords a RecursionError; skipping it
-        # is worth 2 µs per item (0.45 instead of 2.3 µs for a small tuple, `benchmarks/frames.py`).
-        pickle.Pickler.dump(self._pickler, value)
-        packed = self._file.getvalue()
-        self._pickler.clear_memo()
-        self._pickler.globals_ref.clear()  # by number of a function's globals, which may be freed and given again
-        self._file.seek(0)
-        self._file.truncate()
-        self.nbytes += len(packed)
-        return packed
-
-    def define(self, value: Any, *, is_root: bool) -> Any:
-        """Return the frame of a definition."""
-        self._pickler.root, self._pickler.is_definition = value if is_root else None, True
-        return self.pack_alone(value)
-
-    def pack_alone(self, value: Any) -> Any:
-        """Return the frame of a value that is unpacked by itself."""
-        self._presets = None
-        return self.pack(value)
-
-    def _make_pickler(self, file: io.BytesIO, buffer_callback: Any, kind: Any) -> Any:
-        return kind(file, PROTOCOL, buffer_callback)
-
-
-# Pickle's own opcodes: a frame begins with the number of names that it was packed with, as an integer that is dropped. When
-# it is unpacked something is put before it, which takes so many of them into the memo where the frame finds them.
-_POP, _INT, _STRING, _PERSISTENT, _MEMOIZE, _PROTO = b"0", b"K", b"\x8c", b"Q", b"\x94", b"\x80\x05"
-
-
-def _beginning_of(count: int) -> bytes:
-    return bytes((count,)) + _POP
-
-
-class _Unpacker:
-    """Unpacks frames that refer to classes by their place."""
-
-    def __init__(self, transport: Pickled, names: tuple[str, ...]) -> None:
-        self._transport = transport
-        self._find = _Classes().__getitem__
-        takes = [_STRING + bytes((len(name),)) + name.encode() + _PERSISTENT + _MEMOIZE + _POP for name in names]
-        self._starts = [_PROTO + b"".join(takes[:count]) + _INT for count in range(len(names) + 1)]
-
-    def unpack(self, frame: Any) -> Any:
-        """Unpack one value."""
-        data, buffers = self._transport.buffers_of(frame)
-        if data is None:
-            return self._transport.unpack(frame)  # which says why
-        if data[0] == _PROTO[0]:
-            return pickle.loads(data, buffers=buffers)
-        unpickler = _FindingUnpickler(io.BytesIO(self._starts[data[0]] + data), buffers=buffers)
-        unpickler.persistent_load = self._find  # type: ignore[method-assign]  # as fast as a dict's own
-        return unpickler.load()
-
-
-class _FindingUnpickler(pickle.Unpickler):
-    """Can be told how to find what has a name; since Python 3.13 the one that it is made from can't."""
-
-
-class _Classes(dict[str, Any]):
-    """Classes by their names, each looked up once."""
-
-    def __missing__(self, name: str) -> Any:
-        try:
-            found = find(name)
-        except Exception as error:  # noqa: BLE001 - other frames, which know of it only, can be unpacked all the same
-            found = _absent(error)
-        self[name] = found
-        return found
-
-
-def _absent(error: Exception) -> type:
-    """Return what stands for a class that could not be loaded: using it says why."""
-
-    def refuse(*_: object, **__: object) -> Any:
-        raise error
-
-    kind: Any = type("Absent", (type,), {"__call__": refuse})
-    absent: type = kind("Absent", (), {"__new__": refuse})
-    return absent
 
 
 class ByReference(Transport):

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import distributed
 
 from .. import errors
+from .._frames import PROTOCOL
 from .._messages import Finish, Finished
 from .._records import Death
 from .._sharing import Stored
-from .._transport import PROTOCOL
 from ._base import Engine
 from ._buffers import Handle, with_buffers
 from ._dask_room import Room

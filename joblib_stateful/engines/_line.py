@@ -11,8 +11,9 @@ import weakref
 from array import array
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
 
+from .._frames import PROTOCOL
 from .._messages import Ran, Run
-from .._transport import PROTOCOL, Parcel
+from .._transport import Parcel
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
