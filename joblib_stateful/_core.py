@@ -13,7 +13,7 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from . import _clock, _exit, _locks, _safely, errors
+from . import _clock, _exit, _idle, _locks, _safely, errors
 from ._definitions import Peer
 from ._interrupts import uninterrupted, wait_for
 from ._limits import CloseWatch, IdleWatch, LimitWatch
@@ -385,6 +385,7 @@ class Core:
             self.environment.note()
         try:
             self.engine.get_ready()
+            _idle.make_way(self.engine)
             worker = self.engine.open(start.slot, self._envs()[start.slot])
             message = Build(start.seq, start.slot, start.n_jobs, self.packed.for_slot(start.slot))
         except Exception as error:  # noqa: BLE001 - out of file descriptors or memory, or an engine's own trouble

@@ -12,7 +12,7 @@ import operator
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
-from . import _clock, _code, _exit, _limits, _locks
+from . import _clock, _code, _exit, _idle, _limits, _locks
 from ._executor import make_core
 from ._safely import Log
 from ._spec import PackedSpec, holds_the_same, spec_key
@@ -60,6 +60,7 @@ class _Entry:
     ) -> None:
         self.key, self.core, self.spec_id, self.is_stateless = key, core, spec_id, is_stateless
         self.engine = engine  # kept, so that its identity in the key stays its own
+        self.session = engine.session()
         self.name = name_of((key.common, key.own[0]))  # of its first slot, for more of them can come
         self.reloads = reloads  # before its workers started, at any rate
         self.source = self.present_source()
@@ -69,7 +70,7 @@ class _Entry:
         # On a cluster idle actors hold CPUs, without which the new ones would find no place. Those with old code, or of an
         # environment that has changed, are of no use to anybody.
         is_outdated = self.reloads != new.reloads or self.name == new.name
-        return is_outdated or (new.engine.is_remote and self.engine is new.engine)
+        return is_outdated or (new.engine.is_remote and self.session == new.session)
 
     def displaces(self, other: _Entry) -> bool:
         """Tell whether idle workers make way for these."""
@@ -294,6 +295,19 @@ def _unlist(which: Callable[[_Entry], bool]) -> list[_Entry]:
     for entry in free:
         _entries.remove(entry)
     return free
+
+
+def _make_way(engine: Engine) -> None:
+    """Let go what nobody uses in a cluster that has no room for more."""
+    if not engine.is_remote:
+        return
+    session = engine.session()
+    with _lock:
+        free = _unlist(lambda entry: entry.session == session)
+    _end(free, wait=False)
+
+
+_idle.keepers.append(_make_way)
 
 
 def _let_go(entry: _Entry) -> None:

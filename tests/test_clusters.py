@@ -154,6 +154,22 @@ def test_idle_actors_make_way(engine: Any, log: Path) -> None:
     assert len(list(stateful_map(Model, range(10), shared_kwargs={"log": log}, engine=engine))) == 10
     assert list(stateful_map(abs, range(10), engine=engine)) == list(range(10))
     assert len(list(stateful_map(Model, range(10), shared_kwargs={"log": log, "tag": "b"}, engine=engine))) == 10
+    with StatefulExecutor(Model, N_JOBS, shared_kwargs={"log": log}, engine=engine) as own:
+        assert own.submit(call_worker, 1).result(60) == ("", 1)
+    assert len(list(stateful_map(abs, range(10), engine=engine))) == 10
+    another = engines.RayEngine(num_cpus=N_JOBS)
+    assert list(stateful_map(abs, range(10), engine=another)) == list(range(10))
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_idle_actors_stay_where_there_is_room(log: Path) -> None:
+    engine = engines.RayEngine(num_cpus=0.5)
+    for _ in range(2):
+        assert len(list(stateful_map(Model, range(10), n_jobs=2, shared_kwargs={"log": log}, engine=engine))) == 10
+        with StatefulExecutor(Model, 1, shared_kwargs={"log": log}, engine=engine) as own:
+            own.warm_up()
+    joblib_stateful.shutdown()
+    assert count(log, "built") == 2 + 1 + 1
 
 
 @pytest.mark.usefixtures("ray_cluster")

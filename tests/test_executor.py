@@ -705,10 +705,19 @@ def test_a_busy_worker_is_not_idle(engine: str, scene: Scene) -> None:
         busy.result(_PATIENCE)
 
 
-def test_without_an_idle_timeout_objects_are_kept(scene: Scene) -> None:
-    with StatefulExecutor(Echo, 1, shared_kwargs={"log": scene.log()}, engine="threads") as executor:
-        executor.warm_up()
-        assert not [thread for thread in threading.enumerate() if "clock" in thread.name]
+def test_without_an_idle_timeout_objects_are_kept(run_program: RunProgram) -> None:
+    # In a program of its own: workers that earlier tests have shared are let go by the same clock.
+    done = run_program(
+        """
+        import threading
+        from joblib_stateful import StatefulExecutor
+
+        with StatefulExecutor(dict, 1, engine="threads") as executor:
+            executor.warm_up()
+            print([thread.name for thread in threading.enumerate() if "clock" in thread.name])
+        """
+    )
+    assert done.out.split() == ["[]"], done
 
 
 def test_a_call_over_its_time_costs_its_own_worker_only(scene: Scene) -> None:

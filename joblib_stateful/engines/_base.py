@@ -96,6 +96,10 @@ class Engine(ABC):
     def open(self, slot: int, env: Mapping[str, str]) -> EngineWorker:
         """Return a worker for a slot; it need not be started before the first message. Must not block."""
 
+    def lacks_room(self) -> bool:
+        """Tell whether another worker would have to wait until one that stands is gone."""
+        return False
+
     def for_slots(self, n_slots: int) -> Engine:  # noqa: ARG002 - for engines whose slots must know of each other
         """Return the engine for one executor with so many slots; more may be opened later."""
         return self

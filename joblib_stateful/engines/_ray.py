@@ -186,6 +186,13 @@ class RayEngine(Engine):
         fits = [int(has.get(name, 0) / amount + 1e-9) for name, amount in self._wanted().items() if amount]
         return max(min(fits, default=1), 1)
 
+    def lacks_room(self) -> bool:
+        """Tell whether Ray has no place for another actor just now, on the cluster as a whole."""
+        if not ray.is_initialized():
+            return False
+        free = ray.available_resources()
+        return any(free.get(name, 0) < amount for name, amount in self._wanted().items())
+
     def make_actor(self, env: Mapping[str, str]) -> Any:
         """Return a new actor, which Ray may have to find a place for."""
         runtime_env = dict(self._runtime_env)
