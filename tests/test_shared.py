@@ -312,6 +312,25 @@ def test_what_only_finishes_an_abandoned_item_makes_way_too(engine: str, scene: 
     never.open()  # a thread can't be killed
 
 
+def test_a_pool_without_objects_does_not_wait_for_abandoned_items_if_another_number_is_wanted(scene: Scene) -> None:
+    meeting, log = scene.meeting(3), scene.log()
+
+    def hold(item: int) -> int:
+        if item:
+            log.note(os.getpid())
+            meeting.join()
+            threading.Event().wait()
+        return item
+
+    results = stateful_map(hold, [0, 1, 1], n_jobs=2, batch_size=1)
+    next(results)
+    log.wait_for(2)
+    meeting.join()
+    results.close()
+    use("loky", worker=abs, n_jobs=1)
+    assert not any(map(psutil.pid_exists, map(int, log.lines)))
+
+
 # --- shutdown -----------------------------------------------------------------------------------------
 
 
