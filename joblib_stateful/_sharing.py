@@ -82,12 +82,9 @@ class SharedMemory(Pickled):
         A large buffer stands for itself by its segment, which is found by content, for digesting it takes several times
         as long as comparing. Whoever keeps the key keeps the segment.
         """
-        packer = _Comparing(self._sharing)
-        try:
-            head = Packer.pack(packer, value)
-            return digest(head), *(self._store.like(buffer, self._sharing) for buffer in packer.aside)
-        finally:
-            packer.aside.clear()  # a buffer that is looked into can't be resized
+        packer = _Comparing(self._store.like, self._sharing)
+        head = packer.pack(value)
+        return digest(head), *packer.aside
 
     def packing(
         self,
@@ -224,10 +221,16 @@ class _ResultPacker(Packer):
 
 
 class _SettingAside(Packer):
-    """A pickler that sets large buffers aside."""
+    """A pickler that puts large buffers elsewhere, as long as there is room.
 
-    def __init__(self, sharing: Sharing, definer: Definer | None = None) -> None:
-        self.aside: list[memoryview] = []
+    They are put there at once: what is pickled next may change them, as objects do that share memory to get their state into.
+    """
+
+    def __init__(
+        self, put: Callable[[memoryview, Sharing], Any], sharing: Sharing, definer: Definer | None = None
+    ) -> None:
+        self.aside: list[Any] = []  # where they are
+        self._put, self._sharing = put, sharing
         self._threshold = sys.maxsize if sharing.threshold is None else max(sharing.threshold, 1)
         super().__init__(self._stays_in_line, definer)
 
@@ -238,8 +241,16 @@ class _SettingAside(Packer):
             return True
         if raw.nbytes < self._threshold:
             return True
-        self.aside.append(raw)
+        try:
+            self.aside.append(self._put(raw, self._sharing))
+        except OSError as error:
+            self._threshold = sys.maxsize
+            self._tell(error)
+            return True
         return False
+
+    def _tell(self, error: OSError) -> None:
+        """Take note that there is no room."""
 
 
 class _Comparing(_SettingAside):
@@ -250,7 +261,7 @@ class _Comparing(_SettingAside):
 
 
 class _SharingPacker(_SettingAside):
-    """A pickler whose large buffers are put elsewhere."""
+    """A pickler whose large buffers travel beside the frame."""
 
     def __init__(
         self,
@@ -260,35 +271,25 @@ class _SharingPacker(_SettingAside):
         *,
         in_worker: bool,
     ) -> None:
-        self._put, self._sharing, self._in_worker = put, sharing, in_worker
-        super().__init__(sharing, definer)
+        self._in_worker = in_worker
+        super().__init__(put, sharing, definer)
 
     def _make_pickler(self, file: Any, buffer_callback: Any, kind: Any) -> Any:
         return array_pickler(file, buffer_callback, kind, named=self._sharing.named, is_result=self._in_worker)
 
     def pack(self, value: Any) -> Any:
         """Return the frame of a value."""
-        try:
-            head = super().pack(value)
-            if not self.aside:
-                return head
-            places = self._places()
-        finally:
-            self.aside.clear()  # a buffer that is looked into can't be resized
-        if places is None:
-            self._threshold = sys.maxsize
-            return super().pack(value)
+        head = super().pack(value)
+        if not self.aside:
+            return head
+        places = tuple(self.aside)
+        self.aside.clear()
         self.nbytes += sum(place.size for place in places)
         return SharedFrame(head, places)
 
-    def _places(self) -> tuple[Any, ...] | None:
-        """Return where the buffers are put that were set aside; None if there is no room for them."""
-        try:
-            return tuple(self._put(buffer, self._sharing) for buffer in self.aside)
-        except OSError as error:
-            if not self._in_worker:
-                _warn_once(error, "they are copied through pipes instead, which is slower")
-            return None
+    def _tell(self, error: OSError) -> None:
+        if not self._in_worker:
+            _warn_once(error, "they are copied through pipes instead, which is slower")
 
 
 _warned: list[bool] = []

@@ -117,6 +117,34 @@ def test_a_result_that_is_filled_again_and_again_is_never_stale(size: int, batch
     assert [(result[0], result[-1]) for result in results] == [(number, number) for number in range(60)]
 
 
+class FromScratch:
+    """Gets its state into memory that all of its kind use for it."""
+
+    scratch: Any = None
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __getstate__(self) -> Any:
+        self.scratch[:] = self.number
+        return self.scratch[:]
+
+    def __setstate__(self, state: Any) -> None:
+        self.number = int(state[0])
+
+
+@pytest.mark.parametrize("size", [1 << 10, 1 << 17, 1 << 20], ids=["small", "in line", "shared"])
+def test_memory_that_several_objects_of_one_item_use_in_turn(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FromScratch, "scratch", np.zeros(size, np.uint8))
+    items = [[FromScratch(number) for number in range(5)] for _ in range(2)]
+    results = stateful_map(lambda item: ([found.number for found in item], item), items, n_jobs=1, batch_size=2)
+    for arrived, back in results:
+        assert arrived == [found.number for found in back] == list(range(5))
+    identify = SharedMemory().identify
+    keys = {identify([FromScratch(number), FromScratch(2)]) for number in range(3)}
+    assert len(keys) == 3
+
+
 def test_many_references_to_one_array_are_one_segment() -> None:
     array = np.arange(float(MAPPED))
     views = [array[:] for _ in range(300)]  # more than files go with a message
