@@ -136,7 +136,11 @@ class Packing(ABC):
             now = clock()
             is_late = now > until
             kind = type(value)
-            if kind in kinds:
+            try:
+                is_plain = kind in kinds
+            except TypeError:  # its metaclass has no hash
+                is_plain = False
+            if is_plain:
                 keep(value)
                 if kind in _SIZED:
                     nbytes += len(value)
@@ -314,6 +318,14 @@ class Pickled(Transport):
         return Packer(definer=definer)
 
 
+def _types_of(values: Iterable[Any]) -> set[type]:
+    """Return the types of some values; none of the plain ones if some can't be in a set, for a metaclass without a hash."""
+    try:
+        return set(map(type, values))
+    except TypeError:
+        return {object}
+
+
 class _PickledPacking(Packing):
     """Packs each value when it comes, for the next one may be the same object with other contents."""
 
@@ -336,7 +348,7 @@ class _PickledPacking(Packing):
         """Pack one more value."""
         packer = self._packer
         if packer is None:
-            if type(value) in _PLAIN:
+            if _types_of((value,)) <= _PLAIN:
                 self._plain.append(value)
                 return None
             packer = self._packer = self._make_packer()
@@ -359,7 +371,7 @@ class _PickledPacking(Packing):
 
     def fill(self, values: list[Any], *, max_bytes: float) -> int:
         """Pack values that are there already."""
-        if self._packer is None and _PLAIN.issuperset(kinds := set(map(type, values))):
+        if self._packer is None and _PLAIN.issuperset(kinds := _types_of(values)):
             sized = () if kinds.isdisjoint(_SIZED) else compress(values, map(_SIZED.__contains__, map(type, values)))
             if sum(map(len, sized)) <= max_bytes:
                 self._plain += values

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import collections
+import copyreg
 import dataclasses
 import enum
 import itertools
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 import pytest
 
 from contract import on
-from joblib_stateful import StatefulExecutor, errors, get_worker, stateful_map
+from joblib_stateful import StatefulExecutor, _frames, errors, get_worker, stateful_map
 from joblib_stateful._definitions import Peer
 from joblib_stateful._noticing import Memory
 from joblib_stateful._transport import Pickled
@@ -482,9 +483,25 @@ def test_a_definition_that_cannot_be_loaded_is_its_items_error(tmp_path: Any, mo
         thing = only_in_the_parent.Thing()
 
     (tmp_path / "only_in_the_parent.py").unlink()
-    results = list(stateful_map(Echo, [Point(1), Holder(), Point(2)], n_jobs=1, on_error="deferred", batch_size=3))
-    assert [result.ok for result in results] == [True, False, True]
-    assert "only_in_the_parent" in str(results[1].exception)
+    # Also the class itself, and behind others that have named it for all.
+    items = [Point(1), Holder(), Point(2), Holder, [Holder], Holder(), Point]
+    results = list(stateful_map(Echo, items, n_jobs=1, on_error="deferred", batch_size=len(items)))
+    assert [result.ok for result in results] == [True, False, True, False, False, False, True]
+    for result in results:
+        assert result.ok or "only_in_the_parent" in str(result.exception)
+
+
+def test_extension_codes_of_the_users_own_are_left_alone() -> None:
+    code = next(_frames._codes) + 1  # which would come next
+    copyreg.add_extension(__name__, "Echo", code)
+    try:
+        assert list(stateful_map(lambda item: item, [Point(1), Point(2), Row(3, "4")], n_jobs=1, batch_size=3)) == [
+            Point(1),
+            Point(2),
+            Row(3, "4"),
+        ]
+    finally:
+        copyreg.remove_extension(__name__, "Echo", code)
 
 
 # --- by itself -----------------------------------------------------------------------------------------------

@@ -126,6 +126,59 @@ def test_values_of_one_parcel_share_nothing() -> None:
     assert one[0] is not other[0]
 
 
+class Adds:
+    """Makes something longer when it is pickled."""
+
+    def __init__(self, found: bytearray) -> None:
+        self.found = found
+
+    def __reduce__(self) -> Any:
+        self.found.extend(bytes(1000))
+        return str, ("added",)
+
+
+def test_what_grows_while_it_is_packed_is_as_it_was_before() -> None:
+    long = bytearray(100_000)  # which pickle writes out at once
+    parcel, faults = Pickled().pack_all([[long, Adds(long), "end"]])
+    assert not faults
+    assert unpack(Pickled(), parcel) == [[bytearray(100_000), "added", "end"]]
+
+
+def without_hash() -> Any:
+    """Return what pickle itself can't pickle."""
+
+    class NoHash(type):
+        def __eq__(cls, other: object) -> bool:
+            return cls is other
+
+        __hash__ = None  # type: ignore[assignment]  # that is what is tried
+
+    class WithoutHash(metaclass=NoHash):
+        pass
+
+    return WithoutHash()
+
+
+def make_one(item: Any) -> Any:
+    return without_hash() if item == "make one" else item
+
+
+@pytest.mark.parametrize("first", [1, (1,)], ids=["plain", "not plain"])
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_an_item_of_a_class_that_has_no_hash(first: Any, batch_size: int) -> None:
+    items = [first, without_hash(), 2, without_hash()]
+    results = list(stateful_map(make_one, items, n_jobs=1, batch_size=batch_size, on_error="deferred"))
+    assert [result.ok for result in results] == [True, False, True, False]
+    assert all(isinstance(result.exception, errors.TransferError) for result in results if not result.ok)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_result_of_a_class_that_has_no_hash(batch_size: int) -> None:
+    results = list(stateful_map(make_one, [1, "make one", 2], n_jobs=1, batch_size=batch_size, on_error="deferred"))
+    assert [result.ok for result in results] == [True, False, True]
+    assert isinstance(results[1].exception, errors.TransferError)
+
+
 def test_a_ctrl_c_while_the_parent_packs_is_no_items_error() -> None:
     class Interrupting:
         def __reduce__(self) -> Any:
