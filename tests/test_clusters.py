@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import tempfile
+import textwrap
+import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 from joblib import Parallel, delayed, parallel_config
 
@@ -224,6 +228,86 @@ def test_a_new_connection_to_ray_begins_anew(run_program: RunProgram) -> None:
     )
     assert done.code == 0, done.err
     assert done.out == "the end\n"
+
+
+def test_a_connection_to_ray_that_is_closed_at_work_is_an_error(run_program: RunProgram) -> None:
+    """Also for what waits for an answer just then: Ray itself would have it wait for ever."""
+    pytest.importorskip("ray")
+    done = run_program(
+        """
+        import faulthandler, threading, warnings
+        warnings.simplefilter("default")  # Ray's own
+        import ray
+        from joblib_stateful import StatefulExecutor, call_worker, errors, shutdown, stateful_map
+
+        faulthandler.dump_traceback_later(50, exit=True)
+
+        class Waiting:
+            def __call__(self, item):
+                if item:
+                    threading.Event().wait()
+                return item
+
+        for policy in ("immediate", "deferred"):
+            ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+            with StatefulExecutor(Waiting, 1, engine="ray") as idle:
+                idle.warm_up()
+                results = stateful_map(Waiting, range(9), n_jobs=2, engine="ray", batch_size=1, on_error=policy)
+                next(results)
+                ray.shutdown()
+                for use in (lambda: list(results), idle.submit(call_worker, 0).result):
+                    try:
+                        raise AssertionError(use())
+                    except errors.StatefulError as error:
+                        assert "Ray" in str(error) or "ray" in str(error) or "died" in str(error), error
+            shutdown()
+        print("the end")
+        """,
+        limit=100,
+        env={"TMPDIR": tempfile.gettempdir()},  # Ray leaves its logs there
+    )
+    assert done.code == 0, done.err
+    assert done.out == "the end\n"
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_actors_end_with_a_driver_that_is_killed_in_mid_map(log: Path, tmp_path: Path) -> None:
+    import ray
+
+    script = tmp_path / "driver.py"
+    script.write_text(
+        textwrap.dedent("""
+        import os, sys, threading
+        import ray
+        from joblib_stateful import stateful_map
+
+        def work(item):
+            with open(LOG, "a") as file:
+                file.write(f"{os.getpid()}\\n")
+            if item > 3:
+                threading.Event().wait()
+            return item
+
+        LOG = sys.argv[2]
+        ray.init(address=sys.argv[1], include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        results = stateful_map(work, range(100), n_jobs=1, engine="ray", batch_size=1)
+        assert next(results) == 0
+        print("ready", flush=True)
+        list(results)
+        """)
+    )
+    address = ray.get_runtime_context().gcs_address
+    command = [sys.executable, str(script), address, str(log)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as driver:
+        assert driver.stdout is not None
+        assert driver.stdout.readline() == "ready\n"
+        driver.kill()
+    pids = set(map(int, log.read_text().split()))
+    assert pids
+    deadline = time.monotonic() + 60
+    while any(map(psutil.pid_exists, pids)):  # Ray ends them in the background
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 # --- what is not there ----------------------------------------------------------------------------------

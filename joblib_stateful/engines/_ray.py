@@ -6,6 +6,7 @@ and order are those of every engine. Nothing is ever connected or started by its
 
 from __future__ import annotations
 
+import concurrent.futures
 import os
 import pickle
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from .._messages import Message, Reply
     from .._sharing import Blob
     from .._transport import Transport
+
+# How often a message under way looks whether the connection is still there: where it is closed meanwhile, Ray wakes nobody.
+_LOOK_SECONDS = 2.0
+_CLOSED = "it belonged to a connection to Ray that has been closed"
 
 
 class _FarEnd:
@@ -82,13 +87,15 @@ class RayWorker(RemoteWorker):
             self._actor = self._engine.make_actor(self._env)
             if self.is_gone:  # killed meanwhile
                 raise RuntimeError("it was killed")
-            ray.get(self._actor.__ray_ready__.remote())
+            died = self._wait(self._actor.__ray_ready__.remote())
+            if isinstance(died, Death):
+                return died
             self._is_scheduled = True
         if self._session != _session():
-            return Death(self.pid, reason="it belonged to a connection to Ray that has been closed")
+            return Death(self.pid, reason=_CLOSED)
         stored = with_buffers(message, _put)
         self.begin(message)  # it has not waited for its data, nor for its actor
-        reply: Reply | Refused = ray.get(self._actor.serve.remote(stored))
+        reply: Reply | Refused | Death = self._wait(self._actor.serve.remote(stored))
         return reply
 
     def end(self) -> None:
@@ -99,6 +106,17 @@ class RayWorker(RemoteWorker):
     def explain(self) -> str:
         """Say what it asks for and what there is, as long as Ray has not placed it."""
         return "" if self._is_scheduled else self._engine.why_not_scheduled()
+
+    def _wait(self, answer: Any) -> Any:
+        """Return what Ray is asked for; a `Death` if the connection is closed meanwhile.
+
+        A thread that is in `ray.get` then never comes back, whatever its time limit.
+        """
+        future = answer.future()
+        while not concurrent.futures.wait([future], _LOOK_SECONDS).done:
+            if not ray.is_initialized() or self._session != _session():
+                return Death(self.pid, reason=_CLOSED)
+        return future.result()
 
 
 class RayEngine(Engine):
