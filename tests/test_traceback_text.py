@@ -220,3 +220,21 @@ def test_ipython_shows_the_line_of_a_cell_and_at_most_one_of_our_frames(tmp_path
     # IPython never hides the last frame of all.
     assert done.stdout.count(PACKAGE) == 1
     assert "in StatefulMap.__next__(self)" in done.stdout
+
+
+@pytest.mark.cluster
+@on("dask", "ray")
+def test_a_cells_lines_come_from_clusters_too(engine: Any) -> None:
+    name = f"<cell {next(_numbers)}>"
+    linecache.cache[name] = len(CELL), None, CELL.splitlines(keepends=True), name
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(CELL, name, "exec"), namespace)
+    (result,) = stateful_map(namespace["fail_in_a_cell"], [3], n_jobs=1, on_error="deferred", engine=engine)
+    assert result.exception is not None
+    text = "".join(traceback.format_exception(result.exception))  # Dask has tracebacks travel with exceptions
+    assert f'File "{name}", line 5, in ' in text
+    assert "    other / 0  # the line\n" in text
+    with pytest.raises(Nested) as raised:
+        list(stateful_map(fail, range(3), n_jobs=1, engine=engine))
+    frames = traceback.extract_tb(raised.value.__traceback__)
+    assert [frame.name for frame in frames if PACKAGE in frame.filename] == ["__next__"]

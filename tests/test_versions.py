@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from joblib import Parallel, delayed, parallel_config
 
+from contract import on
 from joblib_stateful import StatefulExecutor, call_worker, factory, get_worker, shutdown, stateful_map
 from test_map_tools import engines, new_scene
 
@@ -140,6 +141,21 @@ def test_code_that_nobody_has_edited_keeps_its_objects(
     built = len(log.lines)
     assert all(way(script, engine, log) == [2, 3] for _ in range(3))
     assert len(log.lines) == built or (way is by_backend and len(log.lines) <= 2)  # the second may come later
+
+
+@pytest.mark.cluster
+@on("dask", "ray")
+def test_on_clusters_too(engine: Any, script: Any, log: Log) -> None:
+    def run() -> list[int]:
+        kwargs = {"log": log}
+        return list(stateful_map(script.Model, [1, 2], n_jobs=1, shared_kwargs=kwargs, engine=engine))
+
+    found = [run(), run()]
+    for edit in (edit_a_helper, edit_a_global, edit_an_attribute, edit_a_method):
+        edit(script)
+        found.append(run())
+    assert found == [[2, 3], [2, 3], [11, 12], [101, 102], [1001, 1002], [10001, 10002]]
+    assert log.lines == ["built"] * 5
 
 
 @engines
