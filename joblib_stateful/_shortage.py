@@ -16,24 +16,28 @@ RESULT = Failure(None, "MemoryError", _WHY, f"MemoryError: {_WHY}", "result")
 UNTOLD = Failure(None, "MemoryError", "the worker has no memory to describe what was raised", "", "")
 
 
-def is_told(failure: Failure) -> bool:
-    """Tell whether a failure is one of the worker's own words, which may be many."""
-    return failure not in (RESULT, UNTOLD)
-
-
-def lighter(reply: Ran) -> Ran:
-    """Return an answer without its largest value; if it has none any more, without what was raised."""
-    values, failures = reply.values, dict(reply.failures)
-    if not values.n_values:
-        return reply._replace(failures=dict.fromkeys(failures, UNTOLD))
+def lighter(reply: Ran) -> Ran | None:
+    """Return an answer without what weighs most in it, a value or what was raised; None if there is nothing to leave out."""
+    values, failures = reply.values, reply.failures
+    told = {place: _words_of(failure) for place, failure in failures.items() if failure not in (RESULT, UNTOLD)}
+    sizes = [_size(frame) for frame in values.frames]
+    longest = max(told, key=told.__getitem__, default=None)
+    if longest is not None and told[longest] >= max(sizes, default=0):
+        return reply._replace(failures={**failures, longest: UNTOLD})
+    if not sizes:
+        return None
     places = [place for place in range(reply.n_run) if place not in failures]
     if values.joint:
         return reply._replace(values=NOTHING, failures={**failures, **dict.fromkeys(places, RESULT)})
-    sizes = [_size(frame) for frame in values.frames]
     at = sizes.index(max(sizes))
-    failures[places[at]] = RESULT
     frames = (*values.frames[:at], *values.frames[at + 1 :])
-    return reply._replace(values=values._replace(frames=frames, n_values=len(frames)), failures=failures)
+    return reply._replace(
+        values=values._replace(frames=frames, n_values=len(frames)), failures={**failures, places[at]: RESULT}
+    )
+
+
+def _words_of(failure: Failure) -> int:
+    return _size(failure.packed) + len(failure.message) + len(failure.traceback)
 
 
 def _size(frame: object) -> int:

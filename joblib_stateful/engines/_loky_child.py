@@ -22,7 +22,7 @@ from .._log_levels import Levels
 from .._messages import NO_ROOM, Finish, Ran, Refused
 from .._segments import Arena
 from .._sharing import SharedMemory, segments_of
-from .._shortage import is_told, lighter
+from .._shortage import lighter
 from .._signals import hold_back, report
 from .._worker import Progress, Worker, current, set_process_worker
 from ._buffers import arrived_with, segments_in, without_arena
@@ -192,14 +192,15 @@ def _receive(line: Line) -> tuple[Message, list[int | None], Any] | None:
 
 
 def _encode(reply: Any, kept: Collection[int]) -> tuple[bytes, Any]:
-    """Return the bytes of an answer, and the answer; without the largest values if there is no memory for a copy of all."""
+    """Return the bytes of an answer, and the answer; without what weighs most if there is no memory for a copy of all."""
     while True:
         try:
             return encode(reply, kept), reply
         except MemoryError:
-            if not isinstance(reply, Ran) or not (reply.values.n_values or any(map(is_told, reply.failures.values()))):
+            less = lighter(reply) if isinstance(reply, Ran) else None
+            if less is None:
                 raise
-        reply = lighter(reply)
+        reply = less
 
 
 def lies_in_arena(reply: Ran) -> bool:
