@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from contract import on
 from joblib_stateful import StatefulExecutor, call_worker, errors, stateful_map
 
 _MB = 2**20
@@ -129,6 +130,17 @@ def test_an_exception_too_long_for_a_worker_is_still_its_items_error() -> None:
     assert [result.ok for result in found] == [True, False, True]
     assert "ValueError" in repr(found[1].exception) or "MemoryError" in repr(found[1].exception)
     assert [result.value[1] for result in found if result.ok] == [1, 3]
+
+
+@pytest.mark.cluster
+@on("dask")
+def test_an_item_that_dask_has_no_memory_to_receive_is_that_items_error(engine: Any) -> None:
+    """Dask loses the object with it, and would never say that there is no answer."""
+    items = [SMALL, bytes(120 * _MB), SMALL, SMALL]
+    options: dict[str, Any] = {"n_jobs": 1, "batch_size": 4, "on_error": "deferred", "engine": engine}
+    found = list(stateful_map(Tight, items, shared_kwargs={"room": _ROOM}, **options))
+    assert [result.ok for result in found] == [True, False, True, True]
+    assert "MemoryError" in str(found[1].exception)
 
 
 @pytest.mark.parametrize("policy", ["immediate", "wait_others"])

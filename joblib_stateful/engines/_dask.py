@@ -17,6 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import distributed
+from distributed.protocol import to_serialize
 
 from .. import errors
 from .._frames import PROTOCOL
@@ -68,18 +69,29 @@ class DaskWorker(RemoteWorker):
         stored = with_buffers(message, self._scatter)
         self.begin(message)  # it has not waited for its data, nor for its process
         self._is_busy = True
-        answer = self._room.serve(pickle.dumps(stored, PROTOCOL))
-
-        async def wait() -> None:
-            with contextlib.suppress(Exception):  # it is raised where the answer is asked for
-                await answer
-            self._events.put("done")
-
-        self._seats.client.loop.add_callback(wait)
+        packed = pickle.dumps(stored, PROTOCOL)
+        answers: list[Any] = []
+        self._seats.client.loop.add_callback(self._ask, self._room, packed, answers)
         self._wait()
-        reply: Reply | Refused = answer.result()
+        (answer,) = answers
         self._is_busy = False
+        if isinstance(answer, BaseException):
+            raise answer
+        reply: Reply | Refused = answer
         return reply
+
+    async def _ask(self, room: Any, packed: bytes, answers: list[Any]) -> None:
+        """Have the actor answer.
+
+        As Dask's own method for it does, whose future never comes if either side has failed to load what it received.
+        """
+        try:
+            rpc = room._worker_rpc
+            found = await rpc.actor_execute(function="serve", actor=room.key, args=[to_serialize(packed)], kwargs={})
+            answers.append(found["result"] if found["status"] == "OK" else found["exception"])
+        except BaseException as error:  # noqa: BLE001 - it is raised where the answer is waited for
+            answers.append(error)
+        self._events.put("done")
 
     def end(self) -> None:
         """Leave the process; if it was killed at work, have the process killed and started again."""
