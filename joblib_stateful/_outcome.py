@@ -8,6 +8,7 @@ from . import _safely, errors
 from ._definitions import active
 from ._records import Report
 from ._safely import text_of
+from ._transport import ByReference
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -148,7 +149,13 @@ def _rebuild(failure: Failure, transport: Transport) -> BaseException | None:
     except BaseException:  # noqa: BLE001 - loading runs users' code, which often doesn't fit its constructor
         return None
     # `isinstance` would believe what an object says of itself.
-    return error if issubclass(type(error), BaseException) else None
+    if not issubclass(type(error), BaseException):
+        return None
+    if not isinstance(transport, ByReference):
+        # Dask has tracebacks be pickled, without what points out the place in a line; the worker has told it as a text.
+        BaseException.with_traceback(error, None)
+    found: BaseException = error
+    return found
 
 
 def _transfer_error(index: int | None, what: str, error: BaseException) -> errors.TransferError:
@@ -194,4 +201,5 @@ def _add_origin(error: BaseException, index: int | None, slot: int, pid: int | N
 def _with_traceback(error: BaseException, failure: Failure) -> BaseException:
     if failure.traceback:
         _safely.set_cause(error, errors.RemoteTraceback(failure.traceback))
-    return error
+    found: BaseException = error
+    return found

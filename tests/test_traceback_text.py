@@ -231,7 +231,9 @@ def test_a_cells_lines_come_from_clusters_too(engine: Any) -> None:
     exec(compile(CELL, name, "exec"), namespace)
     (result,) = stateful_map(namespace["fail_in_a_cell"], [3], n_jobs=1, on_error="deferred", engine=engine)
     assert result.exception is not None
-    text = "".join(traceback.format_exception(result.exception))  # Dask has tracebacks travel with exceptions
+    assert result.exception.__traceback__ is None  # also on Dask, which has tracebacks travel
+    assert result.exception.__cause__ is not None
+    text = str(result.exception.__cause__)
     assert f'File "{name}", line 5, in ' in text
     assert "    other / 0  # the line\n" in text
     with pytest.raises(Nested) as raised:
