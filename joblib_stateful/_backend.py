@@ -11,7 +11,6 @@ import copy
 import multiprocessing
 import os
 import sys
-import threading
 import warnings
 import weakref
 from concurrent.futures import Future
@@ -23,7 +22,7 @@ from joblib._parallel_backends import FallbackToBackend, SequentialBackend
 from joblib.disk import memstr_to_bytes
 from joblib.parallel import AutoBatchingMixin, ParallelBackendBase, get_active_backend
 
-from . import _check, _safely, _shared, engines, errors
+from . import _check, _locks, _safely, _shared, engines, errors
 from ._copies import refuse
 from ._executor import as_builder
 from ._lazy import call_all
@@ -165,7 +164,7 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         self._was_asked = False  # for that number
         self._ran_inline = False
         self._inline_lease: _shared.Lease | None = None
-        self._bar_lock = threading.Lock()  # joblib reports finished batches in several threads
+        self._bar_lock = _locks.Lock()  # joblib reports finished batches in several threads
         self._warned = False
         # Of a copy bound to one Parallel call:
         self._bound_to: Parallel | None = None

@@ -88,8 +88,7 @@ class Clock:
         """Wait for the next alarm and return its function; None, and the thread is done, if there is none."""
         with self._condition:
             while True:
-                while self._alarms and self._alarms[0].function is None:
-                    heapq.heappop(self._alarms)
+                self._forget_cancelled()
                 if not self._alarms:
                     self._thread = None
                     return None
@@ -100,6 +99,10 @@ class Clock:
                 alarm = heapq.heappop(self._alarms)
                 function, alarm.function = alarm.function, None
                 return function
+
+    def _forget_cancelled(self) -> None:
+        while self._alarms and self._alarms[0].function is None:
+            heapq.heappop(self._alarms)
 
 
 _clock = Clock()

@@ -49,21 +49,24 @@ class _Modules:
         if not self._lock.acquire(blocking=False):  # another thread looks, or a finaliser strikes one that does
             return self._reloads
         try:
-            # By identity: a module that is loaded again has an equal one.
-            changed = [name for name, spec in self._specs.items() if (_spec_of(name) or spec) is not spec]
-            for name in set(sys.modules) - self._seen if at_new_ones else ():
-                self._seen.add(name)
-                if _may_be_edited(_spec_of(name)):
-                    self._specs[name] = _spec_of(name)
-            patched = _patched_by_ipython()
-            changed += [name for name, when in patched.items() if self._patched.get(name, when) != when]
-            self._patched.update(patched)
-            if changed:
-                self._specs.update({name: _spec_of(name) for name in changed if name in self._specs})
-                self._reloads = Reloads(self._reloads.n + 1, changed[-1])
-            return self._reloads
+            return self._look(at_new_ones=at_new_ones)
         finally:
             self._lock.release()
+
+    def _look(self, *, at_new_ones: bool) -> Reloads:
+        # By identity: a module that is loaded again has an equal one.
+        changed = [name for name, spec in self._specs.items() if (_spec_of(name) or spec) is not spec]
+        for name in set(sys.modules) - self._seen if at_new_ones else ():
+            self._seen.add(name)
+            if _may_be_edited(_spec_of(name)):
+                self._specs[name] = _spec_of(name)
+        patched = _patched_by_ipython()
+        changed += [name for name, when in patched.items() if self._patched.get(name, when) != when]
+        self._patched.update(patched)
+        if changed:
+            self._specs.update({name: _spec_of(name) for name in changed if name in self._specs})
+            self._reloads = Reloads(self._reloads.n + 1, changed[-1])
+        return self._reloads
 
     def start_anew(self) -> None:
         """In a fork: the lock may be held for ever."""

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from ._spec import PackedSpec
     from ._surroundings import Surroundings
     from ._transport import Parcel
-    from ._worker import Worker
+    from ._worker import Progress, Worker
     from .engines import Engine, EngineWorker
 
 _log = _safely.Log()
@@ -183,19 +183,23 @@ class Core:
     def n_behind(self, group: Group) -> int:
         """Return how many items of a group are finished in messages that are not answered yet, as far as that is seen."""
         with self._lock:
-            slots = zip(self._schedule.slots, self._workers, strict=True)
-            pages = [
-                (slot.seq, len(slot.job.positions), entry[1].progress)
-                for slot, entry in slots
-                if entry and slot.job and slot.owner is group
-            ]
+            pages = self._pages_of(group)
         return sum(max(0, min(page.n_finished, size)) for seq, size, page in pages if page.seq == seq)
+
+    def _pages_of(self, group: Group) -> list[tuple[int, int, Progress]]:
+        """Return the numbers and sizes of messages under way for a group, and what is seen of each."""
+        return [
+            (slot.seq, len(slot.job.positions), entry[1].progress)
+            for slot, entry in zip(self._schedule.slots, self._workers, strict=True)
+            if entry and slot.job and slot.owner is group
+        ]
 
     @property
     def has_objects(self) -> bool:
         """True if a worker stands, so that nothing has to be built first."""
         with self._lock:
-            return any(slot.state in (State.IDLE, State.BUSY) for slot in self._schedule.slots)
+            states = [slot.state for slot in self._schedule.slots]
+        return State.IDLE in states or State.BUSY in states
 
     def building(self, group: Group) -> str:
         """Say what is being built for a group, if nothing can come before that is done; for a bar."""
@@ -256,7 +260,8 @@ class Core:
     def is_awaited(self) -> bool:
         """True if somebody waits for a call that was submitted by itself."""
         with self._lock:
-            return any(call.group.on_error is None for call in self._schedule.calls)
+            groups = [call.group for call in self._schedule.calls]
+        return any(group.on_error is None for group in groups)
 
     @property
     def has_workers(self) -> bool:
@@ -300,8 +305,9 @@ class Core:
     def kill_unended(self, seconds: float) -> None:
         """Kill what was given so many seconds to end, with a warning for each worker."""
         with self._lock:
-            slots = zip(self._schedule.slots, self._workers, strict=True)
-            unended = [(slot.index, entry[1]) for slot, entry in slots if entry and slot.state is State.CLOSING]
+            closing = [slot.state is State.CLOSING for slot in self._schedule.slots]
+            workers = list(self._workers)
+        unended = [(index, entry[1]) for index, entry in enumerate(workers) if entry and closing[index]]
         for index, worker in unended:
             self._closes.tell(index, worker, seconds)
         self.kill()

@@ -273,13 +273,16 @@ class Definer:
     def _define_all(self, key: Key, value: Any, marks: Marks, label: str) -> dict[Key, Definition]:
         self._queued, self._new = {key: (value, marks, label)}, {}
         try:
-            while self._queued:
-                key, (value, marks, label) = next(iter(self._queued.items()))
-                self._define(key, value, marks, label)
-                del self._queued[key]
+            self._define_queued(self._queued)
             return self._new
         finally:
             self._queued, self._new, self._key, self._label = None, {}, "", ""
+
+    def _define_queued(self, queued: dict[Key, tuple[Any, Marks, str]]) -> None:
+        while queued:  # which grows meanwhile
+            key, (value, marks, label) = next(iter(queued.items()))
+            self._define(key, value, marks, label)
+            del queued[key]
 
     def _define(self, key: Key, value: Any, marks: Marks, label: str) -> None:
         self._label = label.split(" (for ", maxsplit=1)[0]

@@ -12,10 +12,10 @@ map of 100,000 tiny items, and a quarter of the memory of one with a slow consum
 from __future__ import annotations
 
 import sys
-import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from . import _locks
 from ._interrupts import Wakeup, uninterrupted
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class Feed:
     ) -> None:
         self._core, self._ordered = core, ordered
         self._note_back, self._note_part, self._on_news = note_back, note_part, on_news
-        self._lock = threading.RLock()
+        self._lock = _locks.Lock()
         self._wakeup = Wakeup()
         self.pending: dict[Call, None] = {}  # sent and not settled
         # To be taken: all that were sent, or if order does not matter those of which something is done.

@@ -104,11 +104,7 @@ class Uninterrupted:
         if threading.current_thread() is threading.main_thread():
             self._previous = {}
             try:
-                for number in _HELD:
-                    handler = _signal.getsignal(number)
-                    if callable(handler) and not isinstance(getattr(handler, "__self__", None), Uninterrupted):
-                        self._previous[number] = handler
-                        _signal.signal(number, self._hold)
+                self._take_over()
             except BaseException:  # raised by the handler of one that was not held yet
                 self._let_go(list(self._previous))
                 raise
@@ -128,17 +124,27 @@ class Uninterrupted:
         elif self._caught:
             self._handle()
 
+    def _take_over(self) -> None:
+        for number in _HELD:
+            handler = _signal.getsignal(number)
+            if callable(handler) and not isinstance(getattr(handler, "__self__", None), Uninterrupted):
+                self._previous[number] = handler
+                _signal.signal(number, self._hold)
+
     def _hold(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the system's signature
         self._caught[number] = None
 
     def _let_go(self, numbers: list[int]) -> None:
         try:
-            while numbers:
-                _signal.signal(numbers[-1], self._previous[numbers[-1]])
-                numbers.pop()
+            self._give_back(numbers)
         finally:
             if numbers:  # the handler of one of the others has raised
                 self._let_go(numbers)
+
+    def _give_back(self, numbers: list[int]) -> None:
+        while numbers:
+            _signal.signal(numbers[-1], self._previous[numbers[-1]])
+            numbers.pop()
 
     def _handle(self) -> None:
         number, _ = self._caught.popitem()

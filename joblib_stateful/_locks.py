@@ -1,4 +1,4 @@
-"""The locks that users' finalisers may come upon, and what is done then.
+"""Locks that no Ctrl-C leaves held, those that users' finalisers may come upon, and what is done then.
 
 Garbage may be collected at any point of any thread, also where a thread holds one of our locks; and then users' ``__del__``
 runs, which may use an executor. Nothing of that waits for a lock of ours: it might be held by this very thread, or by one
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import _thread
 import contextlib
-import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,30 @@ if TYPE_CHECKING:
 _alive: dict[int, weakref.ref[Any]] = {}
 
 
-def make_lock() -> Any:
+class Lock(_thread.RLock):  # type: ignore[misc]  # for typeshed it is final, for Python it is not
+    """A reentrant lock that is not held any more when a signal's handler raises before the block under it begins.
+
+    Since Python 3.14 ``with`` calls ``__enter__`` as everything else is called, and handlers run at the end of calls: with the
+    lock taken, and nobody there to give it back. Ways out are the interpreter's own, before whose end no handler runs.
+
+    Examples
+    --------
+    >>> with Lock():
+    ...     pass
+    """
+
+    def __enter__(self) -> bool:  # type: ignore[override]  # typeshed names the arguments of `acquire`
+        try:
+            return self.acquire()
+        except BaseException:
+            try:  # noqa: SIM105 - a context would be entered first, and another handler may run then
+                self.release()
+            except RuntimeError:  # it struck while this waited for the lock
+                pass
+            raise
+
+
+def make_lock() -> Lock:
     """Return a lock, of which can be told whether the calling thread holds it; it is reentrant for that.
 
     Examples
@@ -31,7 +53,7 @@ def make_lock() -> Any:
     >>> is_held()
     False
     """
-    lock = threading.RLock()
+    lock = Lock()
     number = id(lock)
     _alive[number] = weakref.ref(lock, lambda _: _alive.pop(number, None))
     return lock

@@ -13,7 +13,6 @@ import os
 import pickle
 import sys
 import tempfile
-import threading
 import warnings
 import weakref
 from functools import cache
@@ -142,7 +141,7 @@ class Blob:
         self.size, self.mode, self.number, self.data = buffer.nbytes, mode, next(numbers), bytes(buffer)
         # Where it lies in the cluster's own store: what that gave for it, by place.
         self.handles: dict[Any, Any] = {}
-        self.lock = threading.Lock()  # guards the handles, so that each place gets it once
+        self.lock = _locks.Lock()  # guards the handles, so that each place gets it once
 
     def view(self) -> memoryview:
         """Return what it holds."""
@@ -342,7 +341,8 @@ class _Store:
 
     def _find(self, address: int, nbytes: int, sharing: Sharing) -> Any:
         with self._lock:
-            alive = [found for found in self._alive if found.size == nbytes and found.mode == sharing.mode]
+            alive = list(self._alive)
+        alive = [found for found in alive if found.size == nbytes and found.mode == sharing.mode]
         # The oldest one, so that it is the same one as long as a key keeps it.
         for found in sorted(alive, key=attrgetter("number")):
             if _is_same(address, found):

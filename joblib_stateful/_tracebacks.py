@@ -23,15 +23,19 @@ def text_of_traceback(error: BaseException) -> str:
     try:
         found = traceback.TracebackException(type(error), error, _safely.traceback_of(error))
         for each in _all_of(found):
-            stack: traceback.StackSummary | None = each.stack
-            if stack:
-                names = [frame.filename for frame in stack]
-                stack[:] = [stack[at] for at in _shown(names)]
-                if not stack:  # it was not even entered: wrong arguments
-                    each.stack = None  # type: ignore[assignment]  # then no headline is printed
+            _hide_ours(each)
         return "".join(found.format())
     except BaseException:  # noqa: BLE001 - a hostile __str__; the type's name is still told
         return f"{_safely.full_name_of(type(error))}: (its traceback could not be formatted)\n"
+
+
+def _hide_ours(found: traceback.TracebackException) -> None:
+    stack: traceback.StackSummary | None = found.stack
+    if stack:
+        names = [frame.filename for frame in stack]
+        stack[:] = [stack[at] for at in _shown(names)]
+        if not stack:  # it was not even entered: wrong arguments
+            found.stack = None  # type: ignore[assignment]  # then no headline is printed
 
 
 def _all_of(found: traceback.TracebackException) -> Iterable[traceback.TracebackException]:

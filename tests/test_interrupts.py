@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import random
 import signal
 import sys
@@ -9,9 +10,12 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import CodeType
 
 import pytest
 
+import joblib_stateful
 from joblib_stateful import StatefulExecutor, _locks
 from joblib_stateful._interrupts import Uninterrupted, Wakeup
 from joblib_stateful._records import Group
@@ -100,6 +104,64 @@ def test_looking_at_the_workers_leaves_no_lock_held(often: None) -> None:
 
         strike(lambda: core.n_behind(group), check)
         assert executor.submit(abs, -1).result() == 1
+
+
+def test_a_lock_is_not_held_if_a_handler_raises_where_it_was_taken(often: None) -> None:
+    lock = _locks.Lock()
+
+    def use() -> None:
+        with lock:
+            pass
+
+    def check() -> None:
+        assert not lock._is_owned()  # type: ignore[attr-defined]  # no public name says it
+
+    strike(use, check)
+    with lock, lock:
+        assert lock._is_owned()  # type: ignore[attr-defined]
+    check()
+
+
+def _codes_in(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _codes_in(constant)
+
+
+def _lines_left_out(code: CodeType) -> Iterator[int | None]:
+    """Return the lines whose jump back is in no block, though the loop is within one."""
+    entries = dis._parse_exception_table(code)  # type: ignore[attr-defined]  # `dis.dis` only prints it
+    steps = {step.offset: step for step in dis.get_instructions(code)}
+
+    def is_within(offset: int) -> bool:
+        for entry in entries:
+            if entry.start <= offset < entry.end:
+                first = steps[entry.target].opname
+                # Else it only tidies up behind a comprehension, or within a generator.
+                return first == "PUSH_EXC_INFO" or (first != "CALL_INTRINSIC_1" and is_within(entry.target))
+        return False
+
+    for step in steps.values():
+        if step.opname == "JUMP_BACKWARD" and is_within(step.argval) and not is_within(step.offset):
+            yield step.positions.lineno if step.positions else None
+
+
+@pytest.mark.skipif(sys.version_info < (3, 13), reason="its loops are as they are written")
+def test_no_loop_can_be_left_past_the_end_of_the_block_that_it_is_in() -> None:
+    """Python 3.13 to 3.15 run handlers at jumps back that they forget to count among a block's steps.
+
+    What such a handler raises passes by ``finally`` and ``__exit__``: a lock would stay held. So a loop that has a condition
+    is a function of its own.
+    """
+    folder = Path(joblib_stateful.__file__).parent
+    found = [
+        f"{path.relative_to(folder)}:{line} in {code.co_qualname}"
+        for path in sorted(folder.rglob("*.py"))
+        for code in _codes_in(compile(path.read_text(), str(path), "exec"))
+        for line in _lines_left_out(code)
+    ]
+    assert found == []
 
 
 def test_a_traceback_keeps_nothing_of_where_ctrl_c_struck_while_it_was_held_back() -> None:

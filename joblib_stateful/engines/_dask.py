@@ -6,6 +6,7 @@ Each slot's object lives in a Dask actor, and Dask's scheduler finds out when th
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import pickle
 import queue
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import distributed
 from distributed.protocol import to_serialize
 
-from .. import errors
+from .. import _locks, errors
 from .._frames import PROTOCOL
 from .._messages import Finish, Finished
 from .._records import Death
@@ -176,7 +177,7 @@ class _Seats(Engine):
 
     def __init__(self, engine: DaskEngine, client: Any, n_slots: int) -> None:
         self.engine, self.client, self.transport, self._n_slots = engine, client, engine.transport, n_slots
-        self._lock = threading.Lock()  # guards the two below
+        self._lock = _locks.Lock()  # guards the two below
         self._taken: dict[DaskWorker, str] = {}
         self._restarts: list[threading.Thread] = []
 
@@ -212,7 +213,7 @@ class _Seats(Engine):
             with self._lock:
                 if worker.is_gone:
                     raise errors.EngineError("it was killed while it waited")
-                free = [address for address in there if address not in self._taken.values()]
+                free = list(itertools.filterfalse(set(self._taken.values()).__contains__, there))
                 if free:
                     # Watched first, for that may fail.
                     address = _watchers.least_used(self.client, free)
@@ -363,7 +364,7 @@ class _Watchers:
     """Whom to tell, by client and address; a client can have one function only that listens to an address."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = _locks.Lock()
         self._all: weakref.WeakKeyDictionary[Any, dict[str, list[Callable[[], None]]]] = weakref.WeakKeyDictionary()
 
     def least_used(self, client: Any, addresses: Sequence[str]) -> str:

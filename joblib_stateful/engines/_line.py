@@ -204,11 +204,14 @@ class Line:
             self._drop(flags)
             return
         with memoryview(self._rest) as view:
-            while self._at < len(view):
-                n_read = self._end.recv_into(view[self._at :], 0, flags)
-                if not n_read:
-                    raise EOFError
-                self._at += n_read
+            self._fill(view, flags)
+
+    def _fill(self, view: memoryview, flags: int) -> None:
+        while self._at < len(view):
+            n_read = self._end.recv_into(view[self._at :], 0, flags)
+            if not n_read:
+                raise EOFError
+            self._at += n_read
 
     def _drop(self, flags: int) -> None:
         """Receive the rest of a message, of which `_at` bytes are missing, and keep nothing of it."""

@@ -117,17 +117,20 @@ class Listening:
             return False
         end = math.inf if timeout is None else time.monotonic() + timeout
         try:
-            while self._taker == thread:
-                for number in self._ready(predicate, min(STRETCH_SECONDS, max(0.0, end - time.monotonic()))):
-                    if number == self._bell[0]:  # type: ignore[index]  # it was made before
-                        _drain(number)
-                    else:
-                        self._take(number)
-                if predicate() or time.monotonic() >= end:
-                    return True
-            return False
+            return self._take_all(predicate, thread, end)
         finally:
             self._turn.release()
+
+    def _take_all(self, predicate: Callable[[], Any], thread: int, end: float) -> bool:
+        while self._taker == thread:
+            for number in self._ready(predicate, min(STRETCH_SECONDS, max(0.0, end - time.monotonic()))):
+                if number == self._bell[0]:  # type: ignore[index]  # it was made before
+                    _drain(number)
+                else:
+                    self._take(number)
+            if predicate() or time.monotonic() >= end:
+                return True
+        return False
 
     def _ready(self, predicate: Callable[[], Any], seconds: float) -> list[int]:
         self._is_polling = True  # before the look, so that who changes something behind it will ring
@@ -187,12 +190,15 @@ class Listening:
             self._aside[number] = line, worker
             self._poll.register(number, select.POLLIN)
             self.ring()
-            while number in self._aside or self._taken == number:
-                if self._is_watched:
-                    self._back.wait()
-                else:
-                    self._watch()
+            self._stay_aside(number)
             self._back.notify_all()  # one of the others watches now
+
+    def _stay_aside(self, number: int) -> None:
+        while number in self._aside or self._taken == number:
+            if self._is_watched:
+                self._back.wait()
+            else:
+                self._watch()
 
     def left_over(self, line: Line) -> Answer | None:
         """Return an answer that a consumer has received by a line, and left to its thread."""

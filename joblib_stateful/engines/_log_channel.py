@@ -122,12 +122,8 @@ class ToParent(logging.Handler):
                 if self._dropped:
                     self._socket.send(HEADER.pack(self._number, os.getpid(), DROPPED, self._dropped), _FLAGS)
                     self._dropped = 0
-                parts = self._waiting[0] if self._waiting else []
-                while parts:
-                    self._socket.send(parts[0], _FLAGS)
-                    self._nbytes -= len(parts[0])
-                    del parts[0]
                 if self._waiting:
+                    self._send_parts(self._waiting[0])
                     del self._waiting[0]
                 self._is_late = False
             except BlockingIOError:
@@ -138,6 +134,12 @@ class ToParent(logging.Handler):
                 self._is_gone = True
         self._nbytes = 0
         return True
+
+    def _send_parts(self, parts: list[bytes]) -> None:
+        while parts:
+            self._socket.send(parts[0], _FLAGS)
+            self._nbytes -= len(parts[0])
+            del parts[0]
 
     @property
     def has_waiting(self) -> bool:

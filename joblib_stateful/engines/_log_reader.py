@@ -138,11 +138,7 @@ class LogReader:
             return True
         deadline = time.monotonic() + seconds
         with self._changed:
-            while self._is_pending(owner):
-                left = deadline - time.monotonic()
-                if left <= 0 or not self._changed.wait(left):
-                    return False
-        return True
+            return self._changed.wait_for(lambda: not self._is_pending(owner), max(0.0, deadline - time.monotonic()))
 
     def is_mine(self) -> bool:
         """Tell whether the calling thread is the one that hands records to the loggers."""
@@ -181,11 +177,11 @@ class LogReader:
             # What a worker has sent before its end is there, behind no more than the socket takes.
             self._take(end, _MOST_THERE if over else _AT_ONCE)
             _handle(channels)
+            over = [each for each in over if not each.queue]
             with self._lock:
                 for channel in over:
-                    if not channel.queue:
-                        del self._channels[channel.number]
-                        channel.done.set()
+                    del self._channels[channel.number]
+                    channel.done.set()
                 self._is_taking = False
                 self._changed.notify_all()
 

@@ -112,10 +112,8 @@ def serve() -> None:
     """Answer messages, until the last one or until the parent hangs up. For loky this is one task."""
     worker, (_, line, logs) = current(), _kept
     assert worker is not None  # noqa: S101 - set_up ran before
-    is_last = False
     try:
-        while not is_last:
-            is_last = _serve_one(worker, line, logs)
+        _serve_all(worker, line, logs)
     except EOFError:
         return
     except OSError:  # the user's code has closed it; nobody would ever hear of this worker again
@@ -125,6 +123,11 @@ def serve() -> None:
         if logs is not None:
             logs.flush()
         line.hang_up()  # behind the last answer, so that the parent need not guess whether another one comes
+
+
+def _serve_all(worker: Worker, line: Line, logs: ToParent | None) -> None:
+    while not _serve_one(worker, line, logs):
+        pass
 
 
 def _serve_one(worker: Worker, line: Line, logs: ToParent | None) -> bool:

@@ -17,6 +17,7 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from .. import _locks
 from .._log_levels import watch as log_levels
 from .._messages import NOTHING, Build, BuildFailed, Failure, Finished, Ran, Refused, Run, answer_to
 from .._records import Death
@@ -105,7 +106,7 @@ class LokyWorker(EngineWorker):
         self._fault = ""  # what it says that can't be
         self._has_finished = False  # the last answer was that to `Finish`
         self._killed = False  # or gone by itself: nothing can be sent to it
-        self._lock = threading.RLock()  # guards all these; held while the process is started or killed
+        self._lock = _locks.Lock()  # guards all these; held while the process is started or killed
 
     def send(self, message: Message, on_reply: _OnReply) -> Death | None:
         """Hand the message to the process, which is started with the first one."""
@@ -150,7 +151,7 @@ class LokyWorker(EngineWorker):
         _at_work.discard(self)
         # Or multiprocessing would wait for it at exit, and complain that it is no child of this process.
         multiprocessing.process._children.discard(self._process)  # type: ignore[attr-defined]
-        self._lock = threading.RLock()
+        self._lock = _locks.Lock()
         self._pool = self._process = self._line = None
         self._killed = True
 

@@ -53,14 +53,12 @@ def _signal(pid: int, number: int) -> None:
 def _descendants(root: int) -> list[int]:
     """Return the children of a process, their children, and so on."""
     children: dict[int, list[int]] = {}
-    with os.scandir("/proc") as entries:
-        for entry in entries:
-            if entry.name.isdecimal():
-                # It may end just now.
-                with contextlib.suppress(OSError), open(f"{entry.path}/stat", "rb") as stat:  # noqa: PTH123 - see above
-                    # "pid (name) state parent ...", and a name may hold blanks and brackets.
-                    rest = stat.read().rpartition(b")")[2]
-                    children.setdefault(int(rest.split()[1]), []).append(int(entry.name))
+    for name in filter(str.isdecimal, os.listdir("/proc")):  # noqa: PTH208 - see above
+        # It may end just now.
+        with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as stat:  # noqa: PTH123 - see above
+            # "pid (name) state parent ...", and a name may hold blanks and brackets.
+            rest = stat.read().rpartition(b")")[2]
+            children.setdefault(int(rest.split()[1]), []).append(int(name))
     found = [root]
     for pid in found:  # which grows meanwhile
         found += children.get(pid, ())

@@ -13,7 +13,7 @@ import threading
 from abc import abstractmethod
 from typing import TYPE_CHECKING, TypeAlias
 
-from .. import errors
+from .. import _locks, errors
 from .._messages import Build, BuildFailed, Built, Failure, Finish, Finished, Phase, Refused, Run, answer_to
 from .._records import Death
 from .._safely import name_of, text_of
@@ -68,7 +68,7 @@ class RemoteWorker(EngineWorker):
         # None wakes the thread to see that it is over.
         self._inbox: queue.SimpleQueue[tuple[Message, _OnReply] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._lock = threading.RLock()  # guards the three below
+        self._lock = _locks.Lock()  # guards the three below
         self._under_way: tuple[Message, _OnReply] | None = None
         self.is_gone = False
         self.was_killed = False
@@ -141,7 +141,7 @@ class RemoteWorker(EngineWorker):
 
     def disown(self) -> None:
         """Leave the far end to the process that this one was forked from."""
-        self._lock = threading.RLock()
+        self._lock = _locks.Lock()
         self.is_gone, self._thread, self._under_way = True, None, None
 
     def _serve(self) -> None:

@@ -24,11 +24,7 @@ def interpreter_flags() -> tuple[str, ...]:
     try:
         with _all_warnoptions():
             flags = list(util._args_from_interpreter_flags())  # type: ignore[attr-defined]  # what multiprocessing uses
-        # It leaves some out, such as `-X int_max_str_digits` and `-X gil`.
-        named = {flags[at + 1].partition("=")[0] for at, flag in enumerate(flags[:-1]) if flag == "-X"}
-        for name, value in sys._xoptions.items():
-            if name not in named:
-                flags += ["-X", name if value is True else f"{name}={value}"]
+        flags += list(_left_out(flags))
     except Exception as error:  # noqa: BLE001 - `sys.warnoptions` may have been changed to anything
         warnings.warn(
             f"Workers run without this program's interpreter flags (-O, -W, -X, ...), which can't be told: "
@@ -39,6 +35,15 @@ def interpreter_flags() -> tuple[str, ...]:
         )
         return ()
     return tuple(flags)
+
+
+def _left_out(flags: list[str]) -> Iterator[str]:
+    """Return what multiprocessing leaves out, such as `-X int_max_str_digits` and `-X gil`."""
+    named = {flags[at + 1].partition("=")[0] for at, flag in enumerate(flags[:-1]) if flag == "-X"}
+    for name, value in sys._xoptions.items():
+        if name not in named:
+            yield "-X"
+            yield name if value is True else f"{name}={value}"
 
 
 @contextlib.contextmanager
@@ -93,18 +98,22 @@ def _hides_modules() -> bool:
     return any(name.partition(".")[0] in sys.stdlib_module_names for name in names)
 
 
+def _take_standard(taken: list[int]) -> None:
+    while (fd := os.open(os.devnull, os.O_RDWR)) in _STANDARD:
+        os.set_inheritable(fd, True)
+        taken.append(fd)
+    os.close(fd)
+
+
 @contextlib.contextmanager
 def standard_files() -> Iterator[None]:
     """Let no file that is opened meanwhile get the number of a standard stream that is closed, as in daemons.
 
     A process would take it for its output, and print into it.
     """
-    taken = []
+    taken: list[int] = []
     with contextlib.suppress(OSError):  # the system has no such file
-        while (fd := os.open(os.devnull, os.O_RDWR)) in _STANDARD:
-            os.set_inheritable(fd, True)
-            taken.append(fd)
-        os.close(fd)
+        _take_standard(taken)
     try:
         yield
     finally:

@@ -7,6 +7,7 @@ import queue
 import threading
 from typing import TYPE_CHECKING, ClassVar
 
+from .. import _locks
 from .._messages import Finish
 from .._records import Death
 from .._safely import full_name_of
@@ -31,7 +32,7 @@ class ThreadWorker(EngineWorker):
         self._inbox: queue.SimpleQueue[tuple[Message, Callable[[Reply | Death], None]] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._slot = slot
-        self._lock = threading.RLock()  # guards _thread, _under_way and _killed
+        self._lock = _locks.Lock()  # guards _thread, _under_way and _killed
         self._under_way: Callable[[Reply | Death], None] | None = None
         self._killed = False
 
