@@ -21,9 +21,12 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import os
+import time
 import warnings
 import weakref
+from collections import deque
 from concurrent.futures import Executor, Future
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -37,7 +40,7 @@ from ._records import Call, Group, Limits
 from ._spec import PackedSpec, factory, make_spec, name_of, version_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from types import TracebackType
 
     from ._public import WorkerInfo
@@ -276,6 +279,63 @@ class StatefulExecutor(NotCopied, Executor):
             raise errors.ShutdownError("This executor is shut down, so that nothing can be built; make a new one.")
         self._core.warm_up(self._limits)
 
+    def map(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[T]:
+        """Run a function in the workers for each item of some iterables, as `concurrent.futures.Executor.map` does.
+
+        `joblib_stateful.stateful_map` is made for many items: lazy, in batches, with a length and a progress bar.
+
+        Parameters
+        ----------
+        fn : callable
+            The function, called with one item of each iterable.
+        *iterables
+            The items; the shortest one ends the map.
+        timeout : float, optional
+            Seconds from now after which waiting for a result raises; None: no limit.
+        chunksize : int, default 1
+            For the sake of the standard library's signature; it has no effect.
+        buffersize : int, optional
+            How many calls may be under way whose results have not been taken; then the iterables are read lazily. None:
+            all are read at once. The standard library's own has it from Python 3.14 on.
+
+        Returns
+        -------
+        iterator
+            The results, in order.
+
+        Raises
+        ------
+        TypeError, ValueError
+            ``buffersize`` is no integer, or less than 1.
+
+        Examples
+        --------
+        >>> import itertools
+        >>> from joblib_stateful import StatefulExecutor
+        >>> with StatefulExecutor(n_jobs=2, engine="threads") as executor:
+        ...     results = executor.map(abs, itertools.count(-3), buffersize=4)
+        ...     [next(results), next(results)]
+        [3, 2]
+        """
+        if buffersize is None:
+            return super().map(fn, *iterables, timeout=timeout, chunksize=chunksize)
+        if not isinstance(buffersize, int):
+            raise TypeError(f"buffersize must be an integer or None, and is {_words.short(buffersize)}")
+        if buffersize < 1:
+            raise ValueError(f"buffersize must be None or > 0, and is {buffersize}")
+        end = None if timeout is None else time.monotonic() + timeout
+        args = zip(*iterables, strict=False)
+        first = deque(self.submit(fn, *each) for each in itertools.islice(args, buffersize))
+        # Not by a method, for the executor may go before its results.
+        return _results(weakref.ref(self), fn, args, first, end)
+
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, kill_workers: bool = False) -> None:  # noqa: FBT001, FBT002 - the standard library's signature
         """Take no more calls and end the workers.
 
@@ -351,6 +411,37 @@ def as_builder(worker: Any) -> Any:
     """Return a class so that its objects need not be callable: here functions use them, by `get_worker`."""
     made_from = worker.func if isinstance(worker, functools.partial) else worker
     return factory(worker) if inspect.isclass(made_from) else worker
+
+
+def _results(
+    executor: weakref.ref[StatefulExecutor],
+    fn: Callable[..., T],
+    args: Iterator[tuple[Any, ...]],
+    under_way: deque[Future[T]],
+    end: float | None,
+) -> Iterator[T]:
+    """Return results in order, and have one more call made for each that is taken."""
+    try:
+        yield from _results_of_all(executor, fn, args, under_way, end)
+    finally:
+        for future in under_way:
+            future.cancel()
+
+
+def _results_of_all(
+    executor: weakref.ref[StatefulExecutor],
+    fn: Callable[..., T],
+    args: Iterator[tuple[Any, ...]],
+    under_way: deque[Future[T]],
+    end: float | None,
+) -> Iterator[T]:
+    while under_way:
+        owner = executor()
+        if owner is not None:
+            under_way.extend(owner.submit(fn, *each) for each in itertools.islice(args, 1))
+        del owner
+        # The future is let go before its result is taken.
+        yield under_way.popleft().result(None if end is None else end - time.monotonic())
 
 
 def make_core(

@@ -25,6 +25,8 @@ from joblib_stateful import StatefulExecutor, _executor, call_worker, errors, fa
 from test_map_tools import Gate, Log, Meeting, Scene, engines, new_scene, parallel_engines
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from conftest import RunProgram
 
 _PATIENCE = 60
@@ -703,6 +705,35 @@ def test_a_busy_worker_is_not_idle(engine: str, scene: Scene) -> None:
         assert not busy.done()
         scene.gate().open()
         busy.result(_PATIENCE)
+
+
+@engines
+def test_map_reads_no_more_than_its_buffer(engine: str) -> None:
+    read: list[int] = []
+
+    def numbers() -> Iterator[int]:
+        for number in range(10):
+            read.append(number)
+            yield number
+
+    with StatefulExecutor(n_jobs=2, engine=engine) as executor:
+        results = executor.map(pow, numbers(), [2] * 9, buffersize=3)
+        assert len(read) == 3
+        assert [next(results), next(results)] == [0, 1]
+        assert len(read) == 5
+        assert list(results) == [number**2 for number in range(2, 9)]
+        for wrong, error in ((0, ValueError), (1.5, TypeError)):
+            with pytest.raises(error, match="buffersize must be"):
+                executor.map(abs, [1], buffersize=wrong)  # type: ignore[arg-type]  # that is what is tried
+
+
+def test_map_with_a_buffer_keeps_its_time_limit_and_leaves_nothing_queued(scene: Scene) -> None:
+    with StatefulExecutor(n_jobs=1, engine="threads") as executor:
+        results = executor.map(lambda _: scene.gate().wait(), range(5), buffersize=4, timeout=0.01)
+        with pytest.raises(FutureTimeoutError):
+            next(results)
+        scene.gate().open()
+        assert executor.submit(abs, -1).result(_PATIENCE) == 1
 
 
 def test_without_an_idle_timeout_objects_are_kept(run_program: RunProgram) -> None:

@@ -6,8 +6,10 @@ are those of `concurrent.futures`, so what passes here is what code written for 
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sys
+import threading
 import unittest
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -69,9 +71,17 @@ class _MixinBase(_Case):
 class _Threads(_MixinBase):
     executor_type = _OfThreads
 
+    def create_event(self) -> threading.Event:
+        return threading.Event()
+
 
 class _Processes(_MixinBase):
     executor_type = _OfProcesses
+
+    def create_event(self) -> Any:
+        manager = multiprocessing.get_context("spawn").Manager()  # a fork server would stay
+        self.addCleanup(manager.shutdown)
+        return manager.Event()
 
 
 class TestExecutorOfThreads(_Threads, _executor.ExecutorTest, unittest.TestCase):  # type: ignore[misc,name-defined]  # a base that mypy can't know
