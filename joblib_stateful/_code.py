@@ -8,6 +8,7 @@ changed on its class.
 
 from __future__ import annotations
 
+import ast
 import functools
 import io
 import itertools
@@ -120,15 +121,28 @@ def start_anew() -> None:
     _modules.start_anew()
 
 
+def reduce_count(found: Any) -> Any:
+    """Reduce an `itertools.count`, as a class has one to number its objects; from Python 3.14 on it can't be pickled by itself.
+
+    Where it stands is only to be read from its text, and so only if that says all.
+    """
+    try:
+        return itertools.count, ast.literal_eval(repr(found).removeprefix("count").replace(")", ",)"))
+    except (ValueError, SyntaxError):
+        return NotImplemented
+
+
 # Python itself writes these on a class when it is used: pickling an object, or asking for annotations that there are none.
-_ADDED_BY_USE = ("__slotnames__", "__annotations__")
+_ADDED_BY_USE = ("__slotnames__", "__annotations__", "__annotate_func__")
+# And this one, from 3.14 on, with what the function above has given.
+_MADE_BY_USE = "__annotations_cache__"
 
 
 class ComparingPickler(cloudpickle.Pickler):  # type: ignore[misc]  # it is not typed
     """cloudpickle's own, for output that is only compared: what use has added to a class is no edit of it."""
 
     #: How objects of further types are reduced.
-    reducers: ClassVar[dict[Any, Callable[[Any], Any]]] = {}
+    reducers: ClassVar[dict[Any, Callable[[Any], Any]]] = {itertools.count: reduce_count}
 
     def reducer_override(self, obj: Any) -> Any:
         """Return how an object is pickled."""
@@ -138,6 +152,7 @@ class ComparingPickler(cloudpickle.Pickler):  # type: ignore[misc]  # it is not 
         reduced = super().reducer_override(obj)
         if isinstance(obj, type) and isinstance(reduced, tuple) and len(reduced) > 2:  # noqa: PLR2004 - it has a state
             members = reduced[2][0]
+            members.pop(_MADE_BY_USE, None)
             for name in _ADDED_BY_USE:
                 if not members.get(name):
                     members.pop(name, None)
@@ -231,7 +246,7 @@ class _Walk:
 
 # Python writes them, some of them anew each time.
 _OF_EACH_CLASS = frozenset(
-    {"__dict__", "__weakref__", "__doc__", "__module__", "_abc_impl", "__annotations_cache__", *_ADDED_BY_USE}
+    {"__dict__", "__weakref__", "__doc__", "__module__", "_abc_impl", _MADE_BY_USE, *_ADDED_BY_USE}
 )
 
 

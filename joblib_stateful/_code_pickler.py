@@ -11,6 +11,7 @@ import copyreg
 import dataclasses
 import functools
 import io
+import itertools
 import linecache
 import os
 import uuid
@@ -20,6 +21,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import cloudpickle
 from cloudpickle import cloudpickle as inside
+
+from ._code import reduce_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -143,6 +146,7 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it is not typed
         **cloudpickle.Pickler.dispatch_table.maps[0],
         CodeType: _reduce,
         CACHED: reduce_cached,
+        itertools.count: reduce_count,
         functools.cached_property: _reduce_cached_property,
         weakref.WeakKeyDictionary: _reduce_weak,
         weakref.WeakValueDictionary: _reduce_weak,

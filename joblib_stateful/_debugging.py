@@ -6,7 +6,7 @@ import os
 import sys
 from typing import Any
 
-from ._safely import full_name_of
+from ._safely import full_name_of, traceback_of
 
 _ADVICE = 'Use engine="inline" to debug: then the worker\'s code runs in your own program, where breakpoint() and pdb work as usual.'
 
@@ -27,9 +27,17 @@ def _refuse(*args: Any, **kwargs: Any) -> Any:
 
 
 def explain_end(error: BaseException) -> None:
-    """Note on the bare `BdbQuit` of a debugger that found no keyboard what it means."""
-    if full_name_of(type(error)) == "bdb.BdbQuit":
+    """Note on the bare `BdbQuit` of a debugger that found no keyboard what it means; since Python 3.14 pdb exits instead."""
+    name = full_name_of(type(error))
+    if name == "bdb.BdbQuit" or (name == "SystemExit" and _is_from_pdb(error)):
         error.add_note(
             "[joblib_stateful: a debugger was started in a worker process, whose standard input is empty, so that nobody "
             f"could type. {_ADVICE}]"
         )
+
+
+def _is_from_pdb(error: BaseException) -> bool:
+    found = traceback_of(error)
+    while found is not None and found.tb_next is not None:
+        found = found.tb_next
+    return found is not None and found.tb_frame.f_globals.get("__name__") == "pdb"

@@ -105,6 +105,9 @@ _NONE = {
     "closed": "sys.stdout.close(); sys.stderr.close()",
     "without flush": "sys.stdout = sys.stderr = types.SimpleNamespace(write=lambda text: None)",
     "closed files": "sys.stdin = sys.stdout = sys.stderr = None; os.close(0); os.close(1); os.close(2)",
+    # Such files are not handed on to workers, which then have none in these places.
+    "other files": "sys.stdin = sys.stdout = sys.stderr = None; [os.close(fd) for fd in range(3)]; "
+    "files = [os.open(os.devnull, os.O_RDWR) for fd in range(3)]",
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import faulthandler
 import logging
 import os
 import pickle
@@ -29,6 +30,7 @@ from ._buffers import arrived_with, segments_in, without_arena
 from ._line import decode, encode
 from ._log_channel import ToParent
 from ._loky_process import keep_from_children
+from ._starting import fill_standard_files
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -48,6 +50,9 @@ except ImportError:  # Windows
 
 def main(pipe: BinaryIO) -> None:
     """Be the process that a pipe describes, which the parent has made ready for it."""
+    fill_standard_files()
+    if sys.stderr is None:  # where loky's own call of this would raise
+        faulthandler.enable(file=2)
     with pipe:
         current_process()._inheriting = True  # type: ignore[attr-defined]  # as loky's own start and multiprocessing's do
         try:

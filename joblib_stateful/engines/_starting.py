@@ -105,6 +105,12 @@ def _take_standard(taken: list[int]) -> None:
     os.close(fd)
 
 
+def fill_standard_files() -> None:
+    """Have nothing that this process opens take the number of a standard stream that it does not have."""
+    with contextlib.suppress(OSError):  # the system has no such file
+        _take_standard([])
+
+
 @contextlib.contextmanager
 def standard_files() -> Iterator[None]:
     """Let no file that is opened meanwhile get the number of a standard stream that is closed, as in daemons.
