@@ -332,9 +332,15 @@ class StatefulExecutor(NotCopied, Executor):
             raise ValueError(f"buffersize must be None or > 0, and is {buffersize}")
         end = None if timeout is None else time.monotonic() + timeout
         args = zip(*iterables, strict=False)
-        first = deque(self.submit(fn, *each) for each in itertools.islice(args, buffersize))
-        # Not by a method, for the executor may go before its results.
-        return _results(weakref.ref(self), fn, args, first, end)
+        under_way = deque(self.submit(fn, *each) for each in itertools.islice(args, buffersize))
+        owner = weakref.ref(self)  # which may go before its results
+
+        def submit_next() -> None:
+            executor = owner()
+            if executor is not None:
+                under_way.extend(executor.submit(fn, *each) for each in itertools.islice(args, 1))
+
+        return _results(under_way, submit_next, end)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, kill_workers: bool = False) -> None:  # noqa: FBT001, FBT002 - the standard library's signature
         """Take no more calls and end the workers.
@@ -413,33 +419,18 @@ def as_builder(worker: Any) -> Any:
     return factory(worker) if inspect.isclass(made_from) else worker
 
 
-def _results(
-    executor: weakref.ref[StatefulExecutor],
-    fn: Callable[..., T],
-    args: Iterator[tuple[Any, ...]],
-    under_way: deque[Future[T]],
-    end: float | None,
-) -> Iterator[T]:
-    """Return results in order, and have one more call made for each that is taken."""
+def _results(under_way: deque[Future[T]], submit_next: Callable[[], None], end: float | None) -> Iterator[T]:
+    """Return results in order, and have one more call made for each that is taken; cancel what nobody takes."""
     try:
-        yield from _results_of_all(executor, fn, args, under_way, end)
+        yield from _taken(under_way, submit_next, end)
     finally:
         for future in under_way:
             future.cancel()
 
 
-def _results_of_all(
-    executor: weakref.ref[StatefulExecutor],
-    fn: Callable[..., T],
-    args: Iterator[tuple[Any, ...]],
-    under_way: deque[Future[T]],
-    end: float | None,
-) -> Iterator[T]:
+def _taken(under_way: deque[Future[T]], submit_next: Callable[[], None], end: float | None) -> Iterator[T]:
     while under_way:
-        owner = executor()
-        if owner is not None:
-            under_way.extend(owner.submit(fn, *each) for each in itertools.islice(args, 1))
-        del owner
+        submit_next()
         # The future is let go before its result is taken.
         yield under_way.popleft().result(None if end is None else end - time.monotonic())
 

@@ -94,7 +94,7 @@ def test_a_class_of_a_script(run_program: RunProgram, engine: str) -> None:
     assert "~~^~~" in done.out  # under 1 / 0
     assert "Previous line repeated" in done.out
     assert "SyntaxError: invalid syntax" in done.out
-    assert len(done.out.splitlines()) < 300
+    assert len(done.out.splitlines()) < (250 if sys.version_info < (3, 14) else 260)  # which points out more places
     shown = [line for line in done.out.splitlines() if PACKAGE in line]
     # Where the main program waits there may be one of ours, and in an executor's call, which the standard library answers.
     assert all("__next__" in line or engine == "inline" for line in shown), shown

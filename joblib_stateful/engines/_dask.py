@@ -73,8 +73,9 @@ class DaskWorker(RemoteWorker):
         packed = pickle.dumps(stored, PROTOCOL)
         answers: list[Any] = []
         self._seats.client.loop.add_callback(self._ask, self._room, packed, answers)
-        self._wait()
-        (answer,) = answers
+        while not answers:  # news of the actor's own future may come late
+            self._wait()
+        answer = answers[0]
         self._is_busy = False
         if isinstance(answer, BaseException):
             raise answer
