@@ -7,14 +7,17 @@ started with, to be compared.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import importlib
+import itertools
 import os
 import sys
 import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 # What a worker itself is deep in calls when it runs an item, and some more to report an error by.
 _LOWEST_RECURSION_LIMIT = 100
@@ -41,6 +44,8 @@ class Surroundings(NamedTuple):
 
     folder: str
     path: tuple[str, ...]
+    #: Standard modules that are loaded there, and that a file of the same name hides from who looks for them only now.
+    hidden: tuple[str, ...]
     recursion_limit: int
     int_digits: int
 
@@ -60,9 +65,8 @@ class Surroundings(NamedTuple):
             return known
         path: list[Any] = list(sys.path)
         # Anything else in there is passed over by the import system.
-        found = cls(
-            folder, tuple(str(entry) for entry in path if isinstance(entry, str)), _checked(limits[0]), limits[1]
-        )
+        entries = tuple(str(entry) for entry in path if isinstance(entry, str))
+        found = cls(folder, entries, tuple(_hidden(entries)), _checked(limits[0]), limits[1])
         _latest[:] = (folder, *limits), path, found
         return found
 
@@ -72,6 +76,7 @@ class Surroundings(NamedTuple):
         What the user's code in this process has changed by itself stays, as long as the program doesn't change it.
         """
         if before is None or self.path != before.path:
+            self._load_hidden()
             sys.path[:] = self.path
         if before is None or self.recursion_limit != before.recursion_limit:
             sys.setrecursionlimit(self.recursion_limit)
@@ -83,7 +88,36 @@ class Surroundings(NamedTuple):
             except OSError as error:
                 raise _gone(error, f"The program's current folder can't be entered: {self.folder!r} is gone") from error
 
+    def _load_hidden(self) -> None:
+        sys.path[:] = standard_first(self.path)
+        for name in self.hidden:
+            with contextlib.suppress(Exception):  # who needs it will be told
+                importlib.import_module(name)
 
+
+def standard_first(path: Iterable[Any]) -> list[str]:
+    """Return where to look for modules: for standard ones in their own place first.
+
+    A program that has loaded `queue` before a folder with a ``queue.py`` came to its path goes on with the first one.
+    """
+    found = [entry for entry in path if isinstance(entry, str)]
+    return [entry for entry in found if entry in _STANDARD] + [entry for entry in found if entry not in _STANDARD]
+
+
+def _hidden(path: Iterable[str]) -> Iterator[str]:
+    for entry in itertools.takewhile(lambda entry: entry not in _STANDARD, path):
+        try:
+            names = os.listdir(entry or ".")  # noqa: PTH208 - importing pathlib would take each program 4 ms
+        except OSError:  # most entries need not be folders, nor be there
+            continue
+        for name in {name.partition(".")[0] for name in names} & sys.stdlib_module_names & sys.modules.keys():
+            where = getattr(sys.modules[name], "__file__", None) or _HOME
+            if where.startswith(_HOME):
+                yield name
+
+
+_HOME = os.path.dirname(os.__file__)  # noqa: PTH120 - importing pathlib would take each program 4 ms
+_STANDARD = (_HOME, os.path.join(_HOME, "lib-dynload"))  # noqa: PTH118 - see above
 _latest: list[Any] = []  # what was seen, the path that was seen, and the surroundings made of it
 
 

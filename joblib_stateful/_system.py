@@ -8,10 +8,12 @@ that only claims to have one of these.)
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
 import socket
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -42,8 +44,8 @@ HAS_POLL = _can("poll", is_there=hasattr(select, "poll") and hasattr(socket, "MS
 HAS_PIDFD = _can("pidfd", is_there=hasattr(os, "pidfd_open"))
 #: Signals can be kept waiting, also in what is started meanwhile.
 HAS_SIGMASK = _can("sigmask", is_there=hasattr(signal, "pthread_sigmask"))
-#: The kernel kills a process when a pipe closes; else a thread of that process does it.
-HAS_SETSIG = _can("setsig", is_there=not IS_WINDOWS)
+#: The kernel kills a process when a pipe closes (Linux); else a thread of that process does it.
+HAS_SETSIG = _can("setsig", is_there=sys.platform == "linux")
 #: All processes and their children are listed as files, and so is what a process has open.
 HAS_PROC = _can("proc", is_there=os.access("/proc/self/stat", os.R_OK))
 #: A process is started by a command of ours; else by loky's, which hands on fewer of the program's flags.
@@ -60,3 +62,17 @@ def around_fork(call: Callable[[], None]) -> None:
     """Have a function called in this process before and after each fork, where there are forks."""
     if HAS_FORK:
         os.register_at_fork(before=call, after_in_parent=call)
+
+
+def kill_when_closed(fd: int) -> None:
+    """Have the kernel kill this process when the other end of a pipe is closed.
+
+    Raises OSError where it can't.
+    """
+    if not HAS_SETSIG:
+        raise OSError(errno.ENOSYS, "no signal can be chosen for that")
+    import fcntl
+
+    fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)

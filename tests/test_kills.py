@@ -12,17 +12,17 @@ import sys
 import termios
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from joblib_stateful import StatefulExecutor, call_worker, errors, get_worker_info, stateful_map
-from joblib_stateful.engines import _burial, _line, _loky_worker, _process_tree
-from joblib_stateful.engines._burial import wait_for_burials
+from joblib_stateful import StatefulExecutor, _system, call_worker, errors, get_worker_info, stateful_map
+from joblib_stateful.engines import _line, _loky_worker, _process_tree
+from joblib_stateful.engines._ending import wait_for_ends
 from test_map_tools import Log, Scene, new_scene
 
 
@@ -143,9 +143,9 @@ def test_a_worker_that_is_gone_is_not_killed_again(scene: Scene, monkeypatch: py
         executor.warm_up()
         (info,) = executor.workers()
         worker: Any = executor.core._worker(0)
-        notices = worker._pool._executor_manager_thread
+        process = worker._process
         kill(info.pid)
-        notices.join(30)  # it reaps the process itself
+        process.join(30)
         hit: list[Any] = []
         monkeypatch.setattr(_process_tree, "_signal", lambda *whom: hit.append(whom))
         executor.shutdown(kill_workers=True)
@@ -311,56 +311,54 @@ def wait_for_bytes_on_the_way_to(executor: StatefulExecutor) -> None:
         time.sleep(0.001)
 
 
-@pytest.mark.parametrize("how", ["closed", "killed"])
-def test_a_pool_is_not_dropped_before_lokys_threads_have_ended(how: str) -> None:
-    """The last of them would tidy its semaphores up, while the program may be ending."""
-    executor = StatefulExecutor(n_jobs=1)
-    executor.submit(abs, -1).result(30)
-    worker: Any = executor.core._worker(0)
-    pool, manager, go_on = weakref.ref(worker._pool), worker._manager, threading.Event()
-    feeder, manager.call_queue._thread = manager.call_queue._thread, threading.Thread(target=go_on.wait)
-    manager.call_queue._thread.start()
-    ending = threading.Thread(target=executor.shutdown, kwargs={"kill_workers": how == "killed"})
-    ending.start()
-    feeder.join(30)
-    manager.join(30)
-    assert not manager.is_alive()
-    assert pool() is not None
-    go_on.set()
-    ending.join(30)
-    del manager
-    wait_for_burials(30)
-    assert pool() is None
-
-
 def test_the_end_waits_for_a_worker_that_was_killed_while_it_closed(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tidies_up, go_on = threading.Event(), threading.Event()
+    is_seen_off, go_on = threading.Event(), threading.Event()
+    see_off = _loky_worker._see_off
 
-    def wait(manager: Any) -> None:
-        tidies_up.set()
+    def wait(process: Any, seconds: float) -> None:
+        is_seen_off.set()
         go_on.wait()
-        _burial.wait_for_threads(manager)
+        see_off(process, seconds)
 
-    monkeypatch.setattr(_loky_worker, "wait_for_threads", wait)
+    monkeypatch.setattr(_loky_worker, "_see_off", wait)
     executor = StatefulExecutor(ClosedOnOrder, 1, shared_kwargs={"scene": scene})
     executor.warm_up()
     worker: Any = executor.core._worker(0)
-    manager = worker._manager
+    process = worker._process
     closing = threading.Thread(target=executor.shutdown)
     closing.start()
     kill_the_first_in(scene.log("closed")).join()
-    assert tidies_up.wait(30)
-    manager.join(30)
-    ending = threading.Thread(target=wait_for_burials, args=(30,))
+    assert is_seen_off.wait(30)
+    process.join(30)
+    ending = threading.Thread(target=wait_for_ends, args=(30,))
     ending.start()
     ending.join(0.1)
     assert ending.is_alive()
     go_on.set()
     ending.join(30)
     closing.join(30)
-    assert worker._pool is None
+    assert not closing.is_alive()
+    assert worker._process is None
+
+
+def test_many_threads_may_ask_how_a_process_has_ended() -> None:
+    """One of them reaps it, and to the others the system says that there is no such process."""
+    for _ in range(20):
+        with StatefulExecutor(n_jobs=1) as executor:
+            executor.warm_up()
+            worker: Any = executor.core._worker(0)
+            with ThreadPoolExecutor(8) as threads:
+                found = [threads.submit(joined, worker._process) for _ in range(8)]
+                kill(worker.pid)
+            assert [future.result() for future in found] == [-9] * 8
+
+
+def joined(process: Any) -> int | None:
+    process.join(30)
+    code: int | None = process.exitcode
+    return code
 
 
 # --- children of a worker that outlive it ---------------------------------------------------------------
@@ -418,7 +416,7 @@ def test_a_death_is_noticed_although_a_child_lives_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if not watched:
-        monkeypatch.delattr(os, "pidfd_open", raising=False)
+        monkeypatch.setattr(_system, "HAS_PIDFD", False)
 
     def start_child_and_hang() -> None:
         start(scene)

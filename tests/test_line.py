@@ -287,11 +287,11 @@ def test_a_worker_that_nobody_needs_any_more_ends() -> None:
     built = threading.Event()
     assert worker.send(Build(1, 0, 1, None), lambda _: built.set()) is None
     assert built.wait(60)
-    manager = worker._manager
+    process = worker._process
     del worker
     gc.collect()
-    manager.join(30)  # which ends when the process is gone
-    assert not manager.is_alive()
+    process.join(30)
+    assert process.exitcode is not None
 
 
 # --- records hold nothing of the user's -----------------------------------------------------------------

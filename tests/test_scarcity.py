@@ -108,23 +108,17 @@ def test_shared_memory_that_is_smaller_than_the_arrays(run_mounted: Callable[...
 
 
 @pytest.mark.parametrize("state", ["full", "read-only"])
-def test_shared_memory_in_which_no_worker_can_start(run_mounted: Callable[..., str], state: str) -> None:
+def test_workers_need_no_shared_memory_with_a_name(run_mounted: Callable[..., str], state: str) -> None:
     found = run_mounted(
         "mount -t tmpfs -o size=64k tmpfs /dev/shm; "
         + ("cat /dev/zero > /dev/shm/full || true" if state == "full" else "mount -o remount,ro /dev/shm"),
         """
-        from joblib_stateful import errors
-
         if __name__ == "__main__":
-            try:
-                main()
-            except errors.WorkerInitError as error:
-                print(error)
+            main()
         """,
         "ignore",  # joblib warns when it is imported
     )
-    assert "OSError: [Errno" in found
-    assert "locks lie in shared memory, which is /dev/shm" in found
+    assert found == "fine"
 
 
 @pytest.mark.parametrize("state", ["full", "read-only"])

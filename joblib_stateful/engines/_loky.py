@@ -1,15 +1,13 @@
-"""The engine ``"loky"``: one process per slot, each under a single-worker loky executor.
+"""The engine ``"loky"``: one process per slot, started as loky starts its own.
 
-Why one executor per slot: a crash breaks a loky executor, so it must not be shared; each gets its own
-environment before anything is imported; and one worker can be killed alone. Loky's reusable executor is not
-used, because any other user of it in the process would shut ours down.
+Its executors are not used: a crash breaks one, so that it must not be shared, and any other user of the reusable one would
+shut ours down.
 """
 
 from __future__ import annotations
 
 import copy
 import multiprocessing
-import os
 import sys
 import time
 from multiprocessing import resource_tracker
@@ -17,12 +15,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import cloudpickle
 
-from .. import errors
+from .. import _system, errors
 from .._sharing import SharedMemory
 from .._surroundings import Surroundings
 from .._transport import Pickled, Transport
 from ._base import Engine
-from ._burial import wait_for_burials
+from ._ending import wait_for_ends
 from ._line import Line
 from ._listening import Listening
 from ._loky_room import check_room
@@ -57,7 +55,7 @@ class LokyEngine(Engine):
         """Import loky."""
         if f"{__package__}._loky_worker" in sys.modules:
             return
-        if os.name == "posix":
+        if not _system.IS_WINDOWS:
             # The first worker would start it. It takes half as much CPU time as a worker until it is ready: so it does
             # that while loky is being imported, which is most of what is to be done before a worker can be started.
             # (On two cores the first result comes 20 ms sooner: `python -m benchmarks --workloads "W7*"`.)
@@ -92,7 +90,7 @@ class LokyEngine(Engine):
     def settle(self, seconds: float) -> None:
         """Wait for what is left of workers that were closed or killed."""
         deadline = time.monotonic() + seconds
-        wait_for_burials(seconds)
+        wait_for_ends(seconds)
         self._flush(None, max(_FLUSH_SECONDS, deadline - time.monotonic()))
 
     def flush(self) -> None:

@@ -11,12 +11,11 @@ import pickle
 import signal
 import sys
 import threading
-from multiprocessing import current_process, util
-from typing import TYPE_CHECKING, Any, BinaryIO
+from multiprocessing import current_process, resource_tracker, spawn, util
+from multiprocessing.process import BaseProcess
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
-from loky import process_executor
-from loky.backend import spawn
-
+from .. import _system
 from .._arrivals import still_mapped
 from .._debugging import refuse_breakpoints
 from .._log_levels import Levels
@@ -27,9 +26,9 @@ from .._shortage import lighter
 from .._signals import hold_back, report
 from .._worker import Progress, Worker, current, set_process_worker
 from ._buffers import arrived_with, segments_in, without_arena
+from ._inheritance import keep_from_children
 from ._line import decode, encode
 from ._log_channel import ToParent
-from ._loky_process import keep_from_children
 from ._starting import fill_standard_files
 
 if TYPE_CHECKING:
@@ -42,28 +41,56 @@ if TYPE_CHECKING:
     from ._log_channel import WorkerEnd
     from ._loky_startup import Startup
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]  # tested before use
+
+class Process(BaseProcess):
+    """What `multiprocessing.current_process` returns in a worker."""
+
+    _start_method = None  # that of the program, which `Startup` takes over
+
+    @staticmethod
+    def _Popen(_: Any) -> Any:  # noqa: N802 - multiprocessing's name
+        raise AssertionError("it is started by its parent")
+
+
+def process_with(state: dict[str, Any]) -> Process:
+    """Return what the parent's process is here."""
+    process = Process.__new__(Process)
+    vars(process).update(state)
+    return process
+
+
+class OpenFile(NamedTuple):
+    """A file that was handed down to this process."""
+
+    fd: int
+
+    def detach(self) -> int:
+        """Return its number."""
+        return self.fd
 
 
 def main(pipe: BinaryIO) -> None:
     """Be the process that a pipe describes, which the parent has made ready for it."""
     fill_standard_files()
-    if sys.stderr is None:  # where loky's own call of this would raise
-        faulthandler.enable(file=2)
     with pipe:
-        current_process()._inheriting = True  # type: ignore[attr-defined]  # as loky's own start and multiprocessing's do
+        current_process()._inheriting = True  # type: ignore[attr-defined]  # as multiprocessing's own start does
         try:
-            spawn.prepare(pickle.load(pipe))
+            preparation = pickle.load(pipe)
+            resource_tracker._resource_tracker._fd = preparation.pop("tracker")  # type: ignore[attr-defined]  # no public name
+            spawn.prepare(preparation)
             process = pickle.load(pipe)
         finally:
             del current_process()._inheriting  # type: ignore[attr-defined]  # see above
     sys.exit(process._bootstrap())
 
 
-def set_up(  # noqa: PLR0917 - loky hands them on by position
+def run(lifeline: Connection, line: Line, *args: Any) -> None:
+    """Be a worker, to the last message."""
+    set_up(lifeline, line, *args)
+    serve()
+
+
+def set_up(  # noqa: PLR0917 - they are handed on by position
     lifeline: Connection,
     line: Line,
     numbers: memoryview[int],
@@ -73,11 +100,11 @@ def set_up(  # noqa: PLR0917 - loky hands them on by position
 ) -> None:
     """Make this process a worker; runs before `serve`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
-    if hasattr(signal, "pthread_sigmask"):
+    if _system.HAS_SIGMASK:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGPIPE})
+    if "PYTHONFAULTHANDLER" not in os.environ and not faulthandler.is_enabled():
+        faulthandler.enable(file=2)  # by its number, for there may be no `sys.stderr`
     startup.take_over()
-    # loky recycles workers that have grown by 300 MB where psutil is installed; an object may be larger.
-    process_executor._MAX_MEMORY_LEAK_SIZE = float("inf")
     # Before multiprocessing waits for the children of this process, which it does first.
     util.Finalize(None, _end_pools, exitpriority=100)
     _die_with_parent(lifeline)
@@ -92,9 +119,8 @@ def set_up(  # noqa: PLR0917 - loky hands them on by position
     _kept[:] = lifeline, line, handler
     if isinstance(transport, SharedMemory):
         _renew_arena(transport)
-        if hasattr(os, "register_at_fork"):
-            # What a child lays into it would lie over the results of this process.
-            os.register_at_fork(after_in_child=lambda: _renew_arena(transport))
+        # What a child lays into it would lie over the results of this process.
+        _system.after_fork(lambda: _renew_arena(transport))
 
 
 def _renew_arena(transport: SharedMemory) -> None:
@@ -114,7 +140,7 @@ _kept: list[Any] = []
 
 
 def serve() -> None:
-    """Answer messages, until the last one or until the parent hangs up. For loky this is one task."""
+    """Answer messages, until the last one or until the parent hangs up."""
     worker, (_, line, logs) = current(), _kept
     assert worker is not None  # noqa: S101 - set_up ran before
     try:
@@ -219,11 +245,8 @@ def lies_in_arena(reply: Ran) -> bool:
 def _die_with_parent(lifeline: Connection) -> None:
     """End this process when the parent, and with it the other end of the pipe, is gone."""
     try:
-        fd = lifeline.fileno()
-        fcntl.fcntl(fd, fcntl.F_SETOWN, os.getpid())
-        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGKILL)
-        fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
-    except (AttributeError, OSError):
+        _system.kill_when_closed(lifeline.fileno())
+    except OSError:
         # Only Linux lets the kernel do it. Elsewhere a thread does, which code that holds the GIL can delay.
         threading.Thread(target=_wait_for_parent, args=(lifeline,), daemon=True).start()
     else:

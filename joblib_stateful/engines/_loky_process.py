@@ -1,81 +1,82 @@
-"""A worker's process, whose death shows although children of its own live on.
+"""A worker's process: started as loky starts one, with an environment of its own before anything is imported there.
 
-loky learns of a death from pipes whose other ends the worker alone should hold. But what the worker's code
-forks or starts may inherit them, and then they stay open for as long as that child lives: the death would go
-unnoticed, and half a result would be waited for. Hence both sides see to it: the parent watches the process
-itself where the system can (Linux), and the worker keeps its pipes from its children.
+loky's pool of one process is not used. It would bring two threads, two queues and their semaphores in shared memory for each
+worker, which have to be tidied up when that ends, and whoever starts a worker would wait for loky to be imported there.
+
+A worker's death shows although children of its own live on: the process itself is watched, where the system can (Linux),
+and not a pipe that what the worker's code forks or starts may have inherited. The worker keeps its pipes from its children,
+too (`_inheritance`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import stat
-from typing import Any, ClassVar
+import threading
+import time
+from multiprocessing.connection import wait
+from typing import Any
 
-from loky.backend import resource_tracker
-from loky.backend.context import LokyContext
 from loky.backend.process import LokyProcess
 
+from .. import _system
+from . import _loky_child
 
-class WatchedProcess(LokyProcess):  # type: ignore[misc]  # loky is not typed
-    """Its sentinel is the process itself, not a pipe."""
+_reaping = threading.Lock()
+# A pipe shows that a process is about to end; that takes it a moment more.
+_END_SECONDS = 1.0
+
+
+class WorkerProcess(LokyProcess):  # type: ignore[misc]  # loky is not typed
+    """One process that serves messages; its sentinel is the process itself, not a pipe."""
 
     @staticmethod
     def _Popen(process_obj: Any) -> Any:  # noqa: N802 - multiprocessing's name
-        if os.name == "nt":
-            return LokyProcess._Popen(process_obj)
-        from ._loky_popen import Popen
+        if _system.STARTS_PROCESSES:
+            from ._loky_popen import Popen
 
-        return Popen(process_obj)
+            return Popen(process_obj)
+        if _system.IS_WINDOWS:
+            return LokyProcess._Popen(process_obj)
+        from ._loky_popen import PopenOfLoky
+
+        return PopenOfLoky(process_obj)
 
     def start(self) -> None:
         """Start it."""
         super().start()
-        if hasattr(os, "pidfd_open"):
+        if _system.HAS_PIDFD:
             with contextlib.suppress(OSError):  # Linux before 5.3, or a sandbox that forbids it
                 process = os.pidfd_open(self.pid)
                 # In the pipe's place, so that whoever has its number waits for the process and closes it at the end.
                 os.dup2(process, self.sentinel, inheritable=False)
                 os.close(process)
 
-
-class Context(LokyContext):  # type: ignore[misc]  # loky is not typed
-    """loky's context, with such processes."""
-
-    Process: ClassVar[type[WatchedProcess]] = WatchedProcess
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Be a process there that needs no loky, which takes as long to import as all the rest."""
+        return _loky_child.process_with, (vars(self).copy(),)
 
 
-def keep_from_children(line: int) -> None:
-    """Have children of this worker not inherit its line and its pipes; called before any of the user's code."""
-    if os.name == "nt":  # where nothing is inherited that is not handed down by name
-        return
-    pipes = [line, *_pipes()]
-    for fd in pipes:
-        os.set_inheritable(fd, False)  # they were made so that this process gets them
-    if pipes and hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=lambda: _shut(pipes))
+class ReapedOnce:
+    """What a ``Popen`` of multiprocessing lacks: several threads may ask at once how its process has ended.
 
+    One of them gets to know, and the others would be told that there is no such process, and take it for one that lives.
+    """
 
-def _pipes() -> list[int]:
-    """Return the pipes that this process was started with, but for those of the resource trackers."""
-    from multiprocessing import resource_tracker as theirs
+    sentinel: int
+    returncode: int | None
 
-    try:
-        fds = set(map(int, os.listdir("/dev/fd")))  # noqa: PTH208 - importing pathlib would take each worker 4 ms
-    except OSError:  # no such folder on this system
-        return []
-    found = []
-    for fd in fds - {0, 1, 2, theirs.getfd(), resource_tracker.getfd()}:
-        with contextlib.suppress(OSError):  # the one that listed the folder
-            if stat.S_ISFIFO(os.fstat(fd).st_mode):
-                found.append(fd)
-    return found
+    def poll(self, flag: int = os.WNOHANG) -> int | None:  # noqa: ARG002 - nobody may wait while he holds the lock
+        """Return the exit code if the process has ended."""
+        with _reaping:
+            found: int | None = super().poll(os.WNOHANG)  # type: ignore[misc]  # the class beside this one
+            return found
 
-
-def _shut(pipes: list[int]) -> None:
-    # Replaced, not closed: their owners would close them once more, when the numbers are others' files.
-    nothing = os.open(os.devnull, os.O_RDWR)
-    for fd in pipes:
-        os.dup2(nothing, fd, inheritable=False)
-    os.close(nothing)
+    def wait(self, timeout: float | None = None) -> int | None:
+        """Wait for the end, at most so many seconds; return the exit code."""
+        if self.returncode is None and not wait([self.sentinel], timeout):
+            return None
+        end = time.monotonic() + (_END_SECONDS if timeout is None else min(timeout, _END_SECONDS))
+        while (code := self.poll()) is None and time.monotonic() < end:
+            time.sleep(0.001)
+        return code

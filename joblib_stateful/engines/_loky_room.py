@@ -1,6 +1,6 @@
 """Whether there is room for one more process, told before anything of it is started.
 
-Without file descriptors loky fails halfway, with an error that hides the cause and pipes that stay open.
+Without file descriptors it would fail halfway, with an error that hides the cause.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import os
 
 from .._segments import most_open, spares
 
-# Measured: a worker keeps 8 file descriptors open in its parent, which needs 17 at once while it starts one. The
-# rest is for the resource trackers, that come first, and for what other threads open meanwhile.
-_KEPT, _TO_START = 8, 24
+# Measured: a worker keeps 3 file descriptors open in its parent, which needs 9 at once while it starts one, and for the first
+# one 16. The rest is for what other threads open meanwhile.
+_KEPT, _TO_START = 3, 20
 
 
 def check_room() -> None:
@@ -22,7 +22,7 @@ def check_room() -> None:
     if _n_open(limit) + _TO_START <= limit:
         return
     spares.clear()
-    gc.collect()  # pools that have ended keep some of theirs until then
+    gc.collect()  # workers that nobody needs keep some of theirs until then
     if (n_open := _n_open(limit)) + _TO_START > limit:
         raise OSError(
             errno.EMFILE,
@@ -36,11 +36,3 @@ def _n_open(limit: int) -> int:
         return len(os.listdir("/dev/fd"))  # noqa: PTH208 - a pathlib object for each would be slow
     except OSError as error:  # none is left, or there is no such folder on this system
         return limit if error.errno == errno.EMFILE else 0
-
-
-def explain(error: BaseException) -> str:
-    """Return the text of an error at the start of a process, and where to look."""
-    text = f"{type(error).__name__}: {error}"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EROFS, errno.EDQUOT):
-        text += "; a worker's locks lie in shared memory, which is /dev/shm on Linux"
-    return text

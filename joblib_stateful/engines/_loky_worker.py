@@ -1,4 +1,4 @@
-"""One worker process under a single-worker loky executor, on the parent's side."""
+"""One worker process, on the parent's side."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import errno
 import math
 import multiprocessing
 import multiprocessing.context
-import os
 import queue
 import threading
 import time
@@ -17,7 +16,7 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from .. import _locks
+from .. import _locks, _system
 from .._log_levels import watch as log_levels
 from .._messages import NOTHING, Build, BuildFailed, Failure, Finished, Ran, Refused, Run, answer_to
 from .._records import Death
@@ -28,11 +27,11 @@ from ..errors import why_condemned
 from ._answers import fault_in
 from ._base import EngineWorker
 from ._buffers import in_line, segments_in
-from ._burial import at_the_end, bury, expect, in_thread, wait_for_threads
+from ._deaths import deaths
+from ._ending import at_the_end, in_thread
 from ._line import Line, encode
 from ._listening import Listening, listen
 from ._log_reader import reader
-from ._loky_room import explain
 from ._process_tree import kill_tree
 from ._shared_numbers import SharedNumbers
 from ._starting import standard_files, start
@@ -41,20 +40,15 @@ from ._starting import standard_files, start
 # last one would start the processes of both, which then report to the wrong resource tracker.
 _start_methods = dict(multiprocessing.context._concrete_contexts)  # type: ignore[attr-defined]  # see above
 try:
-    import loky
-    from loky import process_executor
-    from loky.backend import resource_tracker as lokys_tracker
-
     from . import _loky_child
-    from ._loky_popen import signals_blocked
-    from ._loky_process import Context
+    from ._loky_process import WorkerProcess
     from ._loky_startup import Startup
+    from ._signal_masks import signals_blocked
 finally:
     multiprocessing.context._concrete_contexts.update(_start_methods)  # type: ignore[attr-defined]  # see above
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
-    from concurrent.futures import Future
 
     from .._log_levels import Levels
     from .._messages import Finish, Message, Reply
@@ -68,7 +62,7 @@ _log = Log()
 # What a process has sent before its end is there to be read, and then the end of it, unless a child of it keeps its line
 # open. (Linux would let it be read later, too.)
 _DRAIN_SECONDS = 0.2
-# A process that loky reports as gone is reaped at once; this only guards against one that can't be.
+# A process that is seen to be gone is reaped at once; this only guards against one that can't be.
 _REAP_SECONDS = 2.0
 # So often somebody looks whether a thread that is to end has begun to run users' code instead, for which nobody waits.
 _LOOK_SECONDS = 0.05
@@ -81,8 +75,7 @@ _HANDLE_SECONDS = 5.0
 class LokyWorker(EngineWorker):
     """One worker process.
 
-    loky starts it, and notices its end. What it answers comes by a line of its own, to which a thread listens, or a
-    consumer: through loky's queues each message would wake two threads more.
+    What it answers comes by a line of its own, to which a thread listens, or a consumer. One thread notices the ends of all.
     """
 
     def __init__(self, transport: Transport, env: Mapping[str, str], listening: Listening, slot: int = 0) -> None:
@@ -92,9 +85,7 @@ class LokyWorker(EngineWorker):
         self._told: Levels | None = None  # which of them are wanted
         self._numbers: SharedNumbers | None = SharedNumbers(Progress.SIZE)
         self.progress = Progress(self._numbers.values)
-        self._pool: loky.ProcessPoolExecutor | None = None
-        self._manager: Any = None  # loky's thread for the pool
-        self._process: Any = None  # loky's Process
+        self._process: WorkerProcess | None = None
         self._lifeline: Connection | None = None  # open as long as the process shall live
         self._line: Line | None = None
         self._listener: threading.Thread | None = None
@@ -114,13 +105,12 @@ class LokyWorker(EngineWorker):
             try:
                 if self._killed:
                     return Death(self.pid, reason="it was killed")
-                served = self._start() if self._pool is None else None
+                if self._process is None:
+                    self._start()
                 self._expect(message, on_reply)
                 self._transmit(message)
             except Exception as error:  # noqa: BLE001 - out of processes, threads, memory or file descriptors
                 return self._give_up(error)
-        if served is not None:
-            served.add_done_callback(partial(_ended, weakref.ref(self)))
         return None
 
     def close(self, message: Finish, on_closed: Callable[[Failure | None], None]) -> None:
@@ -135,7 +125,7 @@ class LokyWorker(EngineWorker):
         with self._lock:
             self._killed = True
             if self._process is not None:
-                # loky notices, and so the message under way is answered.
+                # Its death is noticed, and so the message under way is answered.
                 _kill_and_reap(self._process)
             if self._awaited is None:
                 self._let_go()
@@ -146,23 +136,22 @@ class LokyWorker(EngineWorker):
         self.kill()
 
     def disown(self) -> None:
-        """Forget the process and the pool, whose ends would reach for the parent's."""
-        _not_ours.append((self._pool, self._process))
+        """Forget the process, whose end would reach for the parent's."""
+        _not_ours.append(self._process)
         _at_work.discard(self)
         # Or multiprocessing would wait for it at exit, and complain that it is no child of this process.
         multiprocessing.process._children.discard(self._process)  # type: ignore[attr-defined]
         self._lock = _locks.Lock()
-        self._pool = self._process = self._line = None
+        self._process = self._line = None
         self._killed = True
 
     # --- the process ----------------------------------------------------------------------------------
 
-    def _start(self) -> Future[None]:
-        """Start the process; return loky's future of all its service."""
+    def _start(self) -> None:
         with standard_files():
-            return self._start_process()
+            self._start_process()
 
-    def _start_process(self) -> Future[None]:
+    def _start_process(self) -> None:
         # A pipe for each worker, because only one process can be signalled for an open file.
         self._logs = logs = reader.open(self._slot, id(self._listening))
         if logs is not None:  # also if nobody needs this worker any more, and it is collected
@@ -170,42 +159,19 @@ class LokyWorker(EngineWorker):
         theirs, self._lifeline = multiprocessing.Pipe(duplex=False)
         _lifelines.add(self._lifeline)
         self._line, far_end = Line.pair()
-        _start_resource_trackers()  # which ends by unblocking SIGINT, so first
+        if not _system.IS_WINDOWS:
+            start(resource_tracker)  # which ends by unblocking SIGINT, so first
+        startup, log_end = Startup.of_program(), logs and logs.worker_end
+        args = theirs, far_end, self._numbers, self._transport, startup, log_end
+        process = WorkerProcess(target=_loky_child.run, args=args, env=self._env)
         with theirs, contextlib.closing(far_end), signals_blocked():
-            pool = loky.ProcessPoolExecutor(
-                max_workers=1,
-                context=Context(),
-                env=self._env,
-                initializer=_loky_child.set_up,
-                initargs=(
-                    theirs,
-                    far_end,
-                    self._numbers,
-                    self._transport,
-                    Startup.of_program(),
-                    logs and logs.worker_end,
-                ),
-            )
-            served: Future[None] = pool.submit(_loky_child.serve)
-        # loky's own asks for psutil or pgrep. Where there is neither, as in slim images, it ends loky's thread.
-        pool._executor_manager_thread.kill_workers = partial(_kill_all, pool._processes)
-        self._pool, self._manager = pool, expect(pool)
+            process.start()
+        self._process, self.pid = process, process.pid
         spares.begin(self._number)
         weakref.finalize(self, spares.end, self._number).atexit = False
-        # loky's hook at the end of the interpreter waits for all of these until they have nothing to do. It comes before
-        # ours if somebody else has used loky after us, and only ours ends this one.
-        process_executor._threads_wakeups.pop(self._manager, None)
-        assert self._numbers is not None  # noqa: S101 - a worker is started once
-        # loky keeps no public handle on its processes, and its errors have neither pid nor exit code.
-        (self._process,) = pool._processes.values()
-        self.pid = self._process.pid
-        # The far ends of both pipes are the worker's alone. If they stayed open here too, its death in the middle of
-        # a message would not end that message, and loky's threads would wait for the rest of it for ever.
-        pool._call_queue._reader.close()
-        pool._result_queue._writer.close()
         self._line.look_often()
         self._listen(self._line)
-        return served
+        deaths.watch(process, partial(_gone, weakref.ref(self)))
 
     def _listen(self, line: Line) -> None:
         """Have a new thread take the answers."""
@@ -218,17 +184,22 @@ class LokyWorker(EngineWorker):
             self._listener = before
             raise
 
-    def ended(self, error: BaseException | None) -> None:
-        """Learn, in loky's thread, that the process is gone, or has served to the end."""
-        listener, line, process = self._listener, self._line, self._process
+    def gone(self) -> None:
+        """Learn, in a thread that must not be kept, that the process is gone."""
+        if self._line is None or self._has_finished:
+            return
+        try:
+            threading.Thread(target=self._ended, name="joblib_stateful-death", daemon=True).start()
+        except RuntimeError:  # there is no room for one more, or the interpreter is ending
+            self._ended()
+
+    def _ended(self) -> None:
+        listener, line = self._listener, self._line
         if listener is None or line is None:  # it was let go before, or a fork has been told to forget it
             return
-        if error is not None:
-            self._wait_for_listener(_DRAIN_SECONDS)  # it may still be reading the last answer
-            line.hang_up()
-        self._wait_for_listener()  # a worker that has served to the end has hung up itself
-        if process is not None and not self._has_finished and not isinstance(error, process_executor.BrokenProcessPool):
-            _kill_and_reap(process)  # alive, but it has lost its line, and so its use
+        self._wait_for_listener(_DRAIN_SECONDS)  # it may still be reading the last answer
+        line.hang_up()
+        self._wait_for_listener()
         with self._lock:
             awaited = self._nothing_expected()
             self._killed, self._lent = True, []
@@ -257,7 +228,8 @@ class LokyWorker(EngineWorker):
             if process is not None:
                 _kill_and_reap(process)
         self._let_go()
-        return Death(self.pid, None if process is None else process.exitcode, reason=explain(error))
+        exitcode = None if process is None else process.exitcode
+        return Death(self.pid, exitcode, reason=f"{name_of(type(error))}: {text_of(error)}")
 
     def _autopsy(self, message: Message | None) -> Death:
         """Return how the process ended, when it is gone."""
@@ -265,7 +237,7 @@ class LokyWorker(EngineWorker):
         if process is not None:
             with contextlib.suppress(Exception):
                 process.join(_REAP_SECONDS)
-            if process.exitcode is None:  # loky gave it up for another reason
+            if process.exitcode is None:  # somebody else has reaped it
                 _kill_and_reap(process)
             exitcode = process.exitcode
         reason = ""
@@ -284,18 +256,15 @@ class LokyWorker(EngineWorker):
     def _close(self, message: Finish, on_closed: Callable[[Failure | None], None]) -> None:
         answers: queue.SimpleQueue[Reply | Death] = queue.SimpleQueue()
         with self._lock:
-            failure, pool, manager, process = None, self._pool, self._manager, self._process
+            failure, process = None, self._process
         try:
-            if pool is not None:
+            if process is not None:
                 self._make_heard()
                 reply = self.send(message, answers.put) or answers.get()
                 failure = reply.failure if isinstance(reply, Finished) else None
         finally:
-            if pool is not None:
-                pool.shutdown(wait=False)  # or no other pool of loky's in this program could be shut down meanwhile
+            if process is not None:
                 _see_off(process, _END_SECONDS)
-                wait_for_threads(manager)
-            del pool, manager, process
             self._let_go()
             if self._logs is not None and not reader.is_mine():
                 self._logs.done.wait(_HANDLE_SECONDS)
@@ -303,15 +272,13 @@ class LokyWorker(EngineWorker):
 
     def _close_at_exit(self, message: Finish, on_closed: Callable[[Failure | None], None]) -> None:
         with self._lock:
-            pool, process = self._pool, self._process
+            process = self._process
 
         def closed(reply: Reply | Death) -> None:
-            if pool is not None:
-                pool.shutdown(wait=False)
-                at_the_end(partial(_see_off, process))
+            at_the_end(partial(_see_off, process))
             on_closed(reply.failure if isinstance(reply, Finished) else None)
 
-        if pool is None:
+        if process is None:
             on_closed(None)
         elif (death := self.send(message, closed)) is not None:
             closed(death)
@@ -329,9 +296,7 @@ class LokyWorker(EngineWorker):
             self.progress = self.progress.copy()
             spares.end(self._number)
             self._lent = []  # they are not used again, for nobody has said that nobody looks into them
-            if self._pool is not None:
-                bury(self._pool, self._manager)
-            self._pool = self._manager = self._process = self._numbers = self._lifeline = self._line = None
+            self._process = self._numbers = self._lifeline = self._line = None
 
     # --- messages -------------------------------------------------------------------------------------
 
@@ -471,10 +436,10 @@ class LokyWorker(EngineWorker):
 _at_work: set[LokyWorker] = set()
 
 
-def _ended(worker: weakref.ref[LokyWorker], served: Future[None]) -> None:
+def _gone(worker: weakref.ref[LokyWorker]) -> None:
     found = worker()
     if found is not None:
-        found.ended(served.exception())
+        found.gone()
 
 
 def _put(line: Line, message: Message, segments: Sequence[Any], levels: Levels | None = None) -> None:
@@ -516,7 +481,8 @@ def _kill_and_reap(process: Any) -> None:
 
 def _see_off(process: Any, seconds: float) -> None:
     """Wait until a process that was told to end is gone; kill it if something keeps it."""
-    if wait([process.sentinel], seconds) or process.exitcode is not None:
+    process.join(seconds)
+    if process.exitcode is not None:
         return
     _log.warning(
         "The process of a worker (pid %s) was still there %.1f s after its object was done with, and was killed with all "
@@ -528,20 +494,7 @@ def _see_off(process: Any, seconds: float) -> None:
     _kill_and_reap(process)
 
 
-def _kill_all(processes: dict[int, Any], reason: str = "") -> None:  # noqa: ARG001 - loky's signature
-    while processes:
-        _kill_and_reap(processes.popitem()[1])
-
-
-# --- starting processes ---------------------------------------------------------------------------------
-
-
-def _start_resource_trackers() -> None:
-    """Start what the first process would otherwise start, with its signals as they are then."""
-    start(lokys_tracker)
-    if os.name == "posix":
-        start(resource_tracker)
-
+# --- forks ----------------------------------------------------------------------------------------------
 
 # What a fork inherited: kept, so that it is not collected and does not tidy up after the parent.
 _not_ours: list[Any] = []
@@ -555,5 +508,4 @@ def _close_lifelines() -> None:
         end.close()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_close_lifelines)
+_system.after_fork(_close_lifelines)
