@@ -387,7 +387,7 @@ def test_records_at_the_end_of_a_program_are_handled(run_program: RunProgram) ->
 
 def test_a_fork_of_the_parent_has_nothing_to_do_with_its_workers_records(run_program: RunProgram) -> None:
     done = run_program("""
-        import logging, os, sys
+        import logging, os, sys, warnings
         from joblib_stateful import stateful_map
 
         log = logging.getLogger("app")
@@ -398,6 +398,7 @@ def test_a_fork_of_the_parent_has_nothing_to_do_with_its_workers_records(run_pro
         if __name__ == "__main__":
             logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
             list(stateful_map(work, ["a"], n_jobs=1))
+            warnings.simplefilter("ignore", DeprecationWarning)  # threads, of which a fork has only one
             if (pid := os.fork()) == 0:
                 list(stateful_map(work, ["in the fork"], n_jobs=1))
             else:

@@ -8,7 +8,9 @@ import os
 import weakref
 from typing import Any
 
+from .. import _system
 from .._segments import close_with, open_unnamed
+from ._starting import standard_files
 
 _names = itertools.count()
 
@@ -22,7 +24,7 @@ class SharedNumbers:
 
     def __init__(self, count: int) -> None:
         self._size = 8 * count
-        if os.name == "nt":
+        if _system.IS_WINDOWS:
             self._name = f"joblib_stateful-{os.getpid()}-{next(_names)}"
             whole = memoryview(mmap.mmap(-1, self._size, tagname=self._name))  # type: ignore[call-arg,unused-ignore]  # Windows only
         else:
@@ -32,7 +34,7 @@ class SharedNumbers:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Hand the numbers to the process that is being started; nothing else can pickle them."""
-        if os.name == "nt":
+        if _system.IS_WINDOWS:
             return _attach_named, (self._name, self._size)
         from multiprocessing.reduction import DupFd
 
@@ -44,7 +46,8 @@ class _Page:
 
     def __init__(self) -> None:
         self.pid = os.getpid()
-        self.fd = open_unnamed("progress")
+        with standard_files():  # it is handed down by its number
+            self.fd = open_unnamed("progress")
         close_with(self, self.fd)
         os.ftruncate(self.fd, mmap.PAGESIZE)
         self.map = mmap.mmap(self.fd, mmap.PAGESIZE)
