@@ -2,7 +2,7 @@
 
 ::
 
-      caller's thread                        loky's threads, ours                  worker processes
+      caller's thread                            our threads                       worker processes
     ┌──────────────────┐  Call   ┌─────────────────────────────────────┐ Build  ┌──────────────────┐
     │ submit()         │ ──────> │ Core        lock                    │ ─────> │ Worker           │
     │ stateful_map()   │         │  ├ Schedule  which slot, retry,     │  Run   │  builds object   │
@@ -106,8 +106,8 @@ class StatefulExecutor(NotCopied, Executor):
 
     Notes
     -----
-    A plain `concurrent.futures.Executor` otherwise. Each slot is one single-worker
-    `loky.ProcessPoolExecutor`, whence crash isolation comes.
+    A plain `concurrent.futures.Executor` otherwise. Each slot is a process of its own, started as loky starts its workers:
+    whence crash isolation comes.
 
     Examples
     --------
