@@ -21,6 +21,7 @@ class _Deaths:
         # By what shows their end: the process, and whom to tell.
         self._awaited: dict[Any, tuple[Any, Callable[[], None]]] = {}
         self._bell: tuple[Connection, Connection] | None = None  # there as long as the thread is
+        self._thread: threading.Thread | None = None
 
     def watch(self, process: Any, told: Callable[[], None]) -> None:
         """Have a process reaped when it ends, and then somebody told, who must not keep this thread waiting.
@@ -40,14 +41,14 @@ class _Deaths:
 
     def _start(self) -> None:
         self._bell = Pipe(duplex=False)
-        thread = threading.Thread(
-            target=self._notice_all, args=(self._bell[0],), name="joblib_stateful-deaths", daemon=True
-        )
+        args = (self._bell[0],)
+        thread = threading.Thread(target=self._notice_all, args=args, name="joblib_stateful-deaths", daemon=True)
         try:
             thread.start()
         except BaseException:
             self._bell = None
             raise
+        self._thread = thread
 
     def _notice_all(self, news: Connection) -> None:
         while (sentinels := self._sentinels()) is not None:
@@ -71,6 +72,12 @@ class _Deaths:
         with self._lock:
             del self._awaited[sentinel]
         told()
+
+    def wait_for_all(self, seconds: float) -> None:
+        """Wait until all that shall be told has been told, when all processes have been ended."""
+        thread = self._thread
+        if thread is not None:
+            thread.join(seconds)
 
     def disown(self) -> None:
         """In a fork: they are the parent's processes."""

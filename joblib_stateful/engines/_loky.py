@@ -90,7 +90,10 @@ class LokyEngine(Engine):
     def settle(self, seconds: float) -> None:
         """Wait for what is left of workers that were closed or killed."""
         deadline = time.monotonic() + seconds
-        wait_for_ends(seconds)
+        deaths = sys.modules.get(f"{__package__}._deaths")  # which comes with the first worker
+        if deaths is not None:
+            deaths.deaths.wait_for_all(seconds)
+        wait_for_ends(max(0.0, deadline - time.monotonic()))
         self._flush(None, max(_FLUSH_SECONDS, deadline - time.monotonic()))
 
     def flush(self) -> None:

@@ -189,7 +189,7 @@ class LokyWorker(EngineWorker):
         if self._line is None or self._has_finished:
             return
         try:
-            threading.Thread(target=self._ended, name="joblib_stateful-death", daemon=True).start()
+            in_thread("joblib_stateful-death", self._ended)
         except RuntimeError:  # there is no room for one more, or the interpreter is ending
             self._ended()
 
@@ -197,9 +197,7 @@ class LokyWorker(EngineWorker):
         listener, line = self._listener, self._line
         if listener is None or line is None:  # it was let go before, or a fork has been told to forget it
             return
-        self._wait_for_listener(_DRAIN_SECONDS)  # it may still be reading the last answer
-        line.hang_up()
-        self._wait_for_listener()
+        self._hear_the_end(line)
         with self._lock:
             awaited = self._nothing_expected()
             self._killed, self._lent = True, []
@@ -210,6 +208,12 @@ class LokyWorker(EngineWorker):
         on_death = self.on_idle_death if awaited is None else awaited[1]
         if on_death is not None:
             on_death(death)
+
+    def _hear_the_end(self, line: Line) -> None:
+        """Wait until nothing more is received from a process that is gone."""
+        self._wait_for_listener(_DRAIN_SECONDS)  # it may still be reading the last answer
+        line.hang_up()
+        self._wait_for_listener()
 
     def _wait_for_listener(self, seconds: float = math.inf) -> None:
         """Wait, at most so long, until nothing more is received: not for what users' code does with the last answer."""
@@ -256,7 +260,7 @@ class LokyWorker(EngineWorker):
     def _close(self, message: Finish, on_closed: Callable[[Failure | None], None]) -> None:
         answers: queue.SimpleQueue[Reply | Death] = queue.SimpleQueue()
         with self._lock:
-            failure, process = None, self._process
+            failure, process, line = None, self._process, self._line
         try:
             if process is not None:
                 self._make_heard()
@@ -265,6 +269,8 @@ class LokyWorker(EngineWorker):
         finally:
             if process is not None:
                 _see_off(process, _END_SECONDS)
+            if line is not None:
+                self._hear_the_end(line)
             self._let_go()
             if self._logs is not None and not reader.is_mine():
                 self._logs.done.wait(_HANDLE_SECONDS)
