@@ -11,8 +11,11 @@ import os
 import pickle
 import socket
 import sys
+import threading
+import time
 from io import BytesIO
 from multiprocessing import current_process, process, reduction, resource_tracker, util
+from multiprocessing.connection import wait
 from multiprocessing.context import set_spawning_popen
 from typing import Any
 
@@ -22,7 +25,6 @@ from loky.backend.fork_exec import fork_exec
 from .._surroundings import standard_first
 from ._line import NO_SIGNAL
 from ._loky_child import OpenFile
-from ._loky_process import ReapedOnce
 from ._starting import interpreter_flags
 
 # Python puts the current folder in front of all others for `-c` and `-m`. The rest comes from the pipe: where to look for
@@ -38,7 +40,37 @@ main(pipe)
 """
 
 
-class Popen(ReapedOnce, popen_loky_posix.Popen):  # type: ignore[misc]  # loky is not typed
+_reaping = threading.Lock()
+# A pipe shows that a process is about to end; that takes it a moment more.
+_END_SECONDS = 1.0
+
+
+class _ReapedOnce:
+    """What a ``Popen`` of multiprocessing lacks: several threads may ask at once how its process has ended.
+
+    One of them gets to know, and the others would be told that there is no such process, and take it for one that lives.
+    """
+
+    sentinel: int
+    returncode: int | None
+
+    def poll(self, flag: int = os.WNOHANG) -> int | None:  # noqa: ARG002 - nobody may wait while he holds the lock
+        """Return the exit code if the process has ended."""
+        with _reaping:
+            found: int | None = super().poll(os.WNOHANG)  # type: ignore[misc]  # the class beside this one
+            return found
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """Wait for the end, at most so many seconds; return the exit code."""
+        if self.returncode is None and not wait([self.sentinel], timeout):
+            return None
+        end = time.monotonic() + (_END_SECONDS if timeout is None else min(timeout, _END_SECONDS))
+        while (code := self.poll()) is None and time.monotonic() < end:
+            time.sleep(0.001)
+        return code
+
+
+class Popen(_ReapedOnce, popen_loky_posix.Popen):  # type: ignore[misc]  # loky is not typed
     """A process of loky's, started by a command of ours."""
 
     DupFd = OpenFile
@@ -80,7 +112,7 @@ class Popen(ReapedOnce, popen_loky_posix.Popen):  # type: ignore[misc]  # loky i
         return fd
 
 
-class PopenOfLoky(ReapedOnce, popen_loky_posix.Popen):  # type: ignore[misc]  # loky is not typed
+class PopenOfLoky(_ReapedOnce, popen_loky_posix.Popen):  # type: ignore[misc]  # loky is not typed
     """A process that loky's own command starts."""
 
 

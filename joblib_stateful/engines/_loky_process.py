@@ -12,19 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
-import time
-from multiprocessing.connection import wait
 from typing import Any
 
 from loky.backend.process import LokyProcess
 
 from .. import _system
 from . import _loky_child
-
-_reaping = threading.Lock()
-# A pipe shows that a process is about to end; that takes it a moment more.
-_END_SECONDS = 1.0
 
 
 class WorkerProcess(LokyProcess):  # type: ignore[misc]  # loky is not typed
@@ -55,28 +48,3 @@ class WorkerProcess(LokyProcess):  # type: ignore[misc]  # loky is not typed
     def __reduce__(self) -> tuple[Any, ...]:
         """Be a process there that needs no loky, which takes as long to import as all the rest."""
         return _loky_child.process_with, (vars(self).copy(),)
-
-
-class ReapedOnce:
-    """What a ``Popen`` of multiprocessing lacks: several threads may ask at once how its process has ended.
-
-    One of them gets to know, and the others would be told that there is no such process, and take it for one that lives.
-    """
-
-    sentinel: int
-    returncode: int | None
-
-    def poll(self, flag: int = os.WNOHANG) -> int | None:  # noqa: ARG002 - nobody may wait while he holds the lock
-        """Return the exit code if the process has ended."""
-        with _reaping:
-            found: int | None = super().poll(os.WNOHANG)  # type: ignore[misc]  # the class beside this one
-            return found
-
-    def wait(self, timeout: float | None = None) -> int | None:
-        """Wait for the end, at most so many seconds; return the exit code."""
-        if self.returncode is None and not wait([self.sentinel], timeout):
-            return None
-        end = time.monotonic() + (_END_SECONDS if timeout is None else min(timeout, _END_SECONDS))
-        while (code := self.poll()) is None and time.monotonic() < end:
-            time.sleep(0.001)
-        return code
