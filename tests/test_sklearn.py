@@ -74,16 +74,26 @@ def one_against_the_rest() -> Any:
     return OneVsRestClassifier(LogisticRegression(max_iter=500)).fit(X, Y).decision_function(X)
 
 
-@pytest.mark.parametrize(
-    "compute",
-    [grid_search, halving_search, cross_validation, forest, bagging, columns, importances, one_against_the_rest],
-)
-def test_results_are_those_of_loky_to_the_last_bit(compute: Callable[[], Any]) -> None:
+COMPUTATIONS: list[Callable[[], Any]] = [
+    grid_search,
+    halving_search,
+    cross_validation,
+    forest,
+    bagging,
+    columns,
+    importances,
+    one_against_the_rest,
+]
+
+
+def test_results_are_those_of_loky_to_the_last_bit() -> None:
+    # All with the same workers: each of them takes seconds to import scikit-learn.
     with parallel_config(backend="loky", n_jobs=2):
-        expected = compute()
+        expected = [compute() for compute in COMPUTATIONS]
     joblib.externals.loky.get_reusable_executor().shutdown(wait=True)
     with parallel_config(backend="stateful", n_jobs=2):
-        np.testing.assert_equal(compute(), expected)
+        for compute, result in zip(COMPUTATIONS, expected, strict=True):
+            np.testing.assert_equal(compute(), result, err_msg=compute.__name__)
 
 
 class Guess(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn is not typed
