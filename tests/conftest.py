@@ -31,7 +31,7 @@ from loky.backend import resource_tracker as lokys_tracker
 import contract
 import joblib_stateful
 from joblib_stateful.testing import MemoryEngine
-from programs import Program, TerminalProgram, pids_in, shared_memory
+from programs import Program, TerminalProgram, pids_in, session, shared_memory
 
 # Started once per process and kept: their pipes and processes are no leak.
 lokys_tracker.ensure_running()
@@ -211,29 +211,19 @@ def run_program(tmp_path: Path) -> Iterator[RunProgram]:
                 time.sleep(0.02)
             return done
         finally:
-            for pid in _session(process.pid):
+            for left_over in session(process.pid):
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+                    os.kill(left_over.pid, signal.SIGKILL)
             process.wait()
 
     yield run
     shutil.rmtree(temp, ignore_errors=True)
 
 
-def _session(leader: int) -> list[int]:
-    """Return the processes of a session that run."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError, PermissionError):
-            if os.getsid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process.pid)
-    return found
-
-
 def _left_of_session(leader: int, before: set[str]) -> list[str]:
     """Return what is left of a program: processes, and new shared memory that has its number in its name."""
     new = shared_memory() - before
-    return [*map(str, _session(leader)), *(name for name in new if leader in pids_in(name))]
+    return [*(str(process.pid) for process in session(leader)), *(name for name in new if leader in pids_in(name))]
 
 
 StartProgram = Callable[..., Program]
