@@ -57,8 +57,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         *filter(None, map(sys.modules.get, ("test_map_tools", "contract"))),
     }:
         cloudpickle.register_pickle_by_value(module)
-    # What was imported stays, and is looked through no more: a collection takes 2 ms instead of 70 ms, and a test that
-    # has workers is followed by one.
+    # What was imported stays, and is looked through no more: a test that has workers is followed by a collection, which
+    # took 65 ms.
     gc.collect()
     gc.freeze()
 
