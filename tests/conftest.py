@@ -31,7 +31,7 @@ from loky.backend import resource_tracker as lokys_tracker
 import contract
 import joblib_stateful
 from joblib_stateful.testing import MemoryEngine
-from programs import Program, TerminalProgram, pids_in, shared_memory
+from programs import Program, TerminalProgram, pids_in, session, shared_memory
 
 # Started once per process and kept: their pipes and processes are no leak.
 lokys_tracker.ensure_running()
@@ -57,6 +57,10 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         *filter(None, map(sys.modules.get, ("test_map_tools", "contract"))),
     }:
         cloudpickle.register_pickle_by_value(module)
+    # What was imported stays, and is looked through no more: a test that has workers is followed by a collection, which
+    # took 65 ms.
+    gc.collect()
+    gc.freeze()
 
 
 @dataclass
@@ -71,20 +75,14 @@ class _Held:
     @classmethod
     def now(cls) -> _Held:
         held = cls()
-        for child in psutil.Process().children(recursive=True):
-            try:
-                if "resource_tracker" not in " ".join(child.cmdline()) and child.status() != psutil.STATUS_ZOMBIE:
-                    held.processes.add(child.pid)
-            except psutil.NoSuchProcess:
-                continue
+        held.processes = _descendants(os.getpid())
         for thread in threading.enumerate():
             if type(thread).__name__ not in _KEPT_THREADS and not thread.name.startswith(_KEPT_THREADS):
                 held.threads.add(thread.ident or 0)
-        for fd in Path("/proc/self/fd").iterdir():
-            try:
-                held.files.add(f"{fd.name} -> {fd.readlink()}")
-            except OSError:
-                continue  # the one that listed the folder
+        # Without an object for each, as below: this is looked at twice for each test.
+        for fd in os.listdir("/proc/self/fd"):  # noqa: PTH208
+            with contextlib.suppress(OSError):  # the one that listed the folder
+                held.files.add(f"{fd} -> {os.readlink(f'/proc/self/fd/{fd}')}")  # noqa: PTH115
         mine = f"loky-{os.getpid()}-"
         held.shared_memory = {name for name in shared_memory() if mine in name}
         return held
@@ -92,12 +90,39 @@ class _Held:
     def __sub__(self, other: _Held) -> dict[str, list[str]]:
         names = {thread.ident: thread.name for thread in threading.enumerate()}
         extra = {
-            "processes": [str(pid) for pid in self.processes - other.processes],
+            "processes": [str(pid) for pid in self.processes - other.processes if _counts(pid)],
             "threads": [names.get(ident, str(ident)) for ident in self.threads - other.threads],
             "files": sorted(self.files - other.files),
             "shared memory": sorted(self.shared_memory - other.shared_memory),
         }
         return {what: left for what, left in extra.items() if left}
+
+
+def _counts(pid: int) -> bool:
+    """Say whether a process runs and is no resource tracker."""
+    try:
+        process = psutil.Process(pid)
+        return "resource_tracker" not in " ".join(process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _descendants(pid: int) -> set[int]:
+    """Return the processes below one, as the kernel lists them: psutil reads a file for each process of the machine."""
+    if not os.path.exists(f"/proc/{pid}/task/{pid}/children"):  # noqa: PTH110 - see above
+        return {child.pid for child in psutil.Process(pid).children(recursive=True)}
+    found: set[int] = set()
+    new = {pid}
+    while new:
+        below: set[int] = set()
+        for one in new:
+            with contextlib.suppress(OSError):  # it has ended
+                for thread in os.listdir(f"/proc/{one}/task"):  # noqa: PTH208 - see above
+                    with contextlib.suppress(OSError), open(f"/proc/{one}/task/{thread}/children", "rb") as file:  # noqa: PTH123
+                        below |= set(map(int, file.read().split()))
+        new = below - found
+        found |= new
+    return found
 
 
 def _owner(file: str) -> str:
@@ -186,29 +211,19 @@ def run_program(tmp_path: Path) -> Iterator[RunProgram]:
                 time.sleep(0.02)
             return done
         finally:
-            for pid in _session(process.pid):
+            for left_over in session(process.pid):
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+                    os.kill(left_over.pid, signal.SIGKILL)
             process.wait()
 
     yield run
     shutil.rmtree(temp, ignore_errors=True)
 
 
-def _session(leader: int) -> list[int]:
-    """Return the processes of a session that run."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError, PermissionError):
-            if os.getsid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process.pid)
-    return found
-
-
 def _left_of_session(leader: int, before: set[str]) -> list[str]:
     """Return what is left of a program: processes, and new shared memory that has its number in its name."""
     new = shared_memory() - before
-    return [*map(str, _session(leader)), *(name for name in new if leader in pids_in(name))]
+    return [*(str(process.pid) for process in session(leader)), *(name for name in new if leader in pids_in(name))]
 
 
 StartProgram = Callable[..., Program]

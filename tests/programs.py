@@ -102,12 +102,9 @@ class Program:
 
     def _left(self) -> list[str]:
         left = []
-        for process in psutil.process_iter():
-            try:
-                if os.getsid(process.pid) == self.process.pid and process.status() != psutil.STATUS_ZOMBIE:
-                    left.append(" ".join(process.cmdline()))
-            except (psutil.NoSuchProcess, ProcessLookupError, PermissionError):
-                continue
+        for process in session(self.process.pid):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                left.append(" ".join(process.cmdline()))
         pids = {self.process.pid, *(int(path.name.split("-")[1]) for path in self.folder.glob("built-*"))}
         left += [name for name in shared_memory() - self._before if pids_in(name) & pids]
         return [*left, *(str(path) for path in self.temporary.iterdir())]
@@ -162,6 +159,16 @@ class TerminalProgram(Program):
         super().end()
         os.close(self._keyboard)
         os.close(self._line)
+
+
+def session(leader: int) -> list[psutil.Process]:
+    """Return the processes of a session that run."""
+    found = []
+    for pid in psutil.pids():  # of all others no more is read than the session that they belong to
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError, PermissionError):
+            if os.getsid(pid) == leader and (process := psutil.Process(pid)).status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
 
 
 def shared_memory() -> set[str]:

@@ -19,20 +19,16 @@ faulthandler.dump_traceback_later(100, exit=True)
 BAD = 6
 
 class Damaged:
-    def __init__(self, kind):
-        self.kind = kind
-
+    # What kind of damage is said by the items: of each map, only the worker that was damaged is started anew.
     def __call__(self, item):
-        if item == BAD:
-            damage(self.kind)
-        return item * 10
+        number, kind = item
+        if number == BAD:
+            damage(kind)
+        return number * 10
 
 def run(kind, batch_size, sure=True, **options):
-    found = list(
-        stateful_map(
-            Damaged, range(14), n_jobs=2, shared_kwargs={"kind": kind}, batch_size=batch_size, on_error="deferred", **options
-        )
-    )
+    items = [(number, kind) for number in range(14)]
+    found = list(stateful_map(Damaged, items, n_jobs=2, batch_size=batch_size, on_error="deferred", **options))
     assert [result.index for result in found] == list(range(14)), (kind, found)
     good = [index for index in range(14) if index != BAD]
     if not sure:  # what is lost is lost with the whole message
@@ -160,6 +156,8 @@ for number, kind in list(enumerate(kinds))[part::n_parts]:
         assert type(result.exception) is errors.WorkerCrashedError, (kind, batch_size, result)
         assert "can't be" in str(result.exception), (kind, result)
         assert "os._exit" not in str(result.exception), (kind, result)
+    else:
+        shutdown()  # the next map's worker has not sent anything of this
 shutdown()
 print("done")
 """
@@ -212,6 +210,7 @@ for number, kind in enumerate(kinds):
     result = run((what, kind), 1 if number % 2 else 4, item_timeout=limit, progress=lambda n: None)
     if what == "go on":
         assert result.ok, (kind, result)
+        shutdown()  # the next map's worker has a page of its own
     elif what == "hang":
         assert type(result.exception) in (errors.ItemTimeoutError, errors.WorkerCrashedError), (kind, result)
     else:

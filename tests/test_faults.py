@@ -64,11 +64,15 @@ def split(results: list[TaskResult[int]]) -> tuple[list[int], dict[int, BaseExce
 
 
 @pytest.mark.parametrize(
-    ("way", "exitcode"),
-    [(killed, -9), (segfault, -11), (abort, -6), (leave, 7), (terminated, -15)],
-    ids=["SIGKILL", "segfault", "abort", "os._exit", "SIGTERM"],
+    ("way", "exitcode", "batch_size"),
+    [
+        *((killed, -9, batch_size) for batch_size in (1, 5, "auto")),
+        (segfault, -11, 1),
+        (abort, -6, 5),
+        *((leave, 7, batch_size) for batch_size in (5, "auto")),
+        (terminated, -15, "auto"),
+    ],
 )
-@pytest.mark.parametrize("batch_size", [1, 5, "auto"])
 def test_a_death_costs_one_item(way: Any, exitcode: int, batch_size: Any, built: BuildLog) -> None:
     kwargs = {"log": built, "deadly": (23,), "way": way}
     results = list(
@@ -323,13 +327,13 @@ class Various:
 @pytest.mark.parametrize("ordered", [True, False], ids=["ordered", "unordered"])
 @pytest.mark.parametrize("retries", [100, 0])
 def test_kills_at_any_moment_lose_nothing(*, ordered: bool, retries: int) -> None:
-    n_kills, n_items = 0, 700
+    n_kills, n_items = 0, 300  # tests/stress/kills.py does it for as long as one likes
     with StatefulExecutor(Various, 3) as executor:
         chance, stop = random.Random(retries + ordered), threading.Event()
 
         def kill_some() -> None:
             nonlocal n_kills
-            while n_kills < 25 and not stop.wait(chance.random() * 0.2):
+            while n_kills < 8 and not stop.wait(chance.random() * 0.2):
                 pids = [info.pid for info in executor.workers() if info.pid]
                 with contextlib.suppress(ProcessLookupError):
                     if pids:

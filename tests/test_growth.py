@@ -88,8 +88,7 @@ class Bulky:
         self.log.note(f"closed {self.pid}")
 
 
-@pytest.mark.parametrize("batch_size", [1, 10, "auto"])
-@pytest.mark.parametrize("ordered", [True, False], ids=["ordered", "unordered"])
+@pytest.mark.parametrize(("batch_size", "ordered"), [(1, True), (10, True), (10, False), ("auto", False)], ids=str)
 def test_recycling_between_items_loses_nothing(batch_size: int, *, ordered: bool, tmp_path: Path) -> None:
     log = new_scene(tmp_path).log()
     with StatefulExecutor(Bulky, 2, shared_kwargs={"log": log}, max_tasks_per_worker=4) as executor:

@@ -49,33 +49,34 @@ def identity(item: Any) -> Any:
 @engines
 @orders
 @pytest.mark.parametrize("batch_size", [1, 3, "auto"])
-@pytest.mark.parametrize("buffer", [1, 2, 7, 100])
-def test_the_bound_is_strict(*, engine: str, ordered: bool, batch_size: Any, buffer: int) -> None:
-    source = Watched(range(300 if engine != "loky" else 120))
-    results = stateful_map(
-        identity, source, n_jobs=2, ordered=ordered, batch_size=batch_size, buffer=buffer, engine=engine
-    )
-    assert sorted(source.taken(results)) == list(source.items)
-    assert source.most <= buffer
+def test_the_bound_is_strict(*, engine: str, ordered: bool, batch_size: Any) -> None:
+    for buffer in (1, 2, 7, 100):
+        source = Watched(range(300 if engine != "loky" else 120))
+        results = stateful_map(
+            identity, source, n_jobs=2, ordered=ordered, batch_size=batch_size, buffer=buffer, engine=engine
+        )
+        assert sorted(source.taken(results)) == list(source.items)
+        assert source.most <= buffer
 
 
 @engines
 @orders
-@pytest.mark.parametrize("policy", ["wait_others", "deferred"])
-def test_failures_leave_the_buffer_too(*, engine: str, ordered: bool, policy: Any) -> None:
+def test_failures_leave_the_buffer_too(*, engine: str, ordered: bool) -> None:
     def fail(item: int) -> None:
         raise ValueError(item)
 
-    source = Watched(range(50))
-    results = stateful_map(
-        fail, source, n_jobs=2, batch_size=2, buffer=5, ordered=ordered, on_error=policy, engine=engine
-    )
-    if policy == "deferred":
-        assert len(list(source.taken(results))) == 50
-    else:
-        with pytest.raises(ValueError, match="0"):
-            list(source.taken(results))
-    assert source.most <= 5
+    policies: list[Any] = ["wait_others", "deferred"]
+    for policy in policies:
+        source = Watched(range(50))
+        results = stateful_map(
+            fail, source, n_jobs=2, batch_size=2, buffer=5, ordered=ordered, on_error=policy, engine=engine
+        )
+        if policy == "deferred":
+            assert len(list(source.taken(results))) == 50
+        else:
+            with pytest.raises(ValueError, match="0"):
+                list(source.taken(results))
+        assert source.most <= 5
 
 
 class FirstWaits:
@@ -212,13 +213,13 @@ class Weighed(Watched):
 
 @parallel_engines
 @orders
-@pytest.mark.parametrize("make", [big_bytes, big_array], ids=["bytes", "array"])
-def test_big_items_stay_under_the_byte_cap(*, engine: str, ordered: bool, make: Any) -> None:
+def test_big_items_stay_under_the_byte_cap(*, engine: str, ordered: bool) -> None:
     pytest.importorskip("numpy")
-    source = Weighed(30, make)
-    results = stateful_map(weigh, source, n_jobs=2, ordered=ordered, engine=engine)
-    assert list(source.taken(results)) == [BIG] * 30
-    assert 2 <= source.most <= BUFFER_BYTES // BIG
+    for make in (big_bytes, big_array):
+        source = Weighed(30, make)
+        results = stateful_map(weigh, source, n_jobs=2, ordered=ordered, engine=engine)
+        assert list(source.taken(results)) == [BIG] * 30
+        assert 2 <= source.most <= BUFFER_BYTES // BIG
 
 
 def first_small_then_big() -> Iterator[bytes]:
@@ -256,13 +257,13 @@ def test_a_list_whose_items_become_big_is_sent_in_small_batches(big: Any) -> Non
 
 @parallel_engines
 @orders
-@pytest.mark.parametrize("make", [big_bytes, big_array], ids=["bytes", "array"])
-def test_big_results_stay_under_the_byte_cap(*, engine: str, ordered: bool, make: Any) -> None:
+def test_big_results_stay_under_the_byte_cap(*, engine: str, ordered: bool) -> None:
     pytest.importorskip("numpy")
-    source = Watched(range(30))
-    results = stateful_map(make, source, n_jobs=2, ordered=ordered, engine=engine)
-    assert [weigh(result) for result in source.taken(results)] == [BIG] * 30
-    assert 2 <= source.most <= BUFFER_BYTES // BIG
+    for make in (big_bytes, big_array):
+        source = Watched(range(30))
+        results = stateful_map(make, source, n_jobs=2, ordered=ordered, engine=engine)
+        assert [weigh(result) for result in source.taken(results)] == [BIG] * 30
+        assert 2 <= source.most <= BUFFER_BYTES // BIG
 
 
 @parallel_engines

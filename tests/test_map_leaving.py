@@ -204,20 +204,20 @@ ways = pytest.mark.parametrize("leave", WAYS, ids=lambda way: way.__name__)
 
 @engines
 @ways
-@pytest.mark.parametrize("batch_size", [1, 5])
-def test_leaving_early(engine: str, leave: Any, batch_size: int, built: BuildLog, tmp_path: Path) -> None:
+def test_leaving_early(engine: str, leave: Any, built: BuildLog, tmp_path: Path) -> None:
     scene = new_scene(tmp_path)
     options: dict[str, Any] = {"n_jobs": 1, "shared_kwargs": {"scene": scene, "built": built}, "engine": engine}
     (pid,) = stateful_map(Notes, ["pid"], **options)
-    source = Source(["first", *["later"] * 1000])
-    leave(stateful_map(Notes, source.generate(), batch_size=batch_size, buffer=10, **options))
-    gc.collect()
-    assert source.closed.wait(10)
-    n_pulled = source.n_pulled
-    # The worker and its object are alive, and free for the next map.
-    assert list(stateful_map(Notes, ["pid"], **options)) == [pid]
-    assert len(built) == 1
-    assert source.n_pulled == n_pulled <= 10
+    for batch_size in (1, 5):
+        source = Source(["first", *["later"] * 1000])
+        leave(stateful_map(Notes, source.generate(), batch_size=batch_size, buffer=10, **options))
+        gc.collect()
+        assert source.closed.wait(10)
+        n_pulled = source.n_pulled
+        # The worker and its object are alive, and free for the next map.
+        assert list(stateful_map(Notes, ["pid"], **options)) == [pid]
+        assert len(built) == 1
+        assert source.n_pulled == n_pulled <= 10
 
 
 @parallel_engines

@@ -25,42 +25,44 @@ def new_map(path: Path, size: int, mode: str = "w+") -> Any:
 
 
 class Scratch:
-    """Fills its one map and returns it, or a view of it."""
+    """Fills a map of each of its files again and again, and returns it, or a view of it."""
 
-    def __init__(self, path: Path, size: int, mode: str, how: str) -> None:
-        self.map, self.how = new_map(path, size, mode), how
+    def __init__(self, size: int) -> None:
+        self.size, self.maps = size, dict[Path, Any]()
 
-    def __call__(self, number: int) -> Any:
-        self.map[:] = number
+    def __call__(self, item: tuple[int, Path, str, str]) -> Any:
+        number, path, mode, how = item
+        if path not in self.maps:
+            self.maps[path] = new_map(path, self.size, mode)
+        scratch = self.maps[path]
+        scratch[:] = number
         return {
-            "whole": self.map,
-            "part": self.map[5:],
-            "plain": np.asarray(self.map),
-            "rows": self.map.reshape(2, -1),
-        }[self.how]
+            "whole": scratch,
+            "part": scratch[5:],
+            "plain": np.asarray(scratch),
+            "rows": scratch.reshape(2, -1),
+        }[how]
 
 
 @on("loky", "example")
 @every_size
-@pytest.mark.parametrize(("mode", "how"), [("w+", "whole"), ("r+", "whole"), ("r+", "part"), ("w+", "plain")])
-def test_a_result_is_what_the_map_held_then(engine: Any, size: int, mode: str, how: str, tmp_path: Path) -> None:
-    kwargs = {"path": tmp_path / "scratch", "size": size, "mode": mode, "how": how}
-    results = list(stateful_map(Scratch, range(8), n_jobs=1, shared_kwargs=kwargs, engine=engine))
-    for number, result in enumerate(results):
-        assert (result[0], result[-1]) == (number, number)
-        result[0] = -1
-    assert [float(result[0]) for result in results] == [-1.0] * 8
-    assert set(np.memmap(tmp_path / "scratch", dtype=float, mode="r")) == {7.0}
-    if engine == "loky":
-        assert {type(result) for result in results} == {np.ndarray}
+def test_a_result_is_what_the_map_held_then(engine: Any, size: int, tmp_path: Path) -> None:
+    for mode, how in [("w+", "whole"), ("r+", "whole"), ("r+", "part"), ("w+", "plain")]:
+        path = tmp_path / f"{mode} {how}"
+        items = [(number, path, mode, how) for number in range(8)]
+        results = list(stateful_map(Scratch, items, n_jobs=1, shared_kwargs={"size": size}, engine=engine))
+        for number, result in enumerate(results):
+            assert (result[0], result[-1]) == (number, number)
+            result[0] = -1
+        assert [float(result[0]) for result in results] == [-1.0] * 8
+        assert set(np.memmap(path, dtype=float, mode="r")) == {7.0}
+        if engine == "loky":
+            assert {type(result) for result in results} == {np.ndarray}
 
 
 @on("loky", "example")
 @every_size
-@pytest.mark.parametrize("batch_size", [1, 3])
-def test_an_item_is_what_the_map_held_when_it_was_pulled(
-    engine: Any, size: int, batch_size: int, tmp_path: Path
-) -> None:
+def test_an_item_is_what_the_map_held_when_it_was_pulled(engine: Any, size: int, tmp_path: Path) -> None:
     scratch = new_map(tmp_path / "scratch", size)
 
     def refill() -> Iterator[Any]:
@@ -68,10 +70,12 @@ def test_an_item_is_what_the_map_held_when_it_was_pulled(
             scratch[:] = number
             yield scratch[number:]
 
-    found = stateful_map(
-        lambda item: (float(item[0]), float(item[-1])), refill(), n_jobs=N_JOBS, batch_size=batch_size, engine=engine
-    )
-    assert list(found) == [(number, number) for number in range(9)]
+    def ends(item: Any) -> tuple[float, float]:
+        return float(item[0]), float(item[-1])
+
+    for batch_size in (1, 3):
+        found = stateful_map(ends, refill(), n_jobs=N_JOBS, batch_size=batch_size, engine=engine)
+        assert list(found) == [(number, number) for number in range(9)]
 
 
 def overwrite(array: Any) -> Any:

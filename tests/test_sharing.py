@@ -89,22 +89,22 @@ def test_items_and_results_can_be_written_to() -> None:
         assert (result == -number).all()
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, "auto"])
-def test_a_buffer_that_is_filled_again_and_again_is_never_stale(batch_size: Any) -> None:
+def test_a_buffer_that_is_filled_again_and_again_is_never_stale() -> None:
     buffer = np.zeros(SIZE)
+    sizes: list[Any] = [1, 3, "auto"]
 
     def refill() -> Iterator[Any]:
         for number in range(12):
             buffer[:] = number
             yield buffer
 
-    results = list(stateful_map(lambda array: (array[0], array[-1]), refill(), n_jobs=2, batch_size=batch_size))
-    assert results == [(number, number) for number in range(12)]
+    for batch_size in sizes:
+        results = list(stateful_map(lambda array: (array[0], array[-1]), refill(), n_jobs=2, batch_size=batch_size))
+        assert results == [(number, number) for number in range(12)]
 
 
 @pytest.mark.parametrize("size", [10, SIZE])
-@pytest.mark.parametrize("batch_size", [1, 10, "auto"])
-def test_a_result_that_is_filled_again_and_again_is_never_stale(size: int, batch_size: Any) -> None:
+def test_a_result_that_is_filled_again_and_again_is_never_stale(size: int) -> None:
     class Filler:
         def __init__(self) -> None:
             self.buffer = np.zeros(size)
@@ -113,8 +113,10 @@ def test_a_result_that_is_filled_again_and_again_is_never_stale(size: int, batch
             self.buffer[:] = number
             return self.buffer
 
-    results = stateful_map(Filler, range(60), n_jobs=2, batch_size=batch_size)
-    assert [(result[0], result[-1]) for result in results] == [(number, number) for number in range(60)]
+    sizes: list[Any] = [1, 10, "auto"]
+    for batch_size in sizes:
+        results = stateful_map(Filler, range(60), n_jobs=2, batch_size=batch_size)
+        assert [(result[0], result[-1]) for result in results] == [(number, number) for number in range(60)]
 
 
 class FromScratch:
@@ -257,26 +259,22 @@ def test_pages_of_arrays_that_nobody_keeps_are_used_again_as_long_as_there_are_w
     assert not spares.fds()
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: np.asfortranarray(np.arange(SIZE * 2.0).reshape(2, SIZE)),
-        lambda: np.arange(SIZE * 4.0)[::2],
-        lambda: np.arange(SIZE * 2.0).reshape(2, SIZE)[:, 5:-5],
-        lambda: np.zeros((0, 7)),
-        lambda: np.zeros(SIZE, dtype=[("a", "i4"), ("b", "f8")]),
-        lambda: np.array([{"a": 1}, None], dtype=object),
-        lambda: (np.ones(SIZE), {"more": [np.arange(SIZE), "text", np.zeros(3)]}),
-        lambda: bytes(3_000_000),
-        lambda: bytearray(3_000_000),
-    ],
-    ids=["Fortran", "strided", "slice", "empty", "records", "objects", "nested", "bytes", "bytearray"],
-)
-def test_all_kinds_come_and_go_unchanged(make: Any) -> None:
-    value = make()
-    (back,) = stateful_map(lambda item: item, [value], n_jobs=1)
-    np.testing.assert_equal(back, value)
-    assert type(back) is type(value)
+def test_all_kinds_come_and_go_unchanged() -> None:
+    values = {
+        "Fortran": np.asfortranarray(np.arange(SIZE * 2.0).reshape(2, SIZE)),
+        "strided": np.arange(SIZE * 4.0)[::2],
+        "slice": np.arange(SIZE * 2.0).reshape(2, SIZE)[:, 5:-5],
+        "empty": np.zeros((0, 7)),
+        "records": np.zeros(SIZE, dtype=[("a", "i4"), ("b", "f8")]),
+        "objects": np.array([{"a": 1}, None], dtype=object),
+        "nested": (np.ones(SIZE), {"more": [np.arange(SIZE), "text", np.zeros(3)]}),
+        "bytes": bytes(3_000_000),
+        "bytearray": bytearray(3_000_000),
+    }
+    results = stateful_map(lambda item: item, values.values(), n_jobs=1, batch_size=1)
+    for (name, value), back in zip(values.items(), results, strict=True):
+        np.testing.assert_equal(back, value, err_msg=name)
+        assert type(back) is type(value), name
 
 
 def test_frames_of_pandas_too() -> None:

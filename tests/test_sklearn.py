@@ -74,16 +74,26 @@ def one_against_the_rest() -> Any:
     return OneVsRestClassifier(LogisticRegression(max_iter=500)).fit(X, Y).decision_function(X)
 
 
-@pytest.mark.parametrize(
-    "compute",
-    [grid_search, halving_search, cross_validation, forest, bagging, columns, importances, one_against_the_rest],
-)
-def test_results_are_those_of_loky_to_the_last_bit(compute: Callable[[], Any]) -> None:
+COMPUTATIONS: list[Callable[[], Any]] = [
+    grid_search,
+    halving_search,
+    cross_validation,
+    forest,
+    bagging,
+    columns,
+    importances,
+    one_against_the_rest,
+]
+
+
+def test_results_are_those_of_loky_to_the_last_bit() -> None:
+    # All with the same workers: each of them takes seconds to import scikit-learn.
     with parallel_config(backend="loky", n_jobs=2):
-        expected = compute()
+        expected = [compute() for compute in COMPUTATIONS]
     joblib.externals.loky.get_reusable_executor().shutdown(wait=True)
     with parallel_config(backend="stateful", n_jobs=2):
-        np.testing.assert_equal(compute(), expected)
+        for compute, result in zip(COMPUTATIONS, expected, strict=True):
+            np.testing.assert_equal(compute(), result, err_msg=compute.__name__)
 
 
 class Guess(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn is not typed
@@ -106,29 +116,22 @@ class Guess(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-lea
         return np.full(len(X), self.guess)
 
 
-def test_each_worker_has_its_own_state_within_fit(tmp_path: Path) -> None:
+def test_each_worker_has_its_own_state_within_fit_and_the_configuration_reaches_it(tmp_path: Path) -> None:
     devices = [{"device": "a"}, {"device": "b"}]
-    search = GridSearchCV(Guess(log=tmp_path / "log"), {"guess": [0, 1, 2]}, cv=4, refit=False)
     env = [{"DEVICE": "for a"}, {"DEVICE": "for b"}]
-    with parallel_config(backend="stateful", worker=dict, worker_kwargs=devices, worker_env=env):
-        search.fit(X, Y)
-    lines = (tmp_path / "log").read_text().splitlines()
-    assert len(lines) == 12
-    assert set(lines) <= {"a for a 0 False", "b for b 1 False"}
-
-
-@pytest.mark.skipif(
-    importlib.util.find_spec("sklearn.utils.parallel") is None,
-    reason="before 1.2.1 scikit-learn itself loses the configuration in joblib's threads, under any backend",
-)
-def test_the_configuration_reaches_the_workers(tmp_path: Path) -> None:
-    search = GridSearchCV(Guess(log=tmp_path / "log"), {"guess": [0, 1, 2]}, cv=4, refit=False)
-    devices = [{"device": "a"}, {"device": "b"}]
-    with config_context(assume_finite=True), parallel_config(backend="stateful", worker=dict, worker_kwargs=devices):
-        search.fit(X, Y)
-    lines = (tmp_path / "log").read_text().splitlines()
-    assert len(lines) == 12
-    assert set(lines) <= {"a None 0 True", "b None 1 True"}
+    # Before 1.2.1 scikit-learn itself loses the configuration in joblib's threads, under any backend.
+    keeps_it = importlib.util.find_spec("sklearn.utils.parallel") is not None
+    for assume_finite in (False, True) if keeps_it else (False,):
+        log = tmp_path / f"log-{assume_finite}"
+        search = GridSearchCV(Guess(log=log), {"guess": [0, 1, 2]}, cv=4, refit=False)
+        with (
+            config_context(assume_finite=assume_finite),
+            parallel_config(backend="stateful", worker=dict, worker_kwargs=devices, worker_env=env),
+        ):
+            search.fit(X, Y)
+        lines = log.read_text().splitlines()
+        assert len(lines) == 12
+        assert set(lines) <= {f"a for a 0 {assume_finite}", f"b for b 1 {assume_finite}"}
 
 
 def test_with_one_job_the_state_is_in_this_process(tmp_path: Path) -> None:

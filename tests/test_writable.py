@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,46 +56,54 @@ def dirty_bytes() -> int:
 # --- items and results --------------------------------------------------------------------------------------
 
 
+# Sizes, kinds and modes come one after the other to the same workers, for the start of one takes longer than all of them.
+
+
 @on("loky", "threads", "inline", "memory", "example")
-@pytest.mark.parametrize("size", [*SIZES, 5_000_000])  # of which neither side keeps the memory
-def test_an_item_can_be_changed_in_place_and_so_can_the_result(engine: Any, size: int) -> None:
-    arrays = [np.arange(float(size)) + number for number in range(3)]
-    for array, result in zip(arrays, stateful_map(centre, arrays, n_jobs=N_JOBS, engine=engine), strict=True):
-        assert result[0] == -(size - 1) / 2
-        np.add(result, 1, out=result)
-        assert result[0] == -(size - 1) / 2 + 1
-        if engine not in ("threads", "inline"):  # these hand on the caller's own objects
-            assert array[0] in range(3)
+def test_an_item_can_be_changed_in_place_and_so_can_the_result(
+    engine: Any,
+    sizes: Sequence[int] = (*SIZES, 5_000_000),  # of which neither side keeps the memory
+) -> None:
+    for size in sizes:
+        arrays = [np.arange(float(size)) + number for number in range(3)]
+        for array, result in zip(arrays, stateful_map(centre, arrays, n_jobs=N_JOBS, engine=engine), strict=True):
+            assert result[0] == -(size - 1) / 2
+            np.add(result, 1, out=result)
+            assert result[0] == -(size - 1) / 2 + 1
+            if engine not in ("threads", "inline"):  # these hand on the caller's own objects
+                assert array[0] in range(3)
 
 
 @pytest.mark.cluster
 @on("dask", "ray")
 def test_so_it_can_on_clusters(engine: Any) -> None:
-    for size in SIZES[1:3]:  # with one cluster, for each takes seconds to start
-        test_an_item_can_be_changed_in_place_and_so_can_the_result(engine, size)
-        test_each_value_has_memory_of_its_own(engine, size)
+    # With one cluster, for each takes seconds to start.
+    test_an_item_can_be_changed_in_place_and_so_can_the_result(engine, SIZES[1:3])
+    test_each_value_has_memory_of_its_own(engine, SIZES[1:3])
+    for size in SIZES[1:3]:
         test_kwargs_are_each_workers_own(engine, size)
 
 
 @on("loky", "memory", "example")
-@every_size
-def test_each_value_has_memory_of_its_own(engine: Any, size: int) -> None:
+def test_each_value_has_memory_of_its_own(engine: Any, sizes: Sequence[int] = SIZES) -> None:
     class Keeper:
         def __init__(self) -> None:
-            self.kept: list[Any] = []
+            self.kept: dict[int, list[Any]] = {}
 
         def __call__(self, array: Any) -> list[float]:
+            kept = self.kept.setdefault(len(array), [])
             array[-1] += 1
-            self.kept.append(array[-1:])
-            return [float(kept[0]) for kept in self.kept]
+            kept.append(array[-1:])
+            return [float(one[0]) for one in kept]
 
-    array = np.zeros(size)
     with StatefulExecutor(Keeper, 1, engine=engine) as executor:
-        for batch_size in (3, 1, 1):
-            for found in stateful_map(executor, [array] * 3, batch_size=batch_size):
-                assert set(found) == {1.0}
-        assert executor.submit(call_worker, array).result(60) == [1.0] * 10
-    assert not array.any()
+        for size in sizes:
+            array = np.zeros(size)
+            for batch_size in (3, 1, 1):
+                for found in stateful_map(executor, [array] * 3, batch_size=batch_size):
+                    assert set(found) == {1.0}
+            assert executor.submit(call_worker, array).result(60) == [1.0] * 10
+            assert not array.any()
 
 
 @pytest.mark.parametrize("size", SIZES[2:])
@@ -164,19 +172,20 @@ def test_more_arrays_in_a_message_than_files_go_with_it_can_all_be_written_to() 
     assert list(stateful_map(change, [arrays], n_jobs=1)) == [300.0]
 
 
-@every_size
-def test_a_result_is_not_what_the_worker_goes_on_changing(size: int) -> None:
+def test_a_result_is_not_what_the_worker_goes_on_changing() -> None:
     class Filler:
         def __init__(self) -> None:
-            self.buffer = np.zeros(size)
+            self.buffers = {size: np.zeros(size) for size in SIZES}
 
-        def __call__(self, number: int) -> Any:
-            self.buffer[:] = number
-            return self.buffer[1:].reshape(-1)
+        def __call__(self, item: tuple[int, int]) -> Any:
+            size, number = item
+            self.buffers[size][:] = number
+            return self.buffers[size][1:].reshape(-1)
 
-    for number, result in enumerate(stateful_map(Filler, range(4), n_jobs=1)):
-        result[0] += 1
-        assert (result[0], result[-1]) == (number + 1, number)
+    for size in SIZES:
+        for number, result in enumerate(stateful_map(Filler, [(size, number) for number in range(4)], n_jobs=1)):
+            result[0] += 1
+            assert (result[0], result[-1], len(result)) == (number + 1, number, size - 1)
 
 
 # --- kwargs -------------------------------------------------------------------------------------------------
@@ -289,17 +298,21 @@ KINDS: dict[str, Callable[[int], Any]] = {
 
 @pytest.mark.filterwarnings("error:.*writable")
 @pytest.mark.parametrize("kind", KINDS)
-@every_size
-def test_all_kinds_can_be_changed(kind: str, size: int) -> None:
-    change, item, expected = KINDS[kind](size)
+def test_all_kinds_can_be_changed(kind: str) -> None:
     with StatefulExecutor(n_jobs=1) as executor:
-        assert [executor.submit(change, item).result(60) for _ in range(2)] == [expected] * 2
+        for size in SIZES:
+            change, item, expected = KINDS[kind](size)
+            assert [executor.submit(change, item).result(60) for _ in range(2)] == [expected] * 2
 
 
-@every_size
 @pytest.mark.parametrize("backend", [None, "stateful"])
-def test_results_that_were_merely_not_copied_can_be_written_to(size: int, backend: str | None) -> None:
+def test_results_that_were_merely_not_copied_can_be_written_to(backend: str | None) -> None:
     pandas = pytest.importorskip("pandas")
+    for size in SIZES:
+        write_to_results(pandas, size, backend)
+
+
+def write_to_results(pandas: Any, size: int, backend: str | None) -> None:
     frame = pandas.DataFrame({"a": np.zeros(size), "b": np.ones(size)})
     calls: list[tuple[Callable[[Any], Any], Any]] = [
         (lambda array: array.reshape(2, -1), np.zeros(size)),
@@ -329,10 +342,7 @@ def test_results_that_were_merely_not_copied_can_be_written_to(size: int, backen
 
 
 @every_size
-@pytest.mark.parametrize("mmap_mode", ["r", "c", "r+", None])
-def test_compiled_code_that_ignores_numpys_flag_ends_no_worker_and_is_seen_by_none(
-    size: int, mmap_mode: str | None
-) -> None:
+def test_compiled_code_that_ignores_numpys_flag_ends_no_worker_and_is_seen_by_none(size: int) -> None:
     class Poking:
         def __init__(self) -> None:
             self.kept: list[Any] = []
@@ -343,34 +353,33 @@ def test_compiled_code_that_ignores_numpys_flag_ends_no_worker_and_is_seen_by_no
             poke(array)
             return found
 
-    data = np.ones(size)
-    with parallel_config(backend="stateful", n_jobs=2, worker=Poking):
-        calls = (delayed(lambda array: get_worker().look_and_poke(array))(data) for _ in range(8))
-        found = Parallel(batch_size=1, mmap_mode=mmap_mode)(calls)  # of a batch, joblib makes one value
-    is_mapped = size * 8 > 1 << 20 and mmap_mode is not None
-    assert {flag for flag, _ in found} == {not is_mapped or mmap_mode != "r"}
-    if is_mapped and mmap_mode == "r+":  # then all are to see it
-        assert min(first for _, first in found) == 0.0
-    else:
-        assert {first for _, first in found} == {1.0}
-    assert data.all()
+    mmap_mode: str | None
+    for mmap_mode in ("r", "c", "r+", None):
+        data = np.ones(size)
+        with parallel_config(backend="stateful", n_jobs=2, worker=Poking):
+            calls = (delayed(lambda array: get_worker().look_and_poke(array))(data) for _ in range(8))
+            found = Parallel(batch_size=1, mmap_mode=mmap_mode)(calls)  # of a batch, joblib makes one value
+        is_mapped = size * 8 > 1 << 20 and mmap_mode is not None
+        assert {flag for flag, _ in found} == {not is_mapped or mmap_mode != "r"}
+        if is_mapped and mmap_mode == "r+":  # then all are to see it
+            assert min(first for _, first in found) == 0.0
+        else:
+            assert {first for _, first in found} == {1.0}
+        assert data.all()
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: np.frombuffer(b"", np.uint8),
-        lambda: np.frombuffer(bytes(96)),
-        lambda: np.frombuffer(bytes(96)).reshape(3, 4).T,
-        lambda: np.frombuffer(bytes(96), "M8[ns]")[:0],
-        lambda: np.frombuffer(bytes(96), [("a", "i4"), ("b", "i4")]),
-        lambda: np.frombuffer(bytes(96))[::2],
-        lambda: np.broadcast_to(np.frombuffer(bytes(24)), (2, 3)),
-        lambda: np.frombuffer(bytes(800_000)),
-    ],
-    ids=["empty", "plain", "Fortran", "empty times", "records", "strided", "broadcast", "large"],
-)
-def test_a_result_that_looks_into_memory_that_cannot_be_changed_can_be(make: Callable[[], Any]) -> None:
-    (result,) = stateful_map(lambda make: make(), [make], n_jobs=1)
-    assert result.flags.writeable
-    np.testing.assert_array_equal(result, make())
+def test_a_result_that_looks_into_memory_that_cannot_be_changed_can_be() -> None:
+    makes: dict[str, Callable[[], Any]] = {
+        "empty": lambda: np.frombuffer(b"", np.uint8),
+        "plain": lambda: np.frombuffer(bytes(96)),
+        "Fortran": lambda: np.frombuffer(bytes(96)).reshape(3, 4).T,
+        "empty times": lambda: np.frombuffer(bytes(96), "M8[ns]")[:0],
+        "records": lambda: np.frombuffer(bytes(96), [("a", "i4"), ("b", "i4")]),
+        "strided": lambda: np.frombuffer(bytes(96))[::2],
+        "broadcast": lambda: np.broadcast_to(np.frombuffer(bytes(24)), (2, 3)),
+        "large": lambda: np.frombuffer(bytes(800_000)),
+    }
+    results = stateful_map(lambda make: make(), makes.values(), n_jobs=1, batch_size=1)
+    for (name, make), result in zip(makes.items(), results, strict=True):
+        assert result.flags.writeable, name
+        np.testing.assert_array_equal(result, make(), err_msg=name)
