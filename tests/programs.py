@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 
 # A worker that says that it is there, and then hangs on some items.
 WORKER = """
@@ -172,3 +173,17 @@ def shared_memory() -> set[str]:
 def pids_in(name: str) -> set[int]:
     """Return the numbers that stand by themselves in names such as sem.loky-12-x and joblib_memmapping_folder_12_x."""
     return {int(number) for number in re.findall(r"(?<=[-_])\d+(?=[-_])", name)}
+
+
+def among_mounts(mounts: str, zero: str = "sh") -> list[str]:
+    """Return how a command is started among mounts of its own, which lines for the shell make; `zero` is their ``$0``."""
+    separate = ["unshare", "--map-root-user", "--mount", "sh", "-ec"]
+    try:
+        probe = subprocess.run(
+            [*separate, "mount -t tmpfs tmpfs /dev/shm"], capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError:
+        pytest.skip("there is no unshare here")
+    if probe.returncode:
+        pytest.skip(f"mounts of one's own are not permitted: {probe.stderr.strip()}")
+    return [*separate, f'{mounts}\nexec "$@"', zero]
