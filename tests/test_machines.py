@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from programs import among_mounts
+from programs import NAMELESS, among_mounts
 
 if TYPE_CHECKING:
     from conftest import RunProgram
@@ -64,6 +64,33 @@ def test_where_no_processes_are_listed(run_program: RunProgram, *, has_tools: bo
     assert (done.code, done.out) == (0, _FOUND), done.err
     assert "Traceback" not in done.err
     assert "was killed alone, for this system lists no processes" in done.err
+
+
+@pytest.mark.parametrize("home", ["/nonexistent", None])
+def test_a_user_without_a_name_or_a_home_who_may_write_nowhere(run_program: RunProgram, home: str | None) -> None:
+    """As where a container is run with any user's number."""
+    pytest.importorskip("numpy")
+    read_only = (
+        'for folder in /tmp /var/tmp "$PWD"; do mount --bind $folder $folder; mount -o remount,bind,ro $folder; done'
+    )
+    unset = "unset USER LOGNAME" + ("" if home else " HOME")
+    done = run_program(
+        f"""
+    import getpass, tempfile
+    {_WORKERS.lstrip()}
+    if __name__ == "__main__":
+        assert os.getuid() == 12345
+        for look in (tempfile.gettempdir, lambda: getpass.getuser(), lambda: open("file", "w")):
+            try:
+                print(look())
+            except (OSError, KeyError):
+                pass
+        run_all()
+        """,
+        within=among_mounts(f"{read_only}; cd .; {unset}", user=NAMELESS),
+        env={"TMPDIR": "/nonexistent", **({"HOME": home} if home else {})},
+    )
+    assert (done.code, done.out, done.err) == (0, _FOUND, "")
 
 
 def _quota(layout: str, quota: str) -> str:
