@@ -20,11 +20,30 @@ import types
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import cloudpickle
+from cloudpickle import cloudpickle as inside
 
 from . import _safely
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
+
+# What `lazy import` leaves in a global until that is used for the first time.
+_Lazy: Any = getattr(types, "LazyImportType", None)
+
+
+def resolve_lazy(globals_: dict[str, Any], names: Iterable[str]) -> None:
+    """Have globals be what they are once they are used: what is imported lazily (Python 3.15) is so only then."""
+    if _Lazy is not None:
+        for name in names:
+            value: Any = globals_.get(name)
+            if type(value) is _Lazy:
+                globals_[name] = value.resolve()
+
+
+def resolve_what_travels(found: Any) -> None:
+    """Do so with what something uses that is about to be pickled, if it is a function that goes by value."""
+    if _Lazy is not None and type(found) is types.FunctionType and not inside._should_pickle_by_reference(found):
+        resolve_lazy(found.__globals__, _names(found.__code__))
 
 
 class Reloads(NamedTuple):
@@ -149,6 +168,7 @@ class ComparingPickler(cloudpickle.Pickler):  # type: ignore[misc]  # it is not 
         reduce = self.reducers.get(type(obj))
         if reduce is not None:
             return reduce(obj)
+        resolve_what_travels(obj)
         reduced = super().reducer_override(obj)
         if isinstance(obj, type) and isinstance(reduced, tuple) and len(reduced) > 2:  # noqa: PLR2004 - it has a state
             members = reduced[2][0]
@@ -229,7 +249,9 @@ class _Walk:
             self._todo += [used for name, used in list(vars(value).items()) if name not in _OF_EACH_CLASS]
             return
         self.code.append(value.__code__)
-        self._todo += [value.__globals__[name] for name in _names(value.__code__) if name in value.__globals__]
+        names = list(_names(value.__code__))
+        resolve_lazy(value.__globals__, names)
+        self._todo += [value.__globals__[name] for name in names if name in value.__globals__]
 
     def _note(self, value: Any) -> None:
         kind = type(value)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import cloudpickle
 from cloudpickle import cloudpickle as inside
 
-from ._code import reduce_count
+from ._code import reduce_count, resolve_what_travels
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -157,7 +157,10 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it is not typed
     def reducer_override(self, found: Any) -> Any:
         """Return how an object is reduced; called for all but those of built-in types."""
         reduce = self.reducers.get(type(found))
-        return super().reducer_override(found) if reduce is None else reduce(found)
+        if reduce is not None:
+            return reduce(found)
+        resolve_what_travels(found)
+        return super().reducer_override(found)
 
 
 def dumps(value: Any, protocol: int) -> bytes:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from cloudpickle import cloudpickle
 
+from ._code import resolve_lazy
 from ._code_pickler import CACHED, Pickler, is_imported, reduce_cached
 from ._definitions import (
     Definition,
@@ -177,6 +178,7 @@ class Definer:
         if is_global and not is_root:
             self._need((space.key, name), found, space.marks, f"function {name}")
             return entry, (space.key, name)
+        resolve_lazy(found.__globals__, cloudpickle._extract_code_globals(found.__code__))
         state, slots = cloudpickle._function_getstate(found)
         used: Mapping[str, Any] = slots["__globals__"]
         for used_name, value in used.items():

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from cloudpickle import cloudpickle
 
+from ._code import resolve_lazy
 from ._code_pickler import Pickler
 
 if TYPE_CHECKING:
@@ -128,6 +129,7 @@ class _Printer(Pickler):
     def _function(self, found: Any) -> Any:
         number, names = _codes.look_up(found.__code__)
         globals_, closure = found.__globals__, found.__closure__
+        resolve_lazy(globals_, names)
         state = (
             found.__defaults__,
             found.__kwdefaults__,

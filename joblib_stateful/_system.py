@@ -48,6 +48,9 @@ HAS_SIGMASK = _can("sigmask", is_there=hasattr(signal, "pthread_sigmask"))
 HAS_SETSIG = _can("setsig", is_there=sys.platform == "linux")
 #: All processes and their children are listed as files, and so is what a process has open.
 HAS_PROC = _can("proc", is_there=os.access("/proc/self/stat", os.R_OK))
+#: psutil and pgrep, of which loky asks one, see processes. On Linux both look into /proc; without it psutil takes any to be
+#: gone, and pgrep finds no children.
+TOOLS_SEE_PROCESSES = sys.platform != "linux" or os.access("/proc/self/stat", os.R_OK)
 #: A process is started by a command of ours; else by loky's, which hands on fewer of the program's flags.
 STARTS_PROCESSES = _can("start", is_there=not IS_WINDOWS)
 

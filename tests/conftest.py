@@ -15,7 +15,7 @@ import tempfile
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -183,18 +183,21 @@ RunProgram = Callable[..., Finished]
 def run_program(tmp_path: Path) -> Iterator[RunProgram]:
     """Return a function that runs the text of a program as a script, in a session of its own.
 
-    Five seconds after its end no process, shared memory or temporary file of it may be left.
+    Five seconds after its end no process, shared memory or temporary file of it may be left. It may be started within
+    another command, such as that of `among_mounts`.
     """
     # Sockets lie in there, too, whose names must be short.
     temp = Path(tempfile.mkdtemp(prefix="temp"))
 
-    def run(text: str, *args: str, limit: float = 60, env: dict[str, str] | None = None) -> Finished:
+    def run(
+        text: str, *args: str, limit: float = 60, env: dict[str, str] | None = None, within: Sequence[str] = ()
+    ) -> Finished:
         script = tmp_path / "program.py"
         script.write_text(textwrap.dedent(text))
         before = shared_memory()
         started = time.monotonic()
         process = subprocess.Popen(
-            [sys.executable, "-W", "error", str(script), *args],
+            [*within, sys.executable, "-W", "error", str(script), *args],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -12,8 +12,13 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 # A worker that says that it is there, and then hangs on some items.
 WORKER = """
@@ -179,3 +184,21 @@ def shared_memory() -> set[str]:
 def pids_in(name: str) -> set[int]:
     """Return the numbers that stand by themselves in names such as sem.loky-12-x and joblib_memmapping_folder_12_x."""
     return {int(number) for number in re.findall(r"(?<=[-_])\d+(?=[-_])", name)}
+
+
+_ROOT = ("--map-root-user",)
+NAMELESS = ("--map-user=12345", "--map-group=12345", "--keep-caps")
+
+
+def among_mounts(mounts: str, zero: str = "sh", user: Sequence[str] = _ROOT) -> list[str]:
+    """Return how a command is started among mounts of its own, which lines for the shell make; `zero` is their ``$0``."""
+    separate = ["unshare", *user, "--mount", "sh", "-ec"]
+    try:
+        probe = subprocess.run(
+            [*separate, "mount -t tmpfs tmpfs /dev/shm"], capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError:
+        pytest.skip("there is no unshare here")
+    if probe.returncode:
+        pytest.skip(f"mounts of one's own are not permitted: {probe.stderr.strip()}")
+    return [*separate, f'{mounts}\nexec "$@"', zero]

@@ -11,6 +11,7 @@ import itertools
 import os
 import signal
 import socket
+import sys
 import threading
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
@@ -603,3 +604,25 @@ def test_cells_of_a_notebook() -> None:
         exec(code, cells)
         assert type(executor.submit(lambda item: item, old).result()) is type(old)
         assert type(executor.submit(lambda item: item, cells["Cell"]()).result()) is cells["Cell"]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 15), reason="there are no lazy imports before Python 3.15")
+def test_lazy_imports_travel_as_what_they_stand_for(run_program: RunProgram) -> None:
+    """Nor does their first use count as an edit, for which objects would be built anew."""
+    done = run_program("""
+        lazy import json
+        lazy from collections import OrderedDict as Ordered
+        import os
+        from joblib_stateful import stateful_map
+
+        class Worker:
+            def __call__(self, item):
+                return json.dumps([item]), list(Ordered(a=item)), os.getpid()
+
+        if __name__ == "__main__":
+            found = list(stateful_map(Worker, [1], n_jobs=1))
+            json.dumps([1]), Ordered(a=1)
+            found += stateful_map(Worker, [2], n_jobs=1)
+            print([row[:2] for row in found], len({row[2] for row in found}))
+    """)
+    assert (done.code, done.out, done.err) == (0, "[('[1]', ['a']), ('[2]', ['a'])] 1\n", "")

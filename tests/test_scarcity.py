@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from joblib_stateful import _segments
+from programs import among_mounts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,19 +63,10 @@ def run_mounted(tmp_path: Path) -> Callable[..., str]:
     def run(mount: str, text: str, warnings: str = "error") -> str:
         folder = tmp_path / "mounted"
         folder.mkdir()
-        separate = ["unshare", "--map-root-user", "--mount", "sh", "-ec"]
-        try:
-            probe = subprocess.run(
-                [*separate, "mount -t tmpfs tmpfs /dev/shm"], capture_output=True, text=True, check=False
-            )
-        except FileNotFoundError:
-            pytest.skip("there is no unshare here")
-        if probe.returncode:
-            pytest.skip(f"mounts of one's own are not permitted: {probe.stderr.strip()}")
         script = tmp_path / "program.py"
         script.write_text(ARRAYS + textwrap.dedent(text))
         done = subprocess.run(
-            [*separate, f'{mount}\nexec "$@"', str(folder), sys.executable, "-W", warnings, str(script)],
+            [*among_mounts(mount, str(folder)), sys.executable, "-W", warnings, str(script)],
             capture_output=True,
             text=True,
             timeout=90,

@@ -10,6 +10,11 @@ import os
 import signal
 from typing import Any
 
+from .._safely import Log
+from .._system import IS_WINDOWS, TOOLS_SEE_PROCESSES
+
+_log = Log()
+
 
 def kill_tree(process: Any) -> None:
     """Kill a process of `multiprocessing` and its descendants, as far as they still hang together.
@@ -20,9 +25,7 @@ def kill_tree(process: Any) -> None:
     if process.exitcode is not None:
         return  # gone, and its number may be another's
     if not os.access("/proc/self/stat", os.R_OK):
-        from loky.backend.utils import kill_process_tree
-
-        kill_process_tree(process)
+        _kill_otherwise(process)
         return
     try:
         pids = _stop_tree(process.pid)
@@ -30,6 +33,26 @@ def kill_tree(process: Any) -> None:
         pids = [process.pid]
     for pid in reversed(pids):
         _signal(pid, signal.SIGKILL)
+
+
+def _kill_otherwise(process: Any) -> None:
+    """Kill a process, and its descendants as far as psutil or pgrep can find them."""
+    if TOOLS_SEE_PROCESSES:
+        from loky.backend.utils import kill_process_tree
+
+        # It warns where it fails, which is an error for those who want it so.
+        with contextlib.suppress(Exception):
+            kill_process_tree(process)
+    if process.exitcode is None:
+        if IS_WINDOWS:
+            process.terminate()
+        else:
+            _signal(process.pid, signal.SIGKILL)
+        _log.warning(
+            "The worker's process %s was killed alone, for this system lists no processes (is /proc mounted?): what it "
+            "had started, if anything, may live on.",
+            process.pid,
+        )
 
 
 def _stop_tree(root: int) -> list[int]:
