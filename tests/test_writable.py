@@ -15,6 +15,7 @@ from joblib import Parallel, delayed, parallel_config
 
 from contract import N_JOBS, on
 from joblib_stateful import StatefulExecutor, call_worker, get_worker, stateful_map
+from needs import needs
 
 np = pytest.importorskip("numpy")
 
@@ -204,6 +205,7 @@ def test_kwargs_are_each_workers_own(engine: Any, size: int) -> None:
     assert not weights.any()
 
 
+@needs("sendfds", "memfd")
 def test_kwargs_are_shared_by_all_workers_but_for_the_pages_that_one_changes() -> None:
     def read_and_write() -> tuple[float, int, int]:
         weights = get_worker().weights

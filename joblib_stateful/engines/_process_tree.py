@@ -10,6 +10,8 @@ import os
 import signal
 from typing import Any
 
+from .._system import HAS_PROC
+
 
 def kill_tree(process: Any) -> None:
     """Kill a process of `multiprocessing` and its descendants, as far as they still hang together.
@@ -19,10 +21,13 @@ def kill_tree(process: Any) -> None:
     """
     if process.exitcode is not None:
         return  # gone, and its number may be another's
-    if not os.access("/proc/self/stat", os.R_OK):
+    if not HAS_PROC:
         from loky.backend.utils import kill_process_tree
 
-        kill_process_tree(process)
+        try:
+            kill_process_tree(process)
+        except Exception:  # noqa: BLE001 - neither psutil nor pgrep is there, and the warning of that is an error here
+            process.kill()
         return
     try:
         pids = _stop_tree(process.pid)

@@ -9,6 +9,7 @@ import weakref
 from typing import Any
 
 from .._segments import close_with, open_unnamed
+from .._system import IS_WINDOWS
 
 _names = itertools.count()
 
@@ -22,7 +23,7 @@ class SharedNumbers:
 
     def __init__(self, count: int) -> None:
         self._size = 8 * count
-        if os.name == "nt":
+        if IS_WINDOWS:
             self._name = f"joblib_stateful-{os.getpid()}-{next(_names)}"
             whole = memoryview(mmap.mmap(-1, self._size, tagname=self._name))  # type: ignore[call-arg,unused-ignore]  # Windows only
         else:
@@ -32,7 +33,7 @@ class SharedNumbers:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Hand the numbers to the process that is being started; nothing else can pickle them."""
-        if os.name == "nt":
+        if IS_WINDOWS:
             return _attach_named, (self._name, self._size)
         from multiprocessing.reduction import DupFd
 
