@@ -353,6 +353,7 @@ def test_ctrl_c_is_heard(program: StartProgram) -> None:
     running.leaves_nothing()
 
 
+@needs("fork")
 def test_a_fork_in_its_middle_takes_nothing(run_program: RunProgram) -> None:
     done = run_program(
         """

@@ -657,6 +657,7 @@ def test_a_segment_that_is_being_closed_is_not_found_again(while_closing: list[C
     np.testing.assert_array_equal(np.frombuffer(segment.view()), array)
 
 
+@needs("fork")
 def test_a_child_that_comes_back_from_a_call_writes_into_no_result() -> None:
     def forks(item: int) -> Any:
         child = os.fork()

@@ -134,6 +134,7 @@ def test_what_is_kept_is_not_changed_by_what_comes_later() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@needs("fork")
 def test_nor_is_what_a_fork_of_the_worker_keeps() -> None:
     class Forker:
         def __init__(self) -> None:
