@@ -62,7 +62,7 @@ HAS_PIDFD = _can("pidfd", is_there=hasattr(os, "pidfd_open"))
 HAS_SIGMASK = _can("sigmask", is_there=hasattr(signal, "pthread_sigmask"))
 #: The kernel kills a process when a pipe closes; else a thread of that process does it.
 HAS_SETSIG = _can("setsig", is_there=not IS_WINDOWS)
-#: All processes and their children are listed as files, and so is what a process has open.
+#: All processes and their parents are listed as files; else by the command `ps`.
 HAS_PROC = _can("proc", is_there=os.access("/proc/self/stat", os.R_OK))
 #: A process is started by a command of ours; else by loky's, which hands on fewer of the program's flags.
 STARTS_PROCESSES = _can("start", is_there=not IS_WINDOWS)

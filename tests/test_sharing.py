@@ -239,7 +239,7 @@ def ask_a_fork(array: Any) -> Callable[[], float]:
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-@pytest.mark.parametrize("how", ["view", "cycle", "memory", "fork"])
+@pytest.mark.parametrize("how", ["view", "cycle", "memory", pytest.param("fork", marks=needs("fork"))])
 def test_what_a_worker_keeps_stays_as_it_was(how: str) -> None:
     # The pages of those that it does not keep are written to again.
     arrays = (np.full(MAPPED, float(number)) for number in range(40))

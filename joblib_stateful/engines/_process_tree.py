@@ -8,26 +8,28 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .._system import HAS_PROC
+from .._system import HAS_PROC, IS_WINDOWS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def kill_tree(process: Any) -> None:
     """Kill a process of `multiprocessing` and its descendants, as far as they still hang together.
 
-    Where the kernel shows all processes as files this needs neither psutil nor pgrep, one of which loky's own way
-    asks for, and misses nothing that is started meanwhile.
+    This needs neither psutil nor pgrep, one of which loky's own way asks for, and misses nothing that is started meanwhile.
     """
     if process.exitcode is not None:
         return  # gone, and its number may be another's
-    if not HAS_PROC:
+    if IS_WINDOWS:
         from loky.backend.utils import kill_process_tree
 
-        try:
+        # There may be neither psutil nor taskkill, and the warning of that may be an error here.
+        with contextlib.suppress(Exception):
             kill_process_tree(process)
-        except Exception:  # noqa: BLE001 - neither psutil nor pgrep is there, and the warning of that is an error here
-            process.kill()
+        process.kill()
         return
     try:
         pids = _stop_tree(process.pid)
@@ -58,13 +60,33 @@ def _signal(pid: int, number: int) -> None:
 def _descendants(root: int) -> list[int]:
     """Return the children of a process, their children, and so on."""
     children: dict[int, list[int]] = {}
+    for pid, parent in _listed_in_proc() if HAS_PROC else _listed_by_ps():
+        children.setdefault(parent, []).append(pid)
+    found = [root]
+    for pid in found:  # which grows meanwhile
+        found += children.get(pid, ())
+    return found[1:]
+
+
+def _listed_in_proc() -> Iterator[tuple[int, int]]:
+    """Yield each process that there is, and its parent."""
     for name in filter(str.isdecimal, os.listdir("/proc")):  # noqa: PTH208 - see above
         # It may end just now.
         with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as stat:  # noqa: PTH123 - see above
             # "pid (name) state parent ...", and a name may hold blanks and brackets.
             rest = stat.read().rpartition(b")")[2]
-            children.setdefault(int(rest.split()[1]), []).append(int(name))
-    found = [root]
-    for pid in found:  # which grows meanwhile
-        found += children.get(pid, ())
-    return found[1:]
+            yield int(name), int(rest.split()[1])
+
+
+def _listed_by_ps() -> Iterator[tuple[int, int]]:
+    """Yield the same as the command says that POSIX asks for; nothing if it is not there."""
+    import subprocess
+
+    command = "ps", "-A", "-o", "pid=", "-o", "ppid="
+    try:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)  # noqa: S603 - ours
+    except (OSError, RuntimeError):  # or the interpreter is ending
+        return
+    for line in done.stdout.splitlines():
+        pid, parent = map(int, line.split())
+        yield pid, parent
