@@ -7,6 +7,7 @@ finds no room there waits in the worker, the oldest is dropped when too much doe
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import pickle
@@ -129,8 +130,11 @@ class ToParent(logging.Handler):
                 if patience <= 0 or not _is_ready(self._socket, patience):
                     self._is_late = True
                     return False
-            except OSError:  # the parent has let go of it
-                self._is_gone = True
+            except OSError as error:
+                if error.errno == errno.ENOBUFS:  # how BSD says of datagrams that there is no room
+                    self._is_late = True
+                    return False
+                self._is_gone = True  # the parent has let go of it
         self._nbytes = 0
         return True
 
