@@ -15,6 +15,7 @@ from .._frames import PROTOCOL
 from .._messages import Ran, Run
 from .._system import (
     CLOEXEC,
+    HAS_POLL,
     HAS_RCVTIMEO,
     IS_WINDOWS,
     NO_SIGNAL_OPTION,
@@ -257,7 +258,8 @@ class Line:
             return
         import selectors
 
-        with selectors.DefaultSelector() as selector:
+        # One that needs no open file of its own, as those of Linux and macOS would.
+        with selectors.PollSelector() if HAS_POLL else selectors.SelectSelector() as selector:
             selector.register(self._end, selectors.EVENT_READ)
             if not selector.select(_LOOK_SECONDS):
                 raise BlockingIOError
