@@ -10,6 +10,7 @@ from typing import Any
 
 from .._segments import close_with, open_unnamed
 from .._system import IS_WINDOWS
+from ._starting import standard_files
 
 _names = itertools.count()
 
@@ -45,10 +46,11 @@ class _Page:
 
     def __init__(self) -> None:
         self.pid = os.getpid()
-        self.fd = open_unnamed("progress")
-        close_with(self, self.fd)
-        os.ftruncate(self.fd, mmap.PAGESIZE)
-        self.map = mmap.mmap(self.fd, mmap.PAGESIZE)
+        with standard_files():  # or what a worker prints would go into it, where the program has closed its own
+            self.fd = open_unnamed("progress")
+            close_with(self, self.fd)
+            os.ftruncate(self.fd, mmap.PAGESIZE)
+            self.map = mmap.mmap(self.fd, mmap.PAGESIZE)
         self.starts = itertools.count()
 
 
