@@ -171,6 +171,9 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("name", [*sorted(_system.NAMES), "all"])
 def test_without_one_of_these_the_same_comes_out(name: str, run_program: RunProgram) -> None:
     pytest.importorskip("numpy")
+    if name in ("sendfds", "all") and "InLine" not in MODULES["engines/_loky.py"].read_text(encoding="utf-8"):
+        assert "engines/_loky.py" in STILL_ASK  # it is to choose `InLine` where no open files can be sent
+        pytest.skip("engines/_loky.py is being rewritten")
     done = run_program(PROGRAM, env={"JOBLIB_STATEFUL_WITHOUT": name})
     assert done.code == 0, done.err
     has_records = name not in ("records", "poll", "all") and "records" not in _system.MISSING
