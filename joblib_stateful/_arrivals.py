@@ -15,6 +15,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from ._segments import Received, read
+from ._system import around_fork
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -53,9 +54,8 @@ def _note_fork() -> None:
     _forked.update(_mapped())
 
 
-if hasattr(os, "register_at_fork"):
-    # Another thread may map one while the fork is made.
-    os.register_at_fork(before=_note_fork, after_in_parent=_note_fork)
+# Another thread may map one while the fork is made.
+around_fork(_note_fork)
 
 
 def still_mapped(numbers: Iterable[int]) -> list[int]:

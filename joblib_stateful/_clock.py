@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
-import os
 import sys
 import threading
 import time
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from . import _locks
 from ._safely import Log
+from ._system import after_fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -123,5 +123,4 @@ def _start_anew() -> None:
     _clock = Clock()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_anew)
+after_fork(_start_anew)

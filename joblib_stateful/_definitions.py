@@ -12,7 +12,6 @@ has a name within something: a global of a namespace, an attribute of a class.
 from __future__ import annotations
 
 import itertools
-import os
 import sys
 import threading
 import types
@@ -21,6 +20,8 @@ import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from cloudpickle import cloudpickle
+
+from ._system import after_fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -318,8 +319,7 @@ def _be_another_process() -> None:
     _process[0] = uuid.uuid4().hex
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_be_another_process)
+after_fork(_be_another_process)
 
 
 def _nothing(_: Any) -> Any:

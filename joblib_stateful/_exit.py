@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _locks, engines
 from ._interrupts import Uninterrupted
+from ._system import after_fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -123,5 +124,4 @@ def _forget() -> None:
     _cores.clear()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+after_fork(_forget)

@@ -17,6 +17,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Self
 
+from ._system import signal_numbers
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
@@ -77,8 +79,7 @@ class Wakeup:
 
 
 # Those whose handlers like to raise: to end a program in order, or what takes too long in it.
-_HELD_NAMES = ("SIGINT", "SIGTERM", "SIGALRM", "SIGHUP", "SIGUSR1", "SIGUSR2")
-_HELD = [getattr(_signal, name) for name in _HELD_NAMES if hasattr(_signal, name)]
+_HELD = signal_numbers("SIGINT", "SIGTERM", "SIGALRM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 
 
 class Uninterrupted:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
+from ._system import HAS_PROC
 from ._words import unknown_option
 
 
@@ -165,11 +166,11 @@ def _is_in_jupyter_console() -> bool:
     A kernel isn't told what it draws for, and all answer alike when a widget is opened; but what has started it is known.
     """
     starter = os.environ.get("JPY_PARENT_PID", "")
-    if "ipykernel" not in sys.modules or not starter.isdigit():
+    if "ipykernel" not in sys.modules or not starter.isdigit() or not HAS_PROC:
         return False
     try:
         line = Path(f"/proc/{starter}/cmdline").read_bytes()
-    except OSError:  # no Linux, or it is gone
+    except OSError:  # it is gone, or another user's
         return False
     # "python -m jupyter_console", "jupyter-console", and "jupyter console", which becomes the latter.
     return any(name in word for word in line.split(b"\0")[:3] for name in (b"jupyter-console", b"jupyter_console"))

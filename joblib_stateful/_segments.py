@@ -16,6 +16,8 @@ import tempfile
 import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ._system import HAS_MEMFD, HAS_PREADV, after_fork, most_open
+
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
@@ -28,19 +30,11 @@ _SPARE_BYTES = 64 << 20
 _SPARE_FILES = 64
 # ... and a small part of those that this process may have open.
 _SPARE_SHARE = 16
+# So much is read at a time where that makes a copy of it.
+_READ_BYTES = 1 << 20
 
 #: Of segments and their like, in the order in which they are made.
 numbers = itertools.count(1)
-
-
-def most_open() -> int:
-    """Return how many files this process may have open at a time."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return sys.maxsize
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return sys.maxsize if limit == resource.RLIM_INFINITY else limit
 
 
 def open_unnamed(what: str, folder: str | None = None) -> int:
@@ -55,7 +49,7 @@ def open_unnamed(what: str, folder: str | None = None) -> int:
 
 
 def _open_once(what: str, folder: str | None) -> int:
-    if folder is None and hasattr(os, "memfd_create"):
+    if folder is None and HAS_MEMFD:
         try:
             return os.memfd_create(f"joblib_stateful {what}")
         except OSError as error:
@@ -77,11 +71,19 @@ def read(fd: int, size: int, offset: int = 0) -> Any:
     copy = empty(size)
     rest = memoryview(copy)
     while rest:
-        n_read = os.preadv(fd, [rest], offset)
+        n_read = _read_into(fd, rest, offset)
         if not n_read:
             raise BufferError("the shared memory that it lay in is gone")
         rest, offset = rest[n_read:], offset + n_read
     return copy
+
+
+def _read_into(fd: int, rest: memoryview, offset: int) -> int:
+    if HAS_PREADV:
+        return os.preadv(fd, [rest], offset)
+    data = os.pread(fd, min(len(rest), _READ_BYTES), offset)
+    rest[: len(data)] = data
+    return len(data)
 
 
 def close_with(owner: object, fd: int) -> None:
@@ -161,8 +163,7 @@ class _Spares:
 
 spares = _Spares()
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=spares.start_anew)
+after_fork(spares.start_anew)
 
 
 def _retire(fd: int, capacity: int, lent: set[Hashable], pid: int) -> None:

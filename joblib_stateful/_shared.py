@@ -9,13 +9,13 @@ turn none makes way a second time), or by `shutdown`. One that somebody uses is 
 from __future__ import annotations
 
 import operator
-import os
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import _clock, _code, _exit, _idle, _limits, _locks
 from ._executor import make_core
 from ._safely import Log
 from ._spec import PackedSpec, holds_the_same, spec_key
+from ._system import after_fork
 from ._transport import ByReference
 from ._turns import Turns, name_of
 from ._worker import current
@@ -338,5 +338,4 @@ def _forget() -> None:
     _code.start_anew()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+after_fork(_forget)

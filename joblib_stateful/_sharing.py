@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import mmap
 import os
 import pickle
 import sys
@@ -23,7 +24,8 @@ from . import _locks
 from ._arrays import array_pickler
 from ._code import ComparingPickler
 from ._frames import Packer
-from ._segments import Arena, Segment, empty, most_open, numbers
+from ._segments import Arena, Segment, empty, numbers
+from ._system import HAS_LIBC, after_fork, most_open
 from ._transport import Packing, Pickled, Sharing, digest
 
 if TYPE_CHECKING:
@@ -141,6 +143,8 @@ class Blob:
         self.size, self.mode, self.number, self.data = buffer.nbytes, mode, next(numbers), bytes(buffer)
         # Where it lies in the cluster's own store: what that gave for it, by place.
         self.handles: dict[Any, Any] = {}
+        #: As a segment's; nobody looks, for nothing of it is used again.
+        self.lent: set[Hashable] = set()
         self.lock = _locks.Lock()  # guards the handles, so that each place gets it once
 
     def view(self) -> memoryview:
@@ -154,12 +158,63 @@ class ToCopy:
     def __init__(self, data: Any) -> None:
         self._data = data
 
-    def copy(self) -> Any:
+    def memory(self) -> Any:
         """Return memory that can be written to."""
         with memoryview(self._data) as view:
             copy = empty(view.nbytes)
             memoryview(copy)[:] = view.cast("B")
         return copy
+
+
+class NamedFile:
+    """A buffer in a file with a name, which all workers write to, until the last parcel that holds it is dropped.
+
+    Parameters
+    ----------
+    buffer : memoryview
+        What it holds, in bytes; copied at once.
+    mode : {"r+", "w+"}
+        As in `numpy.memmap`.
+    folder : str, optional
+        Where it lies; by default in the one for temporary files.
+    """
+
+    def __init__(self, buffer: memoryview, mode: str, folder: str | None = None) -> None:
+        self.size, self.mode, self.number = buffer.nbytes, mode, next(numbers)
+        #: As a segment's; nobody looks, for nothing of it is used again.
+        self.lent: set[Hashable] = set()
+        fd, self.path = tempfile.mkstemp(prefix="joblib_stateful-", dir=folder)
+        weakref.finalize(self, _remove, self.path, os.getpid())
+        with open(fd, "wb") as file:  # noqa: PTH123 - it is open
+            file.write(buffer)
+
+    def view(self) -> memoryview:
+        """Return what it holds now."""
+        return memoryview(_map_file(self.path, mmap.ACCESS_READ))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return InFile, (self.path,)
+
+
+class InFile(NamedTuple):
+    """A buffer in a file with a name, on the worker's side."""
+
+    path: str
+
+    def memory(self) -> Any:
+        """Return memory whose changes all see."""
+        return _map_file(self.path, mmap.ACCESS_WRITE)
+
+
+def _map_file(path: str, access: int) -> mmap.mmap:
+    with open(path, "r+b") as file:  # noqa: PTH123 - importing pathlib would take each worker 4 ms
+        return mmap.mmap(file.fileno(), 0, access=access)
+
+
+def _remove(path: str, pid: int) -> None:
+    if pid == os.getpid():  # else it is the parent's of this fork
+        with contextlib.suppress(OSError):  # somebody has tidied up
+            os.unlink(path)  # noqa: PTH108 - see above
 
 
 class Stored(SharedMemory):
@@ -184,10 +239,25 @@ class Stored(SharedMemory):
         return _far_end, (self._sharing,)
 
     def _memory_of(self, frame: SharedFrame) -> Iterable[Any]:
-        return frame.with_buffers(lambda buffer: buffer.copy() if isinstance(buffer, ToCopy) else buffer).buffers
+        return frame.with_buffers(_memory_of_one).buffers
 
     def _packer(self, sharing: Sharing | None, definer: Definer | None = None) -> Packer:
         return _ResultPacker(definer=definer) if self._is_far else super()._packer(sharing, definer)
+
+
+def _memory_of_one(buffer: Any) -> Any:
+    return buffer.memory() if isinstance(buffer, (ToCopy, InFile)) else buffer
+
+
+class InLine(Stored):
+    """The same between processes of one machine that can't hand on open files.
+
+    Large buffers come with their message, but for those that all workers are to write to, which lie in files with names.
+    """
+
+    def __init__(self, sharing: Sharing | None = None) -> None:
+        super().__init__(sharing)
+        self._store = _Files()
 
 
 def _far_end(sharing: Sharing) -> Stored:
@@ -291,6 +361,9 @@ class _SharingPacker(_SettingAside):
             _warn_once(error, "they are copied through pipes instead, which is slower")
 
 
+# So much of two buffers is compared at a time where that makes copies of it.
+_COMPARED_BYTES = 1 << 20
+
 _warned: list[bool] = []
 
 
@@ -324,7 +397,7 @@ class _Store:
         key = (address, buffer.nbytes, sharing.mode, sharing.folder)
         with self._lock:
             found = self._segments.get(key)
-            if found is None or not _is_same(address, found):
+            if found is None or not _is_same(buffer, found):
                 found = self._segments[key] = self._make(buffer, sharing)
                 self._alive.add(found)
             elif sharing.held is not None:
@@ -336,16 +409,16 @@ class _Store:
         address = _address_of(buffer)
         if address is not None:
             with contextlib.suppress(OSError), self._finding:  # no room: packing says so
-                return self._find(address, buffer.nbytes, sharing) or self.segment_of(buffer, sharing)
+                return self._find(buffer, sharing) or self.segment_of(buffer, sharing)
         return digest(buffer)
 
-    def _find(self, address: int, nbytes: int, sharing: Sharing) -> Any:
+    def _find(self, buffer: memoryview, sharing: Sharing) -> Any:
         with self._lock:
             alive = list(self._alive)
-        alive = [found for found in alive if found.size == nbytes and found.mode == sharing.mode]
+        alive = [found for found in alive if found.size == buffer.nbytes and found.mode == sharing.mode]
         # The oldest one, so that it is the same one as long as a key keeps it.
         for found in sorted(alive, key=attrgetter("number")):
-            if _is_same(address, found):
+            if _is_same(buffer, found):
                 return found
         return None
 
@@ -368,6 +441,22 @@ class _Blobs(_Store):
         return Blob(buffer, sharing.mode)
 
 
+class _Files(_Blobs):
+    """The same, where those that all workers write to lie in files."""
+
+    def _make(self, buffer: memoryview, sharing: Sharing) -> Any:
+        if sharing.mode not in ("r+", "w+"):
+            return super()._make(buffer, sharing)
+        try:
+            return NamedFile(buffer, sharing.mode, sharing.folder)
+        except OSError as error:
+            if sharing.folder is None:
+                raise
+            found = NamedFile(buffer, sharing.mode)
+            _warn_once(error, f"they lie in {tempfile.gettempdir()} instead")
+            return found
+
+
 _stores: weakref.WeakSet[_Store] = weakref.WeakSet()
 
 
@@ -376,8 +465,7 @@ def _start_anew() -> None:
         store.start_anew()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_anew)
+after_fork(_start_anew)
 
 
 def _hold(held: dict[Any, Any], key: Any, segment: Any, owner: Any) -> None:
@@ -407,15 +495,19 @@ def _address_of(buffer: memoryview) -> int | None:
     return address
 
 
-def _is_same(address: int, segment: Any) -> bool:
+def _is_same(buffer: memoryview, segment: Any) -> bool:
     # 11 ms for 200 MB; comparing arrays would make a third one.
     with segment.view() as view:
-        return bool(_memcmp()(address, _address_of(view), segment.size) == 0)
+        if HAS_LIBC:
+            return bool(_memcmp()(_address_of(buffer), _address_of(view), segment.size) == 0)
+        starts = range(0, segment.size, _COMPARED_BYTES)
+        pieces = ((one[at : at + _COMPARED_BYTES] for one in (buffer, view)) for at in starts)
+        return all(bytes(one) == bytes(other) for one, other in pieces)
 
 
 @cache
 def _memcmp() -> Any:
-    """Return C's function; where there is none nothing is shared."""
+    """Return C's function."""
     import ctypes  # which workers never need
 
     found = ctypes.CDLL(None).memcmp

@@ -16,14 +16,28 @@ import socket
 import sys
 from typing import TYPE_CHECKING
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]  # tested before use
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _WITHOUT = frozenset(os.environ.get("JOBLIB_STATEFUL_WITHOUT", "").replace(" ", "").split(","))
 
 
+#: All that is asked for here, and what of it the system lacks, or is taken to lack.
+NAMES: set[str] = set()
+MISSING: set[str] = set()
+
+
 def _can(name: str, *, is_there: bool) -> bool:
-    return is_there and not _WITHOUT & {name, "all"}
+    NAMES.add(name)
+    if is_there and not _WITHOUT & {name, "all"}:
+        return True
+    MISSING.add(name)
+    return False
 
 
 IS_WINDOWS = os.name == "nt"
@@ -33,26 +47,57 @@ HAS_FORK = _can("fork", is_there=hasattr(os, "register_at_fork"))
 HAS_MEMFD = _can("memfd", is_there=hasattr(os, "memfd_create"))
 #: Open files travel by sockets; else large buffers go with the rest of a message.
 SENDS_FILES = _can("sendfds", is_there=hasattr(socket, "send_fds") and not IS_WINDOWS)
-#: Sockets that keep messages apart, looked into without waiting; else log records stay in the workers.
-HAS_SEQPACKET = _can(
-    "seqpacket",
-    is_there=hasattr(socket, "SOCK_SEQPACKET") and hasattr(socket, "MSG_DONTWAIT") and not IS_WINDOWS,
-)
+#: A received file is kept from children in the same step; else in the next one.
+HAS_CLOEXEC = _can("cloexec", is_there=hasattr(socket, "MSG_CMSG_CLOEXEC"))
+#: Sockets that keep messages apart and in order as a connection does; else as datagrams, of which macOS has only these.
+HAS_SEQPACKET = _can("seqpacket", is_there=hasattr(socket, "SOCK_SEQPACKET") and sys.platform != "darwin")
+#: A socket gives up receiving after a while; else it is asked before whether something is there.
+HAS_RCVTIMEO = _can("rcvtimeo", is_there=hasattr(socket, "SO_RCVTIMEO") and not IS_WINDOWS)
 #: Many sockets are waited for at once, and looked into without waiting; else each has a thread of its own.
 HAS_POLL = _can("poll", is_there=hasattr(select, "poll") and hasattr(socket, "MSG_DONTWAIT"))
+#: Sockets of some kind keep messages apart, and are looked into without waiting; else log records stay in the workers.
+CARRIES_RECORDS = _can("records", is_there=HAS_POLL and hasattr(socket, "AF_UNIX") and not IS_WINDOWS)
 #: A process is a file that says when it has ended; else that is a pipe, which children of it may hold open.
 HAS_PIDFD = _can("pidfd", is_there=hasattr(os, "pidfd_open"))
 #: Signals can be kept waiting, also in what is started meanwhile.
 HAS_SIGMASK = _can("sigmask", is_there=hasattr(signal, "pthread_sigmask"))
+#: A signal that is kept waiting can be taken; else (macOS) it strikes later.
+HAS_SIGTIMEDWAIT = _can("sigtimedwait", is_there=hasattr(signal, "sigtimedwait"))
 #: The kernel kills a process when a pipe closes (Linux); else a thread of that process does it.
 HAS_SETSIG = _can("setsig", is_there=sys.platform == "linux")
-#: All processes and their children are listed as files, and so is what a process has open.
+#: All processes and their parents are listed as files; else by the command `ps`.
 HAS_PROC = _can("proc", is_there=os.access("/proc/self/stat", os.R_OK))
-#: psutil and pgrep, of which loky asks one, see processes. On Linux both look into /proc; without it psutil takes any to be
-#: gone, and pgrep finds no children.
-TOOLS_SEE_PROCESSES = sys.platform != "linux" or os.access("/proc/self/stat", os.R_OK)
 #: A process is started by a command of ours; else by loky's, which hands on fewer of the program's flags.
 STARTS_PROCESSES = _can("start", is_there=not IS_WINDOWS)
+#: A file is read into memory that is there; else what is read is copied to it.
+HAS_PREADV = _can("preadv", is_there=hasattr(os, "preadv"))
+#: The functions of C are those of this process; else buffers are compared in pieces.
+HAS_LIBC = _can("libc", is_there=not IS_WINDOWS)
+#: How many files may be open is asked; else it counts as enough.
+HAS_RLIMIT = _can("rlimit", is_there=resource is not None)
+
+# Flags of sockets, 0 where there are none.
+NO_WAIT = int(getattr(socket, "MSG_DONTWAIT", 0))
+CLOEXEC = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0)) if HAS_CLOEXEC else 0
+#: A program may have given SIGPIPE back its default action, as command line tools do, and would be killed with a worker.
+NO_SIGNAL = int(getattr(socket, "MSG_NOSIGNAL", 0))
+#: The same as an option of the socket, for macOS.
+NO_SIGNAL_OPTION: int | None = getattr(socket, "SO_NOSIGPIPE", None)
+#: What ends a process without asking it; on Windows the other one does.
+KILL: int = getattr(signal, "SIGKILL", signal.SIGTERM)
+
+
+def signal_numbers(*names: str) -> list[int]:
+    """Return the numbers of those signals that there are."""
+    return [int(getattr(signal, name)) for name in names if hasattr(signal, name)]
+
+
+def most_open() -> int:
+    """Return how many files this process may have open at a time."""
+    if not HAS_RLIMIT:
+        return sys.maxsize
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return sys.maxsize if limit == resource.RLIM_INFINITY else limit
 
 
 def after_fork(in_child: Callable[[], None]) -> None:

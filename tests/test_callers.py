@@ -14,6 +14,7 @@ from joblib import Parallel, delayed, parallel_config
 from joblib.externals.loky import get_reusable_executor
 
 from joblib_stateful import StatefulExecutor, call_worker, stateful_map
+from needs import needs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -217,6 +218,7 @@ def test_from_a_process_of_multiprocessing(run_program: RunProgram, method: str,
 # --- forks --------------------------------------------------------------------------------------------
 
 
+@needs("fork")
 def test_a_fork_has_workers_of_its_own(run_program: RunProgram) -> None:
     done = run_program(
         """
@@ -248,6 +250,7 @@ def test_a_fork_has_workers_of_its_own(run_program: RunProgram) -> None:
 
 
 @pytest.mark.parametrize("imported", ["joblib", "sys"])
+@needs("fork")
 def test_a_map_under_way_says_in_a_fork_whose_it_is_and_can_be_left(imported: str, run_program: RunProgram) -> None:
     done = run_program(
         """
@@ -281,6 +284,7 @@ def test_a_map_under_way_says_in_a_fork_whose_it_is_and_can_be_left(imported: st
 
 
 @pytest.mark.parametrize("engine", ["loky", "threads"])
+@needs("fork")
 def test_a_map_that_has_not_begun_can_be_begun_in_a_fork(engine: str, run_program: RunProgram) -> None:
     done = run_program(
         """

@@ -23,6 +23,7 @@ import pytest
 from joblib_stateful import StatefulExecutor, _system, call_worker, errors, get_worker_info, stateful_map
 from joblib_stateful.engines import _line, _loky_worker, _process_tree
 from joblib_stateful.engines._ending import wait_for_ends
+from needs import needs
 from test_map_tools import Log, Scene, new_scene
 
 
@@ -403,7 +404,12 @@ def grandchild(scene: Scene) -> Iterator[Callable[[], psutil.Process]]:
 
 WAYS = [by_fork, by_multiprocessing, by_c_code, by_a_shell]
 # Where the system has no such thing as watching a process, the worker keeps its pipes from its children.
-CASES = [*((way, True) for way in WAYS), *((way, False) for way in WAYS if way is not by_c_code)]
+BY_THE_WORKER = [way for way in WAYS if way is not by_c_code]
+CASES = [
+    *((way, True) for way in BY_THE_WORKER),
+    pytest.param(by_c_code, True, marks=needs("pidfd")),
+    *((way, False) for way in BY_THE_WORKER),
+]
 
 
 @pytest.mark.parametrize(("start", "watched"), CASES)

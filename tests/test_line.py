@@ -21,6 +21,7 @@ from joblib_stateful._messages import Build, Failure, Finished, Ran, Run
 from joblib_stateful._transport import Parcel
 from joblib_stateful.engines import _line, get
 from joblib_stateful.engines._line import Line, decode, encode
+from needs import needs
 
 if TYPE_CHECKING:
     from conftest import RunProgram
@@ -55,7 +56,7 @@ def test_a_message_behind_one_that_was_not_answered_is_an_error(ends: tuple[Line
 
 
 @pytest.mark.parametrize("size", [0, 10, 5_000, 300_000])
-@pytest.mark.parametrize("n_files", [0, 2])
+@pytest.mark.parametrize("n_files", [0, pytest.param(2, marks=needs("sendfds"))])
 @pytest.mark.parametrize("cut", [1, _line._HEADER.size - 1, _line._HEADER.size, _line._HEADER.size + 1, -1])
 def test_a_message_that_is_not_all_there_is_not_waited_for(
     ends: tuple[Line, Line], size: int, n_files: int, cut: int, tmp_path: Path
@@ -93,6 +94,7 @@ def test_what_can_be_sent_at_once_is(ends: tuple[Line, Line]) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 3, Line.most_files])
+@needs("sendfds")
 def test_open_files_come_beside_a_message(ends: tuple[Line, Line], count: int, tmp_path: Path) -> None:
     ours, theirs = ends
     with (tmp_path / "file").open("w+") as file:

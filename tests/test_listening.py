@@ -15,12 +15,13 @@ import pytest
 from joblib_stateful import StatefulExecutor, factory, stateful_map
 from joblib_stateful._interrupts import Wakeup
 from joblib_stateful.engines import _line, _listening, _loky_worker
+from needs import needs
 from test_map_tools import Scene, crash, new_scene, orders
 
 if TYPE_CHECKING:
     from conftest import RunProgram, StartProgram
 
-pytestmark = pytest.mark.skipif(not _listening.Listening.can_be_taken_over, reason="needs poll() and MSG_DONTWAIT")
+pytestmark = needs("poll")
 
 
 @pytest.fixture
@@ -352,6 +353,7 @@ def test_ctrl_c_is_heard(program: StartProgram) -> None:
     running.leaves_nothing()
 
 
+@needs("fork")
 def test_a_fork_in_its_middle_takes_nothing(run_program: RunProgram) -> None:
     done = run_program(
         """

@@ -63,7 +63,7 @@ def test_where_no_processes_are_listed(run_program: RunProgram, *, has_tools: bo
     )
     assert (done.code, done.out) == (0, _FOUND), done.err
     assert "Traceback" not in done.err
-    assert "was killed alone, for this system lists no processes" in done.err
+    assert "is killed alone, for this system lists no processes" in done.err
 
 
 @pytest.mark.parametrize("home", ["/nonexistent", None])

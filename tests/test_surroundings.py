@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from joblib_stateful import StatefulExecutor, errors, stateful_map
+from needs import needs
 
 if TYPE_CHECKING:
     from conftest import RunProgram
 
 
+@needs("fork")
 def test_a_fork_that_ends_leaves_the_parents_workers_alone(run_program: RunProgram) -> None:
     done = run_program(
         """
@@ -47,6 +49,7 @@ def test_a_fork_that_ends_leaves_the_parents_workers_alone(run_program: RunProgr
     assert (done.code, done.out.strip()) == (0, "fine"), done.err
 
 
+@needs("fork")
 def test_an_inherited_executor_says_so_and_a_new_one_works(run_program: RunProgram) -> None:
     done = run_program(
         """

@@ -19,6 +19,7 @@ import pytest
 
 from joblib_stateful import StatefulExecutor, call_worker, errors, get_worker_info, stateful_map
 from joblib_stateful._clock import Clock
+from needs import needs
 from test_map_tools import Log, Scene, new_scene
 
 # Long against a slow machine's hiccups, short against a test's patience.
@@ -251,7 +252,11 @@ def assert_gone(pids: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("item", "with_psutil"), [*((item, True) for item in N_STARTED), ("subprocess", False), ("grandchild", False)]
+    ("item", "with_psutil"),
+    [
+        *((item, True) for item in N_STARTED),
+        *(pytest.param(item, False, marks=needs("proc")) for item in ("subprocess", "grandchild")),
+    ],
 )
 def test_what_a_call_started_goes_with_it(
     item: str, *, with_psutil: bool, scene: Scene, monkeypatch: pytest.MonkeyPatch

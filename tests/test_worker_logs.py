@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from joblib_stateful import StatefulExecutor, call_worker, errors, shutdown, stateful_map
+from needs import needs
 
 if TYPE_CHECKING:
     from conftest import RunProgram
 
 
+pytestmark = needs("records")
 log = logging.getLogger("app.of.logs")
 
 
@@ -308,6 +310,7 @@ def log_in_a_fork() -> int:
     return os.waitpid(pid, 0)[1]
 
 
+@needs("fork")
 def test_children_that_a_worker_forks_log_too() -> None:
     with collecting() as collector:
         assert list(stateful_map(Talker, [log_in_a_fork], n_jobs=1)) == [0]
@@ -385,6 +388,7 @@ def test_records_at_the_end_of_a_program_are_handled(run_program: RunProgram) ->
     assert done.out.splitlines() == ["0 app item 0", "0 app item 1", "0 app closed", "0 app at exit"]
 
 
+@needs("fork")
 def test_a_fork_of_the_parent_has_nothing_to_do_with_its_workers_records(run_program: RunProgram) -> None:
     done = run_program("""
         import logging, os, sys, warnings

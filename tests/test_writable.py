@@ -15,6 +15,7 @@ from joblib import Parallel, delayed, parallel_config
 
 from contract import N_JOBS, on
 from joblib_stateful import StatefulExecutor, call_worker, get_worker, stateful_map
+from needs import needs
 
 np = pytest.importorskip("numpy")
 
@@ -141,6 +142,7 @@ def test_what_is_kept_is_not_changed_by_what_comes_later() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@needs("fork")
 def test_nor_is_what_a_fork_of_the_worker_keeps() -> None:
     class Forker:
         def __init__(self) -> None:
@@ -213,6 +215,7 @@ def test_kwargs_are_each_workers_own(engine: Any, size: int) -> None:
     assert not weights.any()
 
 
+@needs("sendfds", "memfd")
 def test_kwargs_are_shared_by_all_workers_but_for_the_pages_that_one_changes() -> None:
     def read_and_write() -> tuple[float, int, int]:
         weights = get_worker().weights

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .._arrivals import COPIED_BYTES, Arrived
 from .._definitions import frames_of
 from .._messages import Build, Finish, Run
-from .._sharing import SharedFrame, ToCopy, copied_out, segments_of
+from .._sharing import NamedFile, SharedFrame, ToCopy, copied_out, segments_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
@@ -57,7 +57,7 @@ def in_line(message: Message, keep: Collection[int] = ()) -> Message:
     """Return a message that brings its large buffers itself, but for those in some segments, by number."""
 
     def bring(segment: Any) -> Any:
-        if segment.number in keep:
+        if segment.number in keep or isinstance(segment, NamedFile):
             return segment
         with segment.view() as view:
             return bytes(view) if segment.mode == "r" else bytearray(view)

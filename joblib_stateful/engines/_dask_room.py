@@ -7,7 +7,6 @@ import logging
 import os
 import pickle
 import queue
-import signal
 import threading
 import weakref
 from functools import partial
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import distributed
 
 from .._messages import NO_ROOM, Refused
+from .._system import KILL
 from ._buffers import with_buffers
 from ._remote import Host
 
@@ -65,8 +65,8 @@ class Room:
 
     async def die(self) -> None:
         """End this process, if somebody is there who starts it again."""
-        if distributed.get_worker().nanny and hasattr(signal, "SIGKILL"):
-            os.kill(os.getpid(), signal.SIGKILL)
+        if distributed.get_worker().nanny:
+            os.kill(os.getpid(), KILL)
 
 
 def _run(host: Host, inbox: _Inbox) -> None:

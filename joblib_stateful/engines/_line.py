@@ -13,6 +13,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
 
 from .._frames import PROTOCOL
 from .._messages import Ran, Run
+from .._system import (
+    CLOEXEC,
+    HAS_POLL,
+    HAS_RCVTIMEO,
+    IS_WINDOWS,
+    NO_SIGNAL,
+    NO_SIGNAL_OPTION,
+    NO_WAIT,
+    SENDS_FILES,
+)
 from .._transport import Parcel
 
 if TYPE_CHECKING:
@@ -32,10 +42,6 @@ _BUFFER_BYTES = 1 << 18
 # So much of a message is received together with its header.
 _AT_ONCE = 1 << 12
 _INT = array("i").itemsize
-_NO_WAIT = int(getattr(socket, "MSG_DONTWAIT", 0))
-_CLOEXEC = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))
-# A program may have given SIGPIPE back its default action, as command line tools do, and would be killed with a worker.
-NO_SIGNAL = int(getattr(socket, "MSG_NOSIGNAL", 0))
 # What there is no room for is received by so much at a time, and dropped.
 _DROP_BYTES = 1 << 16
 # So often somebody who waits for a message looks whether one can still come, where that was asked for.
@@ -93,14 +99,14 @@ class Line:
     It is closed when nobody holds it any more, and not before: another thread may be about to use its number.
     """
 
-    carries_files: ClassVar[bool] = hasattr(socket, "send_fds") and os.name == "posix"
+    carries_files: ClassVar[bool] = SENDS_FILES
     #: How many open files go with one message; the kernel takes 253.
-    most_files: ClassVar[int] = 250
+    most_files: ClassVar[int] = 250 if SENDS_FILES else 0
 
     def __init__(self, end: socket.socket) -> None:
         end.settimeout(None)  # whatever `socket.setdefaulttimeout` says
-        if not NO_SIGNAL and hasattr(socket, "SO_NOSIGPIPE"):  # macOS
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_NOSIGPIPE, 1)
+        if not NO_SIGNAL and NO_SIGNAL_OPTION is not None:
+            end.setsockopt(socket.SOL_SOCKET, NO_SIGNAL_OPTION, 1)
         self._end = end
         weakref.finalize(self, end.close).atexit = False
         # What has come of a message that is not complete: its beginning, its open files, and from its header on all of
@@ -110,6 +116,7 @@ class Line:
         self._at = 0
         self._n_dropped = 0  # bytes of it for which there was no room
         self._fds: list[int | None] = []
+        self._looks_often = False
         self._space = socket.CMSG_SPACE(self.most_files * _INT) if self.carries_files else 0
         #: Bytes that can be sent without waiting if the other end has read all that was sent before.
         self.at_once = min(_SHORT, end.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // 4)
@@ -126,7 +133,7 @@ class Line:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Hand this end to the process that is being started; nothing else can pickle it."""
-        if os.name == "nt":
+        if IS_WINDOWS:
             from multiprocessing.resource_sharer import DupSocket  # type: ignore[attr-defined,unused-ignore]  # there
 
             return _attach, (DupSocket(self._end),)
@@ -163,7 +170,7 @@ class Line:
     def receive_if_there(self) -> Received | None:
         """Return the next message, or None if not all of it is there; what is there is kept for the next call."""
         try:
-            self._receive(_NO_WAIT)
+            self._receive(NO_WAIT)
         except BlockingIOError:
             return None
         return self._received()
@@ -208,6 +215,7 @@ class Line:
 
     def _fill(self, view: memoryview, flags: int) -> None:
         while self._at < len(view):
+            self._wait_a_while(flags)
             n_read = self._end.recv_into(view[self._at :], 0, flags)
             if not n_read:
                 raise EOFError
@@ -217,6 +225,7 @@ class Line:
         """Receive the rest of a message, of which `_at` bytes are missing, and keep nothing of it."""
         assert self._rest is not None  # noqa: S101 - it is what they are received into
         while self._at:
+            self._wait_a_while(flags)
             n_read = self._end.recv_into(self._rest, min(self._at, len(self._rest)), flags)
             if not n_read:
                 raise EOFError
@@ -234,23 +243,43 @@ class Line:
         return data, fds
 
     def look_often(self) -> None:
-        """Have `receive` raise BlockingIOError now and then while nothing comes, where the system can."""
-        with contextlib.suppress(OSError, AttributeError, struct.error):
-            self._end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", _LOOK_SECONDS, 0))
+        """Have `receive` raise BlockingIOError now and then while nothing comes."""
+        if HAS_RCVTIMEO:
+            with contextlib.suppress(OSError):
+                self._end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", _LOOK_SECONDS, 0))
+                return
+        self._looks_often = True
+
+    def _wait_a_while(self, flags: int) -> None:
+        """Wait for something to come, as `look_often` has asked for, where the socket itself does not do so."""
+        if not self._looks_often or flags:
+            return
+        import selectors
+
+        # One that needs no open file of its own, as those of Linux and macOS would.
+        with selectors.PollSelector() if HAS_POLL else selectors.SelectSelector() as selector:
+            selector.register(self._end, selectors.EVENT_READ)
+            if not selector.select(_LOOK_SECONDS):
+                raise BlockingIOError
 
     def _receive_start(self, flags: int) -> tuple[bytes, list[int | None]]:
         # Whole short messages at once: each call of the system lets other threads take their turn.
         if not self.carries_files:
             return self._receive_more(_AT_ONCE, flags), []
-        data, beside, _, _ = self._end.recvmsg(_AT_ONCE, self._space, flags | _CLOEXEC)
+        self._wait_a_while(flags)
+        data, beside, _, _ = self._end.recvmsg(_AT_ONCE, self._space, flags | CLOEXEC)
         fds: list[int | None] = []
         for _, _, numbers in beside:
-            fds += array("i", numbers[: len(numbers) - len(numbers) % _INT])
+            for fd in array("i", numbers[: len(numbers) - len(numbers) % _INT]):
+                if not CLOEXEC:
+                    os.set_inheritable(fd, False)
+                fds.append(fd)
         if not data:
             raise EOFError
         return data, fds
 
     def _receive_more(self, most: int, flags: int) -> bytes:
+        self._wait_a_while(flags)
         data = self._end.recv(most, flags)
         if not data:
             raise EOFError

@@ -13,7 +13,6 @@ import contextlib
 import math
 import os
 import select
-import socket
 import threading
 import time
 import weakref
@@ -23,6 +22,7 @@ from .._interrupts import STRETCH_SECONDS, uninterrupted
 from .._locks import make_lock
 from .._messages import Ran
 from .._segments import Arena
+from .._system import HAS_POLL, after_fork
 from ._answers import fault_in_ranges
 from ._buffers import without_arena
 from ._line import NoRoomError, decode
@@ -48,7 +48,7 @@ _AWAY_SECONDS = 0.002
 class Listening:
     """The threads that listen to the workers of one executor, and a consumer that does so in their place."""
 
-    can_be_taken_over = hasattr(select, "poll") and hasattr(socket, "MSG_DONTWAIT")
+    can_be_taken_over = HAS_POLL
 
     def __init__(self) -> None:
         self._lock = make_lock()
@@ -250,8 +250,7 @@ def _disown_all() -> None:
         listening.disown()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_disown_all)
+after_fork(_disown_all)
 
 
 def listen(line: Line, worker: weakref.ref[LokyWorker], listening: Listening) -> None:

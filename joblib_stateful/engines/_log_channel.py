@@ -7,6 +7,7 @@ finds no room there waits in the worker, the oldest is dropped when too much doe
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import pickle
@@ -20,13 +21,13 @@ from typing import TYPE_CHECKING, Any
 
 from .._log_levels import Applied
 from .._safely import name_of, text_of
+from .._system import HAS_SEQPACKET, NO_SIGNAL, NO_WAIT, after_fork
 from .._tracebacks import text_of_traceback
 
 if TYPE_CHECKING:
     from ._line import Line
 
-can_carry = hasattr(socket, "SOCK_SEQPACKET") and hasattr(socket, "MSG_DONTWAIT") and os.name == "posix"
-_FLAGS = int(getattr(socket, "MSG_DONTWAIT", 0)) | int(getattr(socket, "MSG_NOSIGNAL", 0))
+_FLAGS = NO_WAIT | NO_SIGNAL
 #: Before each part of a record: whose it is, the process that sends it, what it is, and how many parts follow.
 HEADER = struct.Struct("<IIBI")
 RECORD, DROPPED = 0, 1
@@ -43,7 +44,7 @@ _END_PATIENCE = 2.0
 
 def pair() -> tuple[socket.socket, socket.socket]:
     """Return both ends: the parent's, and the worker's."""
-    ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET if HAS_SEQPACKET else socket.SOCK_DGRAM)
     for end in ends:
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
     return ends
@@ -79,9 +80,8 @@ class ToParent(logging.Handler):
         self._nbytes = self._dropped = 0
         self._is_late = False  # the parent took nothing when it was waited for last
         self._is_gone = False
-        if hasattr(os, "register_at_fork"):
-            found = weakref.ref(self)
-            os.register_at_fork(after_in_child=lambda: _forget(found))
+        found = weakref.ref(self)
+        after_fork(lambda: _forget(found))
 
     def handle(self, record: logging.LogRecord) -> Any:
         """Send a record, if somebody wants it."""
@@ -130,8 +130,11 @@ class ToParent(logging.Handler):
                 if patience <= 0 or not _is_ready(self._socket, patience):
                     self._is_late = True
                     return False
-            except OSError:  # the parent has let go of it
-                self._is_gone = True
+            except OSError as error:
+                if error.errno == errno.ENOBUFS:  # how BSD says of datagrams that there is no room
+                    self._is_late = True
+                    return False
+                self._is_gone = True  # the parent has let go of it
         self._nbytes = 0
         return True
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-import os
 import select
 import socket
 import threading
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from .. import _locks
 from .._safely import Log
+from .._system import CARRIES_RECORDS, NO_WAIT, after_fork
 from . import _log_channel
 from ._log_channel import DROPPED, HEADER, MOST_BYTES, MOST_RECORDS
 
@@ -105,7 +105,7 @@ class LogReader:
 
     def open(self, slot: int, owner: Hashable) -> Channel | None:
         """Return a way for the records of a worker that is to be started; None if there is none."""
-        if not _log_channel.can_carry:
+        if not CARRIES_RECORDS:
             return None
         with self._lock:
             try:
@@ -155,7 +155,7 @@ class LogReader:
         ends = self._ends
         if ends is not None:
             with contextlib.suppress(OSError):  # full, and so it is being read; or closed just now
-                ends[1].send(b"!", socket.MSG_DONTWAIT)
+                ends[1].send(b"!", NO_WAIT)
 
     def _stop(self) -> None:
         for end in self._ends or ():
@@ -188,7 +188,7 @@ class LogReader:
     def _take(self, end: socket.socket, most: int) -> None:
         for _ in range(most):
             try:
-                message = end.recv(_log_channel.PART + HEADER.size, socket.MSG_DONTWAIT)
+                message = end.recv(_log_channel.PART + HEADER.size, NO_WAIT)
             except OSError:  # that was all
                 return
             if len(message) < HEADER.size:  # only to wake us
@@ -225,5 +225,4 @@ def _handle(channels: list[Channel]) -> None:
 _numbers = itertools.count(1)
 reader = LogReader()
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=reader.forget)
+after_fork(reader.forget)

@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import cloudpickle
 
 from .. import _system, errors
-from .._sharing import SharedMemory
+from .._sharing import InLine, SharedMemory
 from .._surroundings import Surroundings
-from .._transport import Pickled, Transport
 from ._base import Engine
 from ._ending import wait_for_ends
 from ._line import Line
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping
 
     from .._interrupts import Wakeup
+    from .._transport import Transport
     from ._loky_worker import LokyWorker
 
 # Log records that have come when a map ends are handled first, unless their handlers take longer.
@@ -45,7 +45,7 @@ class LokyEngine(Engine):
 
     def __init__(self) -> None:
         self._listening = Listening()
-        self.transport: Transport = SharedMemory() if Line.carries_files else Pickled()
+        self.transport: Transport = SharedMemory() if Line.carries_files else InLine()
         # What multiprocessing spawns knows the main script by a name that no worker of ours could import it by.
         main = sys.modules.get("__mp_main__")
         if main is not None and main.__name__ == "__mp_main__":

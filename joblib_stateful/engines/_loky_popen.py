@@ -23,7 +23,7 @@ from loky.backend import popen_loky_posix, spawn
 from loky.backend.fork_exec import fork_exec
 
 from .._surroundings import standard_first
-from ._line import NO_SIGNAL
+from .._system import NO_SIGNAL
 from ._loky_child import OpenFile
 from ._starting import interpreter_flags
 

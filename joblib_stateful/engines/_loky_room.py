@@ -9,7 +9,8 @@ import errno
 import gc
 import os
 
-from .._segments import most_open, spares
+from .._segments import spares
+from .._system import most_open
 
 # Measured: a worker keeps 3 file descriptors open in its parent, which needs 9 at once while it starts one, and for the first
 # one 16. The rest is for what other threads open meanwhile.

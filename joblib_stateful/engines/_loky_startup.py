@@ -10,7 +10,6 @@ from types import FunctionType
 from typing import Any, NamedTuple, TypeAlias
 
 import cloudpickle
-from loky import process_executor
 
 _Stream: TypeAlias = tuple[str, str] | None  # encoding, and what is done with characters that it has not
 
@@ -34,9 +33,6 @@ class Startup(NamedTuple):
         # loky has made its own the default here, which neither takes other people's processes nor is known to children.
         with contextlib.suppress(ValueError):  # a method that somebody has added to the program
             multiprocessing.set_start_method(self.start_method, force=True)
-        # Between two tasks loky asks psutil how much memory its worker holds. This one has a single task, its life; and where
-        # the system lists no processes (Linux without /proc) psutil takes the worker to be gone, and loky ends with that.
-        process_executor._USE_PSUTIL = False
         # What came by value can't be imported, neither here nor in children, to which multiprocessing sends it by name.
         _send_by_value()
         for stream, settings in zip((sys.stdout, sys.stderr), self.streams, strict=True):

@@ -25,6 +25,6 @@ def signals_blocked() -> Iterator[None]:
     try:
         yield
     finally:
-        if signal.SIGPIPE not in before and hasattr(signal, "sigtimedwait"):
+        if signal.SIGPIPE not in before and _system.HAS_SIGTIMEDWAIT:
             signal.sigtimedwait({signal.SIGPIPE}, 0)  # one that was raised meanwhile was ours
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,166 @@
+"""What not every system has is asked for in one module, and each of these can be missing."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import joblib_stateful
+from joblib_stateful import _system
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from conftest import RunProgram
+
+PACKAGE = Path(joblib_stateful.__file__).parent
+# Modules whose contents are others on other systems; those of the second kind are missing on some.
+OF_THE_SYSTEM = {"os", "signal", "_signal", "socket", "select", "mmap"}
+MISSING_ON_SOME = {"fcntl", "resource", "termios", "pwd", "winreg", "msvcrt", "_winapi", "platform"}
+MODULES = {str(path.relative_to(PACKAGE)): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def questions(text: str) -> Iterator[str]:
+    """Yield what a module asks the system by itself."""
+    tree = ast.parse(text)
+    names = {
+        alias.asname or alias.name: alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    }
+    reads_proc_flag = "HAS_PROC" in text
+    for node in ast.walk(tree):
+        found = ""
+        if isinstance(node, ast.Import) and any(alias.name in MISSING_ON_SOME for alias in node.names):
+            found = "imports what is missing on some systems"
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module in MISSING_ON_SOME:
+            found = "imports from what is missing on some systems"
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module in OF_THE_SYSTEM:
+            found = "imports from a module of the system, where nobody sees what may be missing"
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args:
+            of = node.args[0]
+            if node.func.id in ("hasattr", "getattr") and isinstance(of, ast.Name):
+                found = "asks whether there is something" if names.get(of.id) in OF_THE_SYSTEM else ""
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            if (names.get(node.value.id), node.attr) in (
+                ("os", "name"),
+                ("sys", "platform"),
+                ("os", "register_at_fork"),
+            ):
+                found = f"uses {node.value.id}.{node.attr}"
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("/proc"):
+            found = "" if reads_proc_flag else "looks into /proc without having asked for it"
+        if found:
+            yield f"line {getattr(node, 'lineno', '?')}: {found}"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_other_module_asks_the_system(name: str) -> None:
+    asked = [] if name == "_system.py" else list(questions(MODULES[name].read_text(encoding="utf-8")))
+    assert not asked
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import os\nhasattr(os, 'fork')",
+        "import socket as sockets\ngetattr(sockets, 'MSG_DONTWAIT', 0)",
+        "import os\nos.name == 'nt'",
+        "import sys\nsys.platform.startswith('win')",
+        "import os\nos.register_at_fork(before=print)",
+        "from os import fork",
+        "import fcntl",
+        "def f():\n    import resource",
+        "open('/proc/self/stat')",
+    ],
+)
+def test_questions_are_seen(text: str) -> None:
+    assert list(questions(text))
+
+
+def test_what_is_named_in_the_environment_is_missing() -> None:
+    program = "from joblib_stateful import _system; print(_system.HAS_FORK, _system.HAS_PROC, sorted(_system.MISSING))"
+
+    def missing(without: str) -> str:
+        env = {**os.environ, "JOBLIB_STATEFUL_WITHOUT": without}
+        return subprocess.run(
+            [sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True
+        ).stdout
+
+    assert missing("fork, proc").startswith("False False ['fork', 'proc'")
+    assert missing("all") == f"False False {sorted(_system.NAMES)}\n"
+
+
+# What each of these changes is in files that others test, too; this says that one alone can be missing.
+PROGRAM = """
+import logging, os, signal, sys
+import numpy as np
+from joblib import Parallel, delayed, parallel_config
+from joblib_stateful import StatefulExecutor, call_worker, errors, get_worker_info, stateful_map
+
+class Adding:
+    def __init__(self, weights):
+        self.weights = weights
+
+    def __call__(self, item):
+        logging.getLogger("app").warning("item")
+        item[0] += 1  # it is the worker's own
+        self.weights[0] += 1
+        return item + self.weights[1:2]
+
+def own_pid(item):
+    if item == 3:
+        os.kill(os.getpid(), signal.SIGKILL) if hasattr(signal, "SIGKILL") else os._exit(1)
+    return os.getpid()
+
+def look(array):
+    is_writable = array.flags.writeable
+    if is_writable:
+        array[0] += 1
+    return is_writable
+
+if __name__ == "__main__":
+    seen = []
+    class Counting(logging.Handler):
+        def emit(self, record):
+            seen.append(record.slot)
+    logging.getLogger("app").addHandler(Counting())
+    logging.getLogger("app").propagate = False
+    weights, arrays = np.ones(400_000), [np.full(300_000, float(n)) for n in range(4)]
+    results = list(stateful_map(Adding, arrays, n_jobs=2, shared_kwargs={"weights": weights}))
+    assert [result[:2].tolist() for result in results] == [[n + 2.0, n + 1.0] for n in range(4)]
+    assert all(result.flags.writeable for result in results) and weights[0] == 1
+    assert [array[0] for array in arrays] == [0.0, 1.0, 2.0, 3.0]
+    print("records", len(seen))
+
+    with StatefulExecutor(n_jobs=2) as executor:
+        before = [info.pid for info in executor.warm_up() or executor.workers()]
+        found = list(stateful_map(own_pid, range(6), n_jobs=2, on_error="deferred", batch_size=1))
+        assert [one.ok for one in found] == [True, True, True, False, True, True]
+        assert isinstance(found[3].exception, errors.WorkerCrashedError)
+        assert [info.pid for info in executor.workers()] == before
+
+    data = np.zeros(300_000)
+    for mode in ("r", "c", "r+"):
+        with parallel_config(backend="stateful", n_jobs=2, mmap_mode=mode):
+            found = Parallel()(delayed(look)(data) for _ in range(2))
+        assert found == [mode != "r"] * 2, mode
+    assert not data.any()
+"""
+
+
+@pytest.mark.parametrize("name", [*sorted(_system.NAMES), "all"])
+def test_without_one_of_these_the_same_comes_out(name: str, run_program: RunProgram) -> None:
+    pytest.importorskip("numpy")
+    done = run_program(PROGRAM, env={"JOBLIB_STATEFUL_WITHOUT": name})
+    assert done.code == 0, done.err
+    has_records = name not in ("records", "poll", "all") and "records" not in _system.MISSING
+    assert done.out == f"records {4 if has_records else 0}\n"
+    assert ("item" in done.err) is not has_records, done.err
