@@ -115,6 +115,8 @@ class Popen(_ReapedOnce, popen_loky_posix.Popen):  # type: ignore[misc]  # loky 
 class PopenOfLoky(_ReapedOnce, popen_loky_posix.Popen):  # type: ignore[misc]  # loky is not typed
     """A process that loky's own command starts."""
 
+    __module__ = popen_loky_posix.__name__  # which loky takes for its command
+
 
 def _preparation(name: str) -> dict[str, Any]:
     """Return what `multiprocessing.spawn.prepare` shall do there, and the resource tracker that children of it use, too."""
