@@ -500,9 +500,13 @@ def _is_same(buffer: memoryview, segment: Any) -> bool:
     with segment.view() as view:
         if HAS_LIBC:
             return bool(_memcmp()(_address_of(buffer), _address_of(view), segment.size) == 0)
-        starts = range(0, segment.size, _COMPARED_BYTES)
-        pieces = ((one[at : at + _COMPARED_BYTES] for one in (buffer, view)) for at in starts)
-        return all(bytes(one) == bytes(other) for one, other in pieces)
+        return _are_same(buffer, view)
+
+
+def _are_same(buffer: memoryview, view: memoryview) -> bool:
+    starts = range(0, view.nbytes, _COMPARED_BYTES)
+    pieces = ((one[at : at + _COMPARED_BYTES] for one in (buffer, view)) for at in starts)
+    return all(bytes(one) == bytes(other) for one, other in pieces)
 
 
 @cache

@@ -403,12 +403,13 @@ def grandchild(scene: Scene) -> Iterator[Callable[[], psutil.Process]]:
 
 
 WAYS = [by_fork, by_multiprocessing, by_c_code, by_a_shell]
-# Where the system has no such thing as watching a process, the worker keeps its pipes from its children.
-BY_THE_WORKER = [way for way in WAYS if way is not by_c_code]
+# Where the system has no such thing as watching a process, the worker keeps its pipes from its children; C code that forks
+# is asked nothing.
+HOOKED = (by_fork, by_multiprocessing)
 CASES = [
-    *((way, True) for way in BY_THE_WORKER),
-    pytest.param(by_c_code, True, marks=needs("pidfd")),
-    *((way, False) for way in BY_THE_WORKER),
+    *(pytest.param(way, True, marks=needs("pidfd")) for way in WAYS),
+    *(pytest.param(way, False, marks=needs("fork")) for way in HOOKED),
+    (by_a_shell, False),
 ]
 
 
@@ -443,7 +444,9 @@ def test_a_death_is_noticed_although_a_child_lives_on(
         assert executor.submit(call_worker, "on").result(timeout=30) == "on"
 
 
-@pytest.mark.parametrize("start", [by_fork, by_a_shell], ids=["by_fork", "by_a_shell"])
+@pytest.mark.parametrize(
+    "start", [pytest.param(by_fork, marks=needs("fork")), by_a_shell], ids=["by_fork", "by_a_shell"]
+)
 def test_half_a_result_is_not_waited_for_although_a_child_lives_on(
     start: Callable[[Scene], None], scene: Scene, grandchild: Callable[[], psutil.Process]
 ) -> None:
