@@ -163,7 +163,7 @@ def test_so_it_is_on_clusters(engine: Any, tmp_path: Path) -> None:
         folders = [tmp_path / f"{size} {number}" for number in range(4)]
         for folder in folders:
             folder.mkdir()
-        test_a_result_is_what_the_map_held_then(engine, size, "r+", "part", folders[0])
-        test_an_item_is_what_the_map_held_when_it_was_pulled(engine, size, 3, folders[1])
+        test_a_result_is_what_the_map_held_then(engine, size, folders[0])
+        test_an_item_is_what_the_map_held_when_it_was_pulled(engine, size, folders[1])
         test_those_among_kwargs_go_by_name_so_that_workers_can_fill_them(engine, size, folders[2])
         test_those_that_can_only_be_read_go_by_name(engine, folders[3])
