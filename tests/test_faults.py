@@ -327,13 +327,13 @@ class Various:
 @pytest.mark.parametrize("ordered", [True, False], ids=["ordered", "unordered"])
 @pytest.mark.parametrize("retries", [100, 0])
 def test_kills_at_any_moment_lose_nothing(*, ordered: bool, retries: int) -> None:
-    n_kills, n_items = 0, 300  # tests/stress/kills.py does it for as long as one likes
+    n_kills, n_items = 0, 700
     with StatefulExecutor(Various, 3) as executor:
         chance, stop = random.Random(retries + ordered), threading.Event()
 
         def kill_some() -> None:
             nonlocal n_kills
-            while n_kills < 8 and not stop.wait(chance.random() * 0.2):
+            while n_kills < 25 and not stop.wait(chance.random() * 0.2):
                 pids = [info.pid for info in executor.workers() if info.pid]
                 with contextlib.suppress(ProcessLookupError):
                     if pids:

@@ -664,7 +664,7 @@ def _ignore(error: BaseException) -> None:
 _EXAMPLES = os.environ.get("JOBLIB_STATEFUL_EXAMPLES")
 TestScheduleMachine: Callable[[], None] = ScheduleMachine.TestCase  # type: ignore[assignment]
 ScheduleMachine.TestCase.settings = settings(
-    max_examples=int(_EXAMPLES or 100),
+    max_examples=int(_EXAMPLES or 300),
     stateful_step_count=40,
     deadline=None,
     # The same examples each time, unless somebody asked for more of them.
