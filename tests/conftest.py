@@ -27,6 +27,7 @@ import psutil
 import pytest
 from joblib.externals.loky.backend import resource_tracker as joblibs_tracker
 from loky.backend import resource_tracker as lokys_tracker
+from tqdm import tqdm
 
 import contract
 import joblib_stateful
@@ -38,6 +39,8 @@ lokys_tracker.ensure_running()
 joblibs_tracker.ensure_running()
 if os.name == "posix":
     multiprocessing.resource_tracker.ensure_running()
+# So is the lock that bars share, made for the first one; where processes aren't forked by default it is a file.
+tqdm.get_lock()
 
 ENGINES = ("loky", "threads", "inline")
 # Threads that tqdm and the test runner keep for themselves.
