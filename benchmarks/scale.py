@@ -5,6 +5,9 @@ items take 10 ms or 1 s; one in a hundred takes twenty times as long, one in a t
 worker is there after a second. The parent does one thing after the other, so that a result waits while it is busy.
 One item per message, which is the worst case: batches divide the parent's work by their size.
 
+Then what the first calls of an executor without workers take, and its shutdown, in CPU time: twice as many slots should take
+about twice as long.
+
     python benchmarks/scale.py [--most 10000]
 """
 
@@ -100,6 +103,20 @@ class Cluster:
                     self._begin(one, START_SECONDS if one in started_now else 0.0)
 
 
+def start_and_end(n_slots: int) -> tuple[float, float]:
+    """Return the CPU time in which an executor with so many slots begins to work, and ends."""
+    engine = MemoryEngine()
+    executor = StatefulExecutor(n_jobs=n_slots, engine=engine)
+    before = time.process_time()
+    for item in range(n_slots):
+        executor.submit(identity, item)
+    start = time.process_time() - before
+    engine.answer_all()
+    before = time.process_time()
+    executor.shutdown()
+    return start, time.process_time() - before
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--most", type=int, default=10_000)
@@ -117,6 +134,11 @@ def main() -> None:
         for n_slots in (1, 10, 100, 1_000, 10_000):
             if n_slots <= options.most:
                 subprocess.run([sys.executable, __file__, "--one", str(seconds), str(n_slots)], check=True)
+    print(f"\n{'slots':>7}{'start':>10}{'shutdown':>10}")
+    for n_slots in (500, 1_000, 2_000, 4_000):
+        if n_slots <= options.most:
+            start, end = start_and_end(n_slots)
+            print(f"{n_slots:>7,}{start:>8.3f} s{end:>8.3f} s", flush=True)
 
 
 if __name__ == "__main__":

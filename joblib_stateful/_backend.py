@@ -171,7 +171,6 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         self._slots: int | None = None
         self._lease: _shared.Lease | None = None
         self._group = Group()
-        self._calls: dict[Call, None] = {}
         self._memory = Memory()
         self._raised: BaseException | None = None
         self._surroundings: Surroundings | None = None
@@ -423,12 +422,10 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         call.surroundings = self._surroundings
         if callback is not None:
             future.add_done_callback(callback)
-        self._calls[call] = None
         self._core.accept(call)
         return future
 
     def _settled(self, future: Future[Any], call: Call) -> None:
-        self._calls.pop(call, None)
         error = call.fatal or call.errors.get(0)
         if error is None and call.dropped:
             error = errors.ShutdownError("This task was dropped, because its Parallel call ended before it ran.")
@@ -468,17 +465,16 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
     def abort_everything(self, ensure_ready: bool = True) -> None:  # noqa: FBT001, FBT002, ARG002 - joblib's signature; workers always stay ready
         """Drop what is queued; what runs may finish, unless it hangs or the user has had enough of it."""
         reason = sys.exception()
-        calls = list(self._calls)
         if self._lease is None:
             return
         if reason is None or reason is self._raised:
-            self._core.drop(calls)
+            self._core.drop(self._group)
         elif _safely.is_a(reason, KeyboardInterrupt):
-            self._core.interrupt(self._group, calls, _INTERRUPT_GRACE)
+            self._core.interrupt(self._group, _INTERRUPT_GRACE)
         elif _safely.is_a(reason, multiprocessing.TimeoutError):  # joblib's own timeout
-            self._core.interrupt(self._group, calls, 0.0)
+            self._core.interrupt(self._group, 0.0)
         else:
-            self._core.drop(calls)
+            self._core.drop(self._group)
 
     def stop_call(self) -> None:
         """End a Parallel call."""

@@ -38,7 +38,7 @@ from ._surroundings import Environment
 from .errors import why_condemned
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from ._public import WorkerInfo
     from ._slots import Job
@@ -168,13 +168,13 @@ class Core:
             call.fatal = error
             self._settle(call)
 
-    def drop(self, calls: Iterable[Call]) -> None:
-        """Forget calls; items that run now finish in the background."""
-        self._note(lambda: self._schedule.drop(calls))
+    def drop(self, group: Group) -> None:
+        """Forget the calls of a group; items that run now finish in the background."""
+        self._note(lambda: self._schedule.drop(group))
 
-    def curtail(self, calls: Iterable[Call]) -> None:
-        """Let items that run now finish, and drop the rest of these calls."""
-        self._note(lambda: self._schedule.curtail(calls))
+    def stop_after_running(self, group: Group) -> None:
+        """Let items of a group that run now finish, and drop the rest of it."""
+        self._note(lambda: self._schedule.stop_after_running(group))
 
     def share(self, group: Group) -> None:
         """Have idle slots get a share of what runs of a group: nothing else can come for them at present."""
@@ -212,11 +212,11 @@ class Core:
         what = "starting" if self.packed.spec.build is None else "building"
         return f"{what} {n_building} of {width}"
 
-    def interrupt(self, group: Group, calls: Iterable[Call], grace: float) -> None:
-        """Drop calls, and kill the workers of their group that are still busy after ``grace`` seconds."""
+    def interrupt(self, group: Group, grace: float) -> None:
+        """Drop the calls of a group, and kill its workers that are still busy after ``grace`` seconds."""
         done = False
         try:
-            self.drop(calls)
+            self.drop(group)
             with self._changed:
                 done = wait_for(self._changed, lambda: not self._schedule.is_running(group), grace)
         finally:  # also if Ctrl-C is pressed again: that ends the grace
@@ -260,7 +260,7 @@ class Core:
     def is_awaited(self) -> bool:
         """True if somebody waits for a call that was submitted by itself."""
         with self._lock:
-            groups = [call.group for call in self._schedule.calls]
+            groups = self._schedule.groups()
         return any(group.on_error is None for group in groups)
 
     @property
@@ -314,20 +314,20 @@ class Core:
 
     def cancel_queued(self) -> None:
         """Drop what has not started."""
-        self._note(lambda: self._schedule.drop(self._schedule.not_started()))
+        self._note(self._schedule.drop_not_started)
 
     def abort(self) -> None:
         """Take no more calls, drop those taken, and kill the workers before any of them is closed."""
 
         def end() -> Decisions:
             self._schedule.closing = True
-            return [*self._schedule.drop(list(self._schedule.calls)), *self._schedule.kill(idle_too=True)]
+            return [*self._schedule.drop(), *self._schedule.kill(idle_too=True)]
 
         self._note(end)
 
     def kill(self, *, only_busy: bool = False) -> None:
         """Drop everything and kill workers; with ``only_busy``, not those that are idle or being closed."""
-        self._note(lambda: self._schedule.drop(list(self._schedule.calls)))
+        self._note(self._schedule.drop)
         self._note(lambda: self._schedule.kill(idle_too=not only_busy))
 
     def release(self) -> None:
@@ -507,17 +507,14 @@ class Core:
             self._peer(slot, worker).start_anew()
             if isinstance(message, Run):
                 reply = self._nothing_run(message.seq)
-                self._abandon(slot)  # or the rest of a batch that was cut short would run first
+                self._note(
+                    partial(self._schedule.drop_running, slot)
+                )  # or the rest of a batch that was cut short would run first
             else:
                 reply = Death(reason="its construction was interrupted")
             self._perform(self._answer(slot, message.seq, reply))
             raise
         return [] if reply is None else self._answer(slot, message.seq, reply)
-
-    def _abandon(self, slot: int) -> None:
-        job = self._schedule.slots[slot].job
-        if job is not None:
-            self.drop([job.call])
 
     def _nothing_run(self, seq: int) -> Ran:
         return Ran(seq, 0, self.engine.transport.pack_all(())[0], {}, 0.0)

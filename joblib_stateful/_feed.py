@@ -191,11 +191,6 @@ class Feed:
         self._wakeup.wake()
         self._core.engine.ring()
 
-    def sent(self) -> list[Call]:
-        """Return the batches that were sent and are not settled."""
-        with self._lock:
-            return list(self.pending)
-
     @property
     def n_running(self) -> int:
         """Batches that were sent and are not settled."""

@@ -95,7 +95,6 @@ class Call:
     claimed = False
     settled = False
     abandoned = False
-    stopping = False  # what has not started of it shall not run
 
     def __init__(
         self,

@@ -83,7 +83,7 @@ class MapRun:
         self._n_shown = 0
         self._fatal: BaseException | None = None
         self._failed: Call | None = None  # a batch with an error, as soon as that is known
-        self._is_curtailed = False
+        self._is_stopping = False
         self.raised: BaseException | None = None  # an item's error that is being raised
 
     # --- the loop -------------------------------------------------------------------------------------
@@ -142,7 +142,7 @@ class MapRun:
             self._look(feed)
 
     def _check_that_we_dropped(self) -> None:
-        if not (self._group.stopping or self._is_curtailed or self.is_closed):
+        if not (self._group.stopping or self._is_stopping or self.is_closed):
             raise ShutdownError(
                 "The executor was shut down while a map was under way, with cancel_futures=True or kill_workers=True, so "
                 "the rest of its results will never come. End the map first, with close(), or let it run to its end."
@@ -223,7 +223,7 @@ class MapRun:
             feed.is_ready
             or self.is_closed
             or self._fatal is not None
-            or (self._failed is not None and self.plan.on_error != "deferred" and not self._is_curtailed)
+            or (self._failed is not None and self.plan.on_error != "deferred" and not self._is_stopping)
             or (self._n_finished > self._n_shown and self._progress.is_wanted)
             or self._has_room()
         )
@@ -239,11 +239,11 @@ class MapRun:
             )
         if self._failed is not None and self.plan.on_error == "immediate":
             raise self._first_of([((self._failed.first or 0) + at, error) for at, error in self._failed.errors.items()])
-        if self._failed is not None and self.plan.on_error == "wait_others" and not self._is_curtailed:
-            self._is_curtailed = True
+        if self._failed is not None and self.plan.on_error == "wait_others" and not self._is_stopping:
+            self._is_stopping = True
             self._end_input()
-            if self.core is not None and self.feed is not None:
-                self.core.curtail(self.feed.sent())
+            if self.core is not None:
+                self.core.stop_after_running(self._group)
 
     def _first_of(self, failures: Sequence[tuple[int, BaseException]]) -> BaseException:
         self.raised = _first_of(failures)
@@ -440,9 +440,9 @@ class MapRun:
                 # In a fork none of it will ever be done.
                 rest.callback(feed.abort if interrupted or core.is_disowned else feed.end)
                 if interrupted:
-                    core.interrupt(self._group, feed.sent(), _INTERRUPT_GRACE)
+                    core.interrupt(self._group, _INTERRUPT_GRACE)
                 else:
-                    core.drop(feed.sent())
+                    core.drop(self._group)
 
     def flush(self) -> None:
         """Have the loggers get what the workers have logged, before the consumer hears that this is the end."""

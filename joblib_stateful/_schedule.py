@@ -35,7 +35,7 @@ from ._slots import (
 from ._words import count
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from ._records import Call, Death, Group, Limits, Report
 
@@ -60,7 +60,7 @@ class Schedule(Board):
         if call.group.error is not None:
             return self._fail(call, call.group.error)
         if call.group.stopping:
-            return self.drop([call])
+            return self._drop([call])
         if call.missing == 0:
             return self._settle(call)
         positions: Sequence[int] = range(call.size)
@@ -84,15 +84,15 @@ class Schedule(Board):
         """
         slots = self.slots[: self.width(group)]
         for slot in slots:
-            if slot.state in (State.EMPTY, State.CLOSING):
-                slot.warm, slot.group, slot.limits = True, group, limits
-            elif slot.state is State.BUILDING:
-                slot.warm = True
+            if slot.state in (State.EMPTY, State.CLOSING) or (slot.state is State.BUILDING and slot.doomed):
+                slot.group, slot.limits = group, limits
+            if slot.state in (State.EMPTY, State.CLOSING, State.BUILDING):
+                self._warm[slot.index] = None
         decisions: Decisions = []
         for slot in slots:
             if (
                 again
-                and slot.warm
+                and slot.index in self._warm
                 and slot.group is group
                 and slot.death is not None
                 and slot.deaths > limits.max_restarts
@@ -100,25 +100,29 @@ class Schedule(Board):
                 decisions += self._give_up(slot, slot.death, limits)
         return decisions + self._assign()
 
-    def drop(self, calls: Iterable[Call]) -> Decisions:
-        """Forget calls: what is queued is not run, what runs is stopped after its item, nobody is told of it."""
-        decisions: Decisions = []
-        for call in [call for call in calls if call in self.calls]:
-            call.abandoned = True
-            call.drop([p for p in range(call.size) if p not in call.errors and p not in call.dropped])
-            decisions += self._stop_running(call)
-            decisions += self._settle(call)
-        self.queue = deque(job for job in self.queue if not job.call.abandoned)
-        return decisions
+    def drop(self, group: Group | None = None) -> Decisions:
+        """Forget the calls of a group (None: all): what is queued is not run, what runs is stopped after its item.
 
-    def curtail(self, calls: Iterable[Call]) -> Decisions:
-        """Let what runs of these calls finish its current item, and drop the rest."""
-        decisions: Decisions = []
-        for call in [call for call in calls if call in self.calls]:
-            self._drop_queued(call)
-            decisions += self._stop_running(call)
-            decisions += self._settle_if_done(call)
-        return decisions
+        Their owners hear at once that they are settled, and of nothing that comes of them later.
+        """
+        return self._drop(self.calls_of(group))
+
+    def drop_not_started(self) -> Decisions:
+        """Forget all calls of which nothing was sent yet."""
+        return self._drop([call for call in self.calls_of() if not call.claimed])
+
+    def drop_running(self, index: int) -> Decisions:
+        """Forget the call that a slot is at, also what of it waits or is at other slots."""
+        job = self.slots[index].job
+        return [] if job is None or job.call.settled else self._drop([job.call])
+
+    def stop_after_running(self, group: Group) -> Decisions:
+        """Let what runs of a group finish its current item, and drop the rest, and what may still come."""
+        group.stopping = True
+        self._drop_queued(group)
+        calls = self.calls_of(group)
+        decisions = self._stop_running(calls)
+        return decisions + [decision for call in calls for decision in self._settle_if_done(call)]
 
     def kill(self, group: Group | None = None, *, idle_too: bool = False) -> Decisions:
         """Kill the workers that run, or are built for, a group (None: any group); also those that are idle, or ending."""
@@ -129,21 +133,16 @@ class Schedule(Board):
             if is_spared or group not in (None, slot.owner):
                 continue
             if slot.state is State.IDLE:
-                del self._idle[slot.index]
-                slot.state = State.CLOSING
-            slot.warm, slot.doomed = False, True
+                self._enter(slot, State.CLOSING)
+            self._warm.pop(slot.index, None)
+            slot.doomed = True
             decisions.append(KillWorker(slot.index, slot.life))
         return decisions
-
-    def not_started(self) -> list[Call]:
-        """Return the calls of which nothing was sent yet."""
-        return [call for call in self.calls if not call.claimed]
 
     def close(self) -> Decisions:
         """Take no more calls; close each worker once nothing is left for it."""
         self.closing = True
-        for slot in self.slots:
-            slot.warm = False
+        self._warm.clear()
         return self._assign()
 
     # --- events from workers --------------------------------------------------------------------------
@@ -157,7 +156,8 @@ class Schedule(Board):
             return []
         slot.n_builds += 1
         slot.init_seconds = seconds
-        slot.tasks, slot.warm, slot.group = 0, False, None
+        slot.tasks, slot.group = 0, None
+        self._warm.pop(index, None)
         self._free_after_work(slot)
         return self._assign() + self._share()
 
@@ -214,10 +214,9 @@ class Schedule(Board):
         slot.death = death
         job = self._take_job(slot)
         expired, unwanted = slot.expired, slot.doomed and not slot.expired
-        self._idle.pop(index, None)
         self._free(slot, State.EMPTY)
         slot.n_restarts += state is not State.CLOSING
-        if unwanted:
+        if unwanted and index not in self._warm:
             slot.group = None
         decisions: Decisions = []
         if state is State.BUILDING and not unwanted:
@@ -268,7 +267,7 @@ class Schedule(Board):
     @property
     def is_idle(self) -> bool:
         """True if no caller waits for anything."""
-        return not self.calls
+        return not self._calls
 
     def is_warm(self, group: Group) -> bool:
         """Tell whether every slot that a group may use has its object."""
@@ -277,7 +276,7 @@ class Schedule(Board):
     @property
     def is_warming(self) -> bool:
         """True if objects are being built that no job waits for."""
-        return any(slot.warm for slot in self.slots)
+        return bool(self._warm)
 
     @property
     def is_empty(self) -> bool:
@@ -310,7 +309,7 @@ class Schedule(Board):
         call, rest = job.call, job.note(report)
         if rest and report.was_refused:
             self._put_back(job.some((position,)) for position in reversed(rest))
-        elif rest and report.n_run and not call.stopping and (call.after_error == "go_on" or not report.errors):
+        elif rest and report.n_run and not call.group.stopping and (call.after_error == "go_on" or not report.errors):
             # It took too long for one message, or others have nothing to do. Parts for those, or else some for each slot,
             # but none that is over sooner than it is worth.
             n_idle = self._n_idle(call.group)
@@ -323,14 +322,13 @@ class Schedule(Board):
 
     def _after_errors(self, call: Call) -> Decisions:
         """Do what a call's error does to the rest of it, and of its group."""
-        if call.after_error == "go_on":
+        if call.after_error == "go_on" or call.group.stopping:
             return self._settle_if_done(call)
-        call.group.stopping = True
-        others = [other for other in self.calls if other.group is call.group and other is not call]
         if call.after_error == "finish_running":
-            return self.curtail([call, *others])
-        own = self.drop([call]) if call.missing else self._settle(call)
-        return own + self.drop(others)
+            return self.stop_after_running(call.group)
+        call.group.stopping = True
+        own = self._drop([call]) if call.missing else self._settle(call)
+        return own + self.drop(call.group)
 
     def _died_building(self, slot: Slot, death: Death, *, expired: bool) -> Decisions:
         slot.deaths += 1
@@ -398,15 +396,16 @@ class Schedule(Board):
     def _put_back(self, jobs: Iterable[Job]) -> None:
         """Put jobs in front of the queue, the last one first; unless nothing more of their call shall start."""
         for job in jobs:
-            if job.call.stopping:
+            if job.call.group.stopping:
                 job.call.drop(job.positions)
             else:
                 self.queue.appendleft(job)
 
     def _blame(self, slot: Slot, job: Job, position: int, death: Death, *, expired: bool) -> Decisions:
         call = job.call
-        if job.attempt <= call.limits.retries and not call.stopping:
+        if job.attempt <= call.limits.retries and not call.group.stopping:
             avoid = slot.index if self.width(call.group) > 1 else None
+            self._avoids |= avoid is not None
             self.queue.appendleft(Job(call, (position,), job.attempt + 1, avoid))
             return []
         slot.deaths = 0  # the item is done with, so this slot has got somewhere
@@ -423,41 +422,52 @@ class Schedule(Board):
         return self._after_errors(call)
 
     def _fail_group(self, slot: Slot, error: BaseException) -> Decisions:
-        group, slot.group, slot.warm, slot.deaths = slot.group, None, False, 0
+        group, slot.group, slot.deaths = slot.group, None, 0
+        self._warm.pop(slot.index, None)
         if group is None or group.error is not None:
             return []
         if group.on_error is not None:  # a map or a Parallel call: nothing more of it can count
             group.error = error
-        for other in self.slots:
-            if other.group is group and other.state in (State.EMPTY, State.CLOSING):
-                other.warm = False
-        decisions: Decisions = [FailGroup(group, error)]
+        for index in list(self._warm):
+            if self.slots[index].group is group and self.slots[index].state in (State.EMPTY, State.CLOSING):
+                del self._warm[index]
+        # Of calls that were submitted one by one, those fail that wait for a worker.
         queued = {job.call for job in self.queue}
-        for call in [call for call in self.calls if call.group is group]:
-            # Of calls that were submitted one by one, those fail that wait for a worker.
-            if group.on_error is not None or call in queued:
-                decisions += self._fail(call, error)
+        calls = [call for call in self.calls_of(group) if group.on_error is not None or call in queued]
+        for call in calls:
+            call.fatal = error
+        decisions: Decisions = [FailGroup(group, error), *self._stop_running(calls)]
+        decisions += [decision for call in calls for decision in self._settle(call)]
         self.queue = deque(job for job in self.queue if not job.call.settled)
         return decisions
 
     def _fail(self, call: Call, error: BaseException) -> Decisions:
         call.fatal = error
-        return [*self._stop_running(call), *self._settle(call)]
+        return [*self._stop_running([call]), *self._settle(call)]
 
-    def _stop_running(self, call: Call) -> Decisions:
-        running = [slot for slot in self.slots if slot.job is not None and slot.job.call is call]
+    def _drop(self, calls: Collection[Call]) -> Decisions:
+        for call in calls:
+            call.abandoned = True
+            call.drop([p for p in range(call.size) if p not in call.errors and p not in call.dropped])
+        decisions = self._stop_running(calls)
+        decisions += [decision for call in calls for decision in self._settle(call)]
+        self.queue = deque(job for job in self.queue if not job.call.abandoned)
+        return decisions
+
+    def _stop_running(self, calls: Collection[Call]) -> Decisions:
+        wanted = set(calls)
+        running = [slot for slot in self.slots if slot.job is not None and slot.job.call in wanted]
         return [StopJob(slot.index, slot.seq) for slot in running]
 
-    def _drop_queued(self, call: Call) -> None:
-        call.stopping = True
-        for job in [job for job in self.queue if job.call is call]:
-            self.queue.remove(job)
-            call.drop(job.positions)
+    def _drop_queued(self, group: Group) -> None:
+        for job in self.queue:
+            if job.call.group is group:
+                job.call.drop(job.positions)
+        self.queue = deque(job for job in self.queue if job.call.group is not group)
 
     def _settle_if_done(self, call: Call) -> Decisions:
         return [] if call.missing else self._settle(call)
 
     def _settle(self, call: Call) -> Decisions:
-        call.settled = True
-        del self.calls[call]
+        self._forget_call(call)
         return [Settle(call)]

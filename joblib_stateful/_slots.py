@@ -63,7 +63,6 @@ class Slot:
     group: Group | None = None  # for whom it is being built
     limits = NO_LIMITS  # of that group
     kwargs_keys: tuple[str, ...] = ()  # what its object is built from, for messages
-    warm = False  # to be built even if no job waits
     life = 0  # counts the workers that this slot has had
     doomed = False  # its worker is to be killed: nothing more is sent to it
     expired = False  # ... for being over a time limit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +15,7 @@ from joblib_stateful._slots import (
     Decision,
     Decisions,
     FailGroup,
+    Job,
     KillWorker,
     SendJob,
     Settle,
@@ -23,7 +25,7 @@ from joblib_stateful._slots import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterator
 
     from joblib_stateful._messages import AfterError
 
@@ -636,9 +638,10 @@ def test_an_object_that_stood_just_before_the_kill_is_built_again() -> None:
 
 def test_dropping_forgets_what_waits_and_stops_what_runs() -> None:
     play = with_objects(1)
-    running, waiting = a_call(3), a_call()
+    group = Group()
+    running, waiting = a_call(3, group), a_call(1, group)
     play.submit(running, waiting)
-    assert told(play.schedule.drop([running, waiting])) == ["stop 0", "settle", "settle"]
+    assert told(play.schedule.drop(group)) == ["stop 0", "settle", "settle"]
     assert repr(play) == "<Schedule [busy] 0 queued, 0 open>"
     assert waiting.dropped == {0}
     # The object is kept, and what its worker still reports changes nothing.
@@ -650,41 +653,42 @@ def test_dropping_forgets_what_waits_and_stops_what_runs() -> None:
 def test_a_dropped_item_that_crashes_is_not_tried_again() -> None:
     play, call = with_objects(1), a_call(retries=5)
     play.submit(call)
-    play.schedule.drop([call])
+    play.schedule.drop(call.group)
     assert play.died_at(0, 0) == []
     assert call.errors == {}
 
 
-def test_curtailing_lets_the_running_item_finish_and_drops_the_rest() -> None:
+def test_stopping_after_running_lets_the_running_item_finish_and_drops_the_rest() -> None:
     play = with_objects(1)
-    running, waiting = a_call(3), a_call()
+    group = Group()
+    running, waiting = a_call(3, group), a_call(1, group)
     play.submit(running, waiting)
-    assert told(play.schedule.curtail([running, waiting])) == ["stop 0", "settle"]
+    assert told(play.schedule.stop_after_running(group)) == ["stop 0", "settle"]
     assert waiting.dropped == {0}
     assert play.finished(0, n_run=1) == ["settle"]
     assert (running.values, running.dropped) == ([0, None, None], {1, 2})
 
 
-def test_a_curtailed_message_that_was_not_begun_does_not_run_at_all() -> None:
+def test_a_stopped_message_that_was_not_begun_does_not_run_at_all() -> None:
     play, call = with_objects(2), a_call(3)
     play.submit(call)
-    play.schedule.curtail([call])
+    play.schedule.stop_after_running(call.group)
     assert play.died(0) == ["settle"]
     assert call.dropped == {0, 1, 2}
 
 
-def test_a_curtailed_message_is_settled_also_if_its_slot_was_exhausted_by_it() -> None:
+def test_a_stopped_message_is_settled_also_if_its_slot_was_exhausted_by_it() -> None:
     play, call = with_objects(1), a_call(2, max_restarts=0)
     play.submit(call)
-    play.schedule.curtail([call])
+    play.schedule.stop_after_running(call.group)
     assert play.died(0) == ["settle", "fail WorkerCrashedError"]
     assert call.missing == 0
 
 
-def test_a_curtailed_item_that_crashes_gets_its_error_and_no_retry() -> None:
+def test_a_stopped_item_that_crashes_gets_its_error_and_no_retry() -> None:
     play, call = with_objects(2), a_call(3, retries=1)
     play.submit(call)
-    play.schedule.curtail([call])
+    play.schedule.stop_after_running(call.group)
     assert play.died_at(0, 1) == ["settle"]
     assert list(call.errors) == [1]
     assert call.dropped == {0, 2}
@@ -736,7 +740,7 @@ def test_a_call_that_its_owner_cancelled_is_never_sent_nor_told_of() -> None:
     play.submit(first, second, third)
     assert play.finished(0) == ["settle", "send [0] to 0"]
     assert second.settled
-    assert list(play.schedule.calls) == [third]
+    assert play.schedule.calls_of() == [third]
 
 
 def test_an_owner_is_asked_once_and_only_when_its_call_is_sent() -> None:
@@ -771,10 +775,48 @@ def test_only_calls_of_which_nothing_was_sent_count_as_not_started() -> None:
     play = with_objects(1)
     running, waiting, split = a_call(), a_call(), a_call(2)
     play.submit(split, running, waiting)
-    assert play.schedule.not_started() == [running, waiting]
-    play.died_at(0, 0)
     # What is left of the batch waits again, but it has been sent before.
-    assert play.schedule.not_started() == [running, waiting]
+    play.died_at(0, 0)
+    assert told(play.schedule.drop_not_started()) == ["settle", "settle"]
+    assert play.schedule.calls_of() == [split]
+
+
+def test_what_comes_of_a_group_after_it_was_stopped_does_not_run() -> None:
+    play, call = with_objects(1), a_call(3)
+    play.submit(call)
+    play.schedule.stop_after_running(call.group)
+    late = a_call(2, call.group)
+    assert play.submit(late) == ["settle"]
+    assert late.dropped == {0, 1}
+    assert play.finished(0, n_run=1) == ["settle"]
+
+
+def test_of_a_group_only_the_first_error_stops_the_others() -> None:
+    group = a_map()
+    play, calls = with_objects(2), [a_call(2, group, after_error="finish_running") for _ in range(3)]
+    play.submit(*calls)
+    assert play.finished(0, n_run=1, failed={0}) == ["stop 0", "stop 1", "settle", "settle"][1:]
+    assert play.finished(1, n_run=1, failed={0}) == ["settle"]
+    assert [sorted(call.dropped) for call in calls] == [[1], [1], [0, 1]]
+
+
+# As many slots as a large cluster has, and calls for sixteen messages each: what is told once must be done in one look at
+# them. Counted, not timed: looks at a job of the queue.
+def test_one_error_in_a_large_group_is_one_look_at_its_calls() -> None:
+    group, looks = a_map(), 0
+
+    class Queue(deque[Job]):
+        def __iter__(self) -> Iterator[Job]:
+            nonlocal looks
+            looks += len(self)
+            return super().__iter__()
+
+    play = with_objects(200)
+    play.submit(*(a_call(1, group, after_error="finish_running") for _ in range(3200)))
+    play.schedule.queue = Queue(play.schedule.queue)
+    told_of = play.finished(0, failed={0})
+    assert (told_of.count("settle"), len([word for word in told_of if word.startswith("stop")])) == (3001, 199)
+    assert looks <= 2 * 3000
 
 
 # --- killing ----------------------------------------------------------------------------------------------
@@ -784,7 +826,7 @@ def test_killing_for_a_group_spares_the_others_and_the_idle() -> None:
     play, group = with_objects(3), a_map()
     mine, others = a_call(group=group), a_call(group=a_map())
     play.submit(mine, others)
-    play.schedule.drop([mine])
+    play.schedule.drop(group)
     assert play.schedule.is_running(group)
     assert told(play.schedule.kill(group)) == ["kill 0"]
     assert play.died_at(0, 0) == []
@@ -796,7 +838,7 @@ def test_a_doomed_slot_gets_nothing_more_even_if_its_reply_comes_first() -> None
     play, group = with_objects(2), a_map()
     call = a_call(group=group)
     play.submit(call)
-    play.schedule.drop([call])
+    play.schedule.drop(call.group)
     play.schedule.kill(group)
     assert play.finished(0) == []
     assert repr(play) == "<Schedule [closing idle] 0 queued, 0 open>"
@@ -809,7 +851,7 @@ def test_a_reply_that_comes_after_the_kill_frees_the_slot() -> None:
     play, group = with_objects(1), a_map()
     call = a_call(group=group)
     play.submit(call)
-    play.schedule.drop([call])
+    play.schedule.drop(call.group)
     play.schedule.kill(group)
     assert play.killed(0) == []
     assert repr(play) == "<Schedule [busy] 0 queued, 0 open>"
@@ -817,11 +859,21 @@ def test_a_reply_that_comes_after_the_kill_frees_the_slot() -> None:
     assert repr(play) == "<Schedule [empty] 0 queued, 0 open>"
 
 
+def test_what_is_warmed_up_behind_a_kill_is_built_for_whom_it_was_wanted() -> None:
+    play, killed, wanted = Play(1), a_map(), a_map()
+    play.schedule.warm(killed, Limits())
+    play.schedule.kill()
+    assert told(play.schedule.warm(wanted, Limits())) == []
+    assert play.died(0) == ["start 0"]
+    assert play.build_failed(0) == ["fail WorkerInitError", "close 0"][::-1]
+    assert (killed.error, type(wanted.error)) == (None, errors.WorkerInitError)
+
+
 def test_killing_a_construction_is_no_failure_of_it() -> None:
     play, group = Play(1), a_map()
     call = a_call(group=group, max_restarts=0)
     play.submit(call)
-    play.schedule.drop([call])
+    play.schedule.drop(call.group)
     assert told(play.schedule.kill(group)) == ["kill 0"]
     assert play.died(0) == []
     assert group.error is None

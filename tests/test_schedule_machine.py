@@ -139,7 +139,7 @@ class ScheduleMachine(RuleBasedStateMachine):
         assert life.closing is None
         assert send.slot < call.group.n_slots, "not one of its own slots"
         assert not call.settled
-        assert not call.stopping
+        assert not call.group.stopping
         assert call.claim is None or call.claimed
         assert send.job.positions
         running = {
@@ -213,19 +213,29 @@ class ScheduleMachine(RuleBasedStateMachine):
         self.map, self.narrow = Group(on_error=_ignore), Group(on_error=_ignore, n_slots=data.draw(st.integers(1, 2)))
         self.groups += [self.map, self.narrow]
 
-    @precondition(lambda self: self.schedule.calls)
+    @precondition(lambda self: self.schedule.groups())
     @rule(data=st.data())
     def drop(self, data: st.DataObject) -> None:
-        call = self._draw_call(data)
-        self.carry_out(self.schedule.drop([call]))
-        assert call.settled
+        group = self._draw_group(data)
+        calls = self.schedule.calls_of(group)
+        self.carry_out(self.schedule.drop(group))
+        assert all(call.settled for call in calls)
 
-    @precondition(lambda self: self.schedule.calls)
+    @precondition(lambda self: self.schedule.groups())
     @rule(data=st.data())
-    def curtail(self, data: st.DataObject) -> None:
-        call = self._draw_call(data)
-        self.carry_out(self.schedule.curtail([call]))
-        assert not any(job.call is call for job in self.schedule.queue)
+    def stop_after_running(self, data: st.DataObject) -> None:
+        group = self._draw_group(data)
+        self.carry_out(self.schedule.stop_after_running(group))
+        assert not any(job.call.group is group for job in self.schedule.queue)
+        if group is self.plain:  # what is submitted by itself goes on with another one
+            self.plain = Group()
+            self.groups.append(self.plain)
+        elif group is self.map:
+            self.map = Group(on_error=_ignore)
+            self.groups.append(self.map)
+        elif group is self.narrow:
+            self.narrow = Group(on_error=_ignore, n_slots=group.n_slots)
+            self.groups.append(self.narrow)
 
     @rule()
     def share(self) -> None:
@@ -241,9 +251,10 @@ class ScheduleMachine(RuleBasedStateMachine):
         self.cancelled.add(data.draw(st.sampled_from(self._cancellable())))
 
     def drop_what_has_not_started(self, _: st.DataObject) -> None:
-        calls = self.schedule.not_started()
-        assert not any(call.claimed or any(call.values) for call in calls)
-        self.carry_out(self.schedule.drop(calls))
+        calls = [call for call in self.schedule.calls_of() if not call.claimed]
+        assert not any(any(call.values) for call in calls)
+        self.carry_out(self.schedule.drop_not_started())
+        assert all(call.settled for call in calls)
 
     @rule(data=st.data())
     def disturb(self, data: st.DataObject) -> None:
@@ -262,7 +273,7 @@ class ScheduleMachine(RuleBasedStateMachine):
     def kill(self, data: st.DataObject) -> None:
         chosen = data.draw(st.sampled_from([None, self.plain, self.map, self.narrow]))
         # As the core does: what shall be killed is dropped before.
-        self.carry_out(self.schedule.drop([c for c in self.schedule.calls if chosen in (None, c.group)]))
+        self.carry_out(self.schedule.drop(chosen))
         self.carry_out(self.schedule.kill(chosen, idle_too=data.draw(st.booleans())))
 
     def warm(self, data: st.DataObject) -> None:
@@ -343,7 +354,7 @@ class ScheduleMachine(RuleBasedStateMachine):
     def refused(self, data: st.DataObject) -> None:
         """Play a worker without memory for all of a message: its items go out again, one by one."""
         slot = data.draw(st.sampled_from(self._busy()))
-        job, stopping = self._job(slot), self._job(slot).call.stopping or self._job(slot).call.settled
+        job, stopping = self._job(slot), self._job(slot).call.group.stopping or self._job(slot).call.settled
         if len(job.positions) == 1:
             self._finish(slot, 1, {0})
             return
@@ -410,7 +421,7 @@ class ScheduleMachine(RuleBasedStateMachine):
             if guilty is not None:
                 self.blamed[call, job.positions[guilty]] += 1
                 self.blamed_in[call, job.positions[guilty]] = slot
-        stopping = call.stopping
+        stopping = call.group.stopping
         decisions = self._die(slot, Death(exitcode=-9, started=True, place=place, n_finished=n_finished))
         if not was_settled and guilty is not None:
             position = job.positions[guilty]
@@ -488,15 +499,15 @@ class ScheduleMachine(RuleBasedStateMachine):
         places: Counter[tuple[Call, int]] = Counter()
         running = [slot.job for slot in self.schedule.slots if slot.job is not None]
         for job in (*self.schedule.queue, *running):
-            if job.call in self.schedule.calls:
+            if job.call in self.schedule.calls_of():
                 places.update((job.call, position) for position in job.positions)
         assert max(places.values(), default=1) == 1
-        for call in self.schedule.calls:
+        for call in self.schedule.calls_of():
             assert sum(owner is call for owner, _ in places) == call.missing > 0
 
     @invariant()
     def no_job_waits_that_nobody_wants(self) -> None:
-        assert all(job.call in self.schedule.calls and not job.call.stopping for job in self.schedule.queue)
+        assert all(job.call in self.schedule.calls_of() and not job.call.group.stopping for job in self.schedule.queue)
 
     @invariant()
     def no_job_waits_while_a_slot_is_free(self) -> None:
@@ -526,7 +537,7 @@ class ScheduleMachine(RuleBasedStateMachine):
 
     @invariant()
     def somebody_works_while_a_call_is_open(self) -> None:
-        assert self.lives or not self.schedule.calls
+        assert self.lives or not self.schedule.calls_of()
 
     @invariant()
     def slots_are_what_the_workers_are(self) -> None:
@@ -538,8 +549,8 @@ class ScheduleMachine(RuleBasedStateMachine):
                 assert slot.state is (State.BUILDING if life.job is None else State.BUSY)
                 assert slot.seq == life.message
         # Counted apart for speed; a wrong count would show only much later.
-        assert set(schedule._idle) == {slot.index for slot in schedule.slots if slot.state is State.IDLE}
-        assert set(schedule._empty) == {slot.index for slot in schedule.slots if slot.state is State.EMPTY}
+        for state in State:
+            assert set(schedule._by_state[state]) == {slot.index for slot in schedule.slots if slot.state is state}
 
     @invariant()
     def nobody_stays_when_all_is_done(self) -> None:
@@ -596,12 +607,12 @@ class ScheduleMachine(RuleBasedStateMachine):
         return [slot for slot, life in lives if life.message is life.closing is None and not life.doomed]
 
     def _cancellable(self) -> list[Call]:
-        calls = self.schedule.calls
+        calls = self.schedule.calls_of()
         return [call for call in calls if call.claim and not call.claimed and call not in self.cancelled]
 
-    def _draw_call(self, data: st.DataObject) -> Call:
-        calls = list(self.schedule.calls)
-        return calls[data.draw(st.integers(0, len(calls) - 1))]
+    def _draw_group(self, data: st.DataObject) -> Group:
+        groups = self.schedule.groups()
+        return groups[data.draw(st.integers(0, len(groups) - 1))]
 
     def _job(self, slot: int) -> Job:
         job = self.lives[slot].job
@@ -645,7 +656,7 @@ class ScheduleMachine(RuleBasedStateMachine):
             return
         assert group.error is not None or any(isinstance(d, FailGroup) and d.group is group for d in decisions)
         if group.on_error is not None:
-            assert not any(call.group is group for call in self.schedule.calls)
+            assert not any(call.group is group for call in self.schedule.calls_of())
         assert not any(job.call.group is group for job in self.schedule.queue)
 
     def _snapshot(self) -> object:
