@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from ._backend import StatefulBackend
     from ._executor import StatefulExecutor
     from ._inside import call_worker, get_worker, get_worker_info
-    from ._map import StatefulMap, stateful_map
+    from ._iterator import StatefulMap
+    from ._map import stateful_map
     from ._public import TaskResult, WorkerInfo
     from ._shared import shutdown
     from ._spec import factory
@@ -46,7 +47,7 @@ __all__ = [  # noqa: RUF022 - grouped by what they are for
 _HOMES = {
     "StatefulBackend": "_backend",
     "StatefulExecutor": "_executor",
-    "StatefulMap": "_map",
+    "StatefulMap": "_iterator",
     "TaskResult": "_public",
     "WorkerInfo": "_public",
     "call_worker": "_inside",

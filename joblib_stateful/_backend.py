@@ -25,12 +25,13 @@ from joblib.parallel import AutoBatchingMixin, ParallelBackendBase, get_active_b
 from . import _check, _locks, _safely, _shared, engines, errors
 from ._copies import refuse
 from ._executor import as_builder
+from ._futures import Resolver
 from ._lazy import call_all
 from ._nesting import check_call
 from ._noticing import Memory
 from ._outcome import packing_error_of, stand_in
 from ._progress import Progress, Ticker, check_progress
-from ._records import NO_LIMITS, Call, Group
+from ._records import NO_LIMITS, Group, Request
 from ._spec import make_spec
 from ._transport import Sharing
 from ._words import count, unknown_option
@@ -50,6 +51,7 @@ _log = _safely.Log()
 
 # After Ctrl-C, what runs has this long to end before its worker is killed.
 _INTERRUPT_GRACE = 0.5
+_DROPPED = "This task was dropped, because its Parallel call ended before it ran."
 # What joblib itself passes to `configure` besides what the user gave.
 _JOBLIBS_OWN = ("prefer", "require", "verbose", "context", "max_nbytes", "temp_folder", "mmap_mode")
 
@@ -415,26 +417,23 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         parcel, faults = transport.pack_all([(call_all, (func,), {})], sharing=self._sharing, definer=definer)
         # joblib counts the tasks of a batch before it submits it.
         first = getattr(self.parallel, "n_dispatched_tasks", 0) - getattr(callback, "batch_size", 0)
-        call = Call(1, self._group, self._limits, first=max(first, 0), parcel=parcel, unsent=frozenset(faults))
-        if faults:
-            call.fail(0, packing_error_of(faults[0], call.first))
-        call.on_settled = partial(self._settled, future)
-        call.surroundings = self._surroundings
+        index = max(first, 0)
+        request = Request(
+            1,
+            self._group,
+            # A future that runs: nobody can cancel it, and if it is dropped that is an error.
+            Resolver(future, _DROPPED, _that_can_be_handled),
+            self._limits,
+            parcel=parcel,
+            faults={0: packing_error_of(faults[0], index)} if faults else None,
+            first=index,
+            surroundings=self._surroundings,
+        )
+        future.set_running_or_notify_cancel()
         if callback is not None:
             future.add_done_callback(callback)
-        self._core.accept(call)
+        self._core.accept(request)
         return future
-
-    def _settled(self, future: Future[Any], call: Call) -> None:
-        error = call.fatal or call.errors.get(0)
-        if error is None and call.dropped:
-            error = errors.ShutdownError("This task was dropped, because its Parallel call ended before it ran.")
-        if error is not None and not _safely.can_be_handled(error):  # joblib would not come to its end
-            error = stand_in(error)
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(call.values[0])
 
     def retrieve_result_callback(self, out: Future[Any]) -> Any:
         """Return what a batch returned, or raise what it raised."""
@@ -493,6 +492,11 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         lease, self._lease = self._lease, None
         if lease is not None:
             lease.release()
+
+
+def _that_can_be_handled(error: BaseException) -> BaseException:
+    """Return an exception, or what stands for it with which joblib comes to its end."""
+    return error if _safely.can_be_handled(error) else stand_in(error)
 
 
 def _sharing_of(

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-    from ._records import Call
+from typing import Literal
 
 # `benchmarks/batching.py` on two cores: batches of 200 ms leave 96 to 99 % of both to the workers' own code (20 ms: 94 to
 # 96 %, 80 ms: 95 to 98 %), and a progress bar does not wait for them. Items longer than 10 ms travel alone though they get
@@ -72,14 +69,13 @@ class Batching:
         if before != self._item_bytes:
             self._look_again()
 
-    def note_back(self, call: Call) -> None:
-        """Learn how long items take and what results weigh."""
-        n_run = call.size - len(call.dropped) - len(call.unsent)
+    def note_back(self, size: int, n_run: int, seconds: float, result_bytes: int) -> None:
+        """Learn how long the items of a batch took, as far as they were run, and what their results weigh."""
         if n_run <= 0:
             return
-        self._item_seconds = _blend(self._item_seconds, call.seconds / n_run)
-        self._result_bytes = _blend(self._result_bytes or None, call.result_bytes / n_run)
-        self._largest = max(self._largest if n_run > 1 else 1, call.size)
+        self._item_seconds = _blend(self._item_seconds, seconds / n_run)
+        self._result_bytes = _blend(self._result_bytes or None, result_bytes / n_run)
+        self._largest = max(self._largest if n_run > 1 else 1, size)
         self._n_back += n_run
         self._look_again()
 

@@ -10,12 +10,12 @@ from collections import deque
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from ._slots import CloseWorker, Decisions, Job, SendJob, ShareJob, Slot, StartWorker, State
+from ._slots import Call, CloseWorker, Decisions, Job, SendJob, ShareJob, Slot, StartWorker, State
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from ._records import Call, Group
+    from ._records import Group, Request
 
 
 class Board:
@@ -91,15 +91,17 @@ class Board:
         groups = self._calls if group is None else [group]
         return [call for each in groups for call in self._calls.get(each, ())]
 
-    def _take_call(self, call: Call) -> None:
+    def _take_request(self, request: Request) -> Call:
         if not self._calls:
             self._widest, self._narrowest = 0, sys.maxsize
+        call = Call(request)
         self._calls.setdefault(call.group, {})[call] = None
         self._widest = max(self._widest, call.group.n_slots)
         self._narrowest = min(self._narrowest, call.group.n_slots)
+        return call
 
     def _forget_call(self, call: Call) -> None:
-        call.settled = True
+        call.settle()
         calls = self._calls[call.group]
         del calls[call]
         if not calls:
@@ -157,7 +159,7 @@ class Board:
     def _is_wanted(self, call: Call) -> bool:
         """Ask, just before a call's first item is sent, whether its owner has cancelled it."""
         if not call.claimed:
-            call.claimed = call.claim is None or call.claim()
+            call.claimed = call.request.claim is None or call.request.claim()
             if not call.claimed:
                 self._forget_call(call)
         return call.claimed
@@ -169,7 +171,7 @@ class Board:
             job = job.some(job.positions[:room])
         self._enter(slot, State.BUSY)
         slot.job, slot.seq = job, self._next_seq()
-        if job.call.budget is not None and len(job.positions) > 1:
+        if job.call.request.budget is not None and len(job.positions) > 1:
             self._shareable[slot.index] = None
         return [SendJob(slot.index, slot.seq, job)]
 
@@ -203,7 +205,7 @@ class Board:
             return decisions
         for job, index in self._places_to_build():
             slot = self.slots[index]
-            slot.group, slot.limits = job.call.group, job.call.limits
+            slot.group, slot.limits = job.call.group, job.call.request.limits
             decisions.append(self._start(slot))
         return decisions
 

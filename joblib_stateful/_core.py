@@ -19,16 +19,16 @@ from ._interrupts import uninterrupted, wait_for
 from ._limits import CloseWatch, IdleWatch, LimitWatch
 from ._messages import Build, BuildFailed, Built, Failure, Finish, Ran, Reply, Run
 from ._outcome import NonsenseError, init_error_of, packing_error_of, receive, report_of, report_without
-from ._records import Call, Death, Group, Limits, Report
+from ._records import Death, Group, Limits, Outcome, Report
 from ._schedule import Schedule
 from ._slots import (
     CloseWorker,
     Decision,
     Decisions,
+    Deliver,
     FailGroup,
     KillWorker,
     SendJob,
-    Settle,
     ShareJob,
     StartWorker,
     State,
@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ._public import WorkerInfo
-    from ._slots import Job
+    from ._records import Request
+    from ._slots import Call, Job
     from ._spec import PackedSpec
     from ._surroundings import Surroundings
     from ._transport import Parcel
@@ -146,27 +147,34 @@ class Core:
 
     # --- for callers ----------------------------------------------------------------------------------
 
-    def accept(self, call: Call) -> None:
-        """Take a call; its ``on_settled`` is called when it is done with."""
+    def accept(self, request: Request) -> None:
+        """Take a request, whose ``deliver`` is called with what becomes of its items."""
         if self.is_disowned:
             raise errors.ShutdownError(
                 "This executor was made before os.fork(), and its workers are the parent's. Make a new one here.",
             )
-        if call.surroundings is not None:
-            self._surroundings = call.surroundings
+        if request.surroundings is not None:
+            self._surroundings = request.surroundings
         if _locks.is_held() and not self._schedule.closing:
-            _locks.call_elsewhere(partial(self._accept_now, call))
+            _locks.call_elsewhere(partial(self._accept_now, request))
             return
-        self._note(lambda: self._schedule.submit(call))
+        self._note(lambda: self._schedule.submit(request))
         if self._answering and (answering := self._answering.get(threading.get_ident())) is not None:
             answering.look_after()
 
-    def _accept_now(self, call: Call) -> None:
+    def _accept_now(self, request: Request) -> None:
         try:
-            self._note(lambda: self._schedule.submit(call))
+            self._note(lambda: self._schedule.submit(request))
         except RuntimeError as error:  # it was shut down since
-            call.fatal = error
-            self._settle(call)
+            self._deliver(Deliver(request.deliver, Outcome(range(request.size), [], is_dropped=True, fatal=error)))
+
+    def begin(self, group: Group, limits: Limits, surroundings: Surroundings | None, n_slots: int) -> None:
+        """Have up to so many slots build their objects for a group, whose requests will come in a moment."""
+        if self.engine.is_synchronous or self.is_disowned:
+            return
+        if surroundings is not None:
+            self._surroundings = surroundings
+        self._note(lambda: self._schedule.begin(group, limits, n_slots))
 
     def drop(self, group: Group) -> None:
         """Forget the calls of a group; items that run now finish in the background."""
@@ -359,8 +367,8 @@ class Core:
         """Do what was decided; return what follows from it."""
         if isinstance(decision, SendJob):
             return self._send(decision)
-        if isinstance(decision, Settle):
-            self._settle(decision.call)
+        if isinstance(decision, Deliver):
+            self._deliver(decision)
         elif isinstance(decision, StartWorker):
             return self._start(decision)
         elif isinstance(decision, StopJob):
@@ -418,11 +426,12 @@ class Core:
 
     def _send(self, send: SendJob) -> Decisions:
         call, job, worker = send.job.call, send.job, self._worker(send.slot)
-        target, parcel = call.target, call.parcel
-        target_id, packed, needs = target or (None, None, ())
+        request = call.request  # before the parcel, which goes before it
+        parcel = call.parcel
+        target_id, packed, needs = request.target or (None, None, ())
         if parcel is None:  # settled between the decision and now: dropped by its owner
             return self._answer(send.slot, send.seq, self._nothing_run(send.seq))
-        if len(job.positions) != call.size or parcel.n_values != call.size:
+        if len(job.positions) != request.size or parcel.n_values != request.size:
             try:
                 parcel = self._part_of(call, parcel, job.positions)
             except Exception as error:  # noqa: BLE001 - want of memory: these items' errors
@@ -431,13 +440,13 @@ class Core:
             packed, needs = None, ()  # it has this function already
         elif target_id is not None:
             self._targets[send.slot] = (worker, target_id)
-        surroundings = call.surroundings
+        surroundings = request.surroundings
         if surroundings is not None:
             if self._told.get(send.slot) == (worker, surroundings):
                 surroundings = None
             else:
                 self._told[send.slot] = worker, surroundings
-        timed = call.limits.item_timeout is not None
+        timed = request.limits.item_timeout is not None
         definitions = ()
         peer = self._peer(send.slot, worker)
         if needs or parcel.needs or peer.has_lost:
@@ -445,27 +454,27 @@ class Core:
             parcel = parcel._replace(needs=())
         message = Run(
             send.seq,
-            call.mode,
+            request.mode,
             target_id,
             packed,
             parcel,
-            call.after_error,
+            request.after_error,
             timed,
-            call.budget,
+            request.budget,
             definitions,
             self._schedule.width(call.group),
             surroundings,
         )
-        watched = self._limits.begin(worker, message, call.limits.item_timeout)
+        watched = self._limits.begin(worker, message, request.limits.item_timeout)
         decisions = self._exchange(send.slot, worker, message)
         if watched is not None:
             self._limits.watch(send.slot, watched)
         return decisions
 
     def _unsendable(self, send: SendJob, error: Exception) -> Decisions:
-        call, positions = send.job.call, send.job.positions
+        request, positions = send.job.call.request, send.job.positions
         faults: dict[int, BaseException] = {
-            place: packing_error_of(error, call.index(position)) for place, position in enumerate(positions)
+            place: packing_error_of(error, request.index(position)) for place, position in enumerate(positions)
         }
         with self._lock:
             decisions = self._schedule.finished(
@@ -483,9 +492,10 @@ class Core:
     def _part_of(self, call: Call, parcel: Parcel, positions: Sequence[int]) -> Parcel:
         """Return the parcel of some of a call's items."""
         transport, places = self.engine.transport, positions
-        if call.unsent:
-            # The parcel holds those items that could be packed; errors known from the start are the others.
-            kept = (position for position in range(call.size) if position not in call.unsent)
+        faults = call.request.faults
+        if faults:
+            # The parcel holds those items that could be packed.
+            kept = (position for position in range(call.request.size) if position not in faults)
             place_of = {position: place for place, position in enumerate(kept)}
             places = [place_of[position] for position in positions]
         if parcel.joint and len(places) == 1:  # one by one, after a crash: it must not be unpacked for each
@@ -581,8 +591,6 @@ class Core:
             except BaseException:  # noqa: BLE001 - what this answer says must be told all the same
                 _log.exception("What was to be done behind a worker's answer has failed:")
             decisions = [] if job is None else self._what_came_of(job, reply, slot, pid, peer)
-        if job is not None and job.call.on_part is not None and not job.call.settled:
-            self._tell(job.call.on_part, job.call)
         return decisions
 
     def _what_came_of(self, job: Job, reply: Ran, slot: int, pid: int | None, peer: Peer) -> Decisions:
@@ -606,7 +614,6 @@ class Core:
             peer = self._peers[slot][1]
             decoded = init_error_of(slot, self.packed.spec.kwargs(slot), reply, self.engine, peer)
         with self._lock:
-            job = schedule.slots[slot].job
             if isinstance(reply, Built):
                 decisions = schedule.built(slot, seq, reply.seconds)
             elif decoded is not None:
@@ -615,8 +622,6 @@ class Core:
                 assert isinstance(reply, Death)  # noqa: S101 - the only other answer to a Build or Run
                 decisions = schedule.died(slot, seq, reply)
             self._changed.notify_all()
-        if job is not None and job.call.on_part is not None and not job.call.settled:
-            self._tell(job.call.on_part, job.call)
         return decisions
 
     def _report(self, job: Job | None, reply: Ran, slot: int, pid: int | None, peer: Peer) -> Report:
@@ -686,15 +691,9 @@ class Core:
         self._forget_alarms()
         return decisions
 
-    def _settle(self, call: Call) -> None:
-        call.parcel = None  # before the target, which `_send` reads first
-        call.target = None
-        if call.on_settled is not None:
-            self._tell(call.on_settled, call)
-
-    def _tell(self, owner: Callable[[Call], None], call: Call) -> None:
+    def _deliver(self, decision: Deliver) -> None:
         try:
-            owner(call)
+            decision.deliver(decision.outcome)
         except BaseException:
             if self.engine.is_synchronous:  # the caller's own Ctrl-C
                 raise

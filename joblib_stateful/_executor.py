@@ -33,10 +33,11 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from . import _check, _code, _exit, _words, engines, errors
 from ._copies import NotCopied
 from ._core import Core
+from ._futures import Resolver
 from ._nesting import check_call, depth_of
 from ._noticing import Memory
 from ._outcome import packing_error_of
-from ._records import Call, Group, Limits
+from ._records import Group, Limits, Request
 from ._spec import PackedSpec, factory, make_spec, name_of, version_of
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ THREAD_VARIABLES = (
     "NUMEXPR_NUM_THREADS",
 )
 TBB_VARIABLE = "ENABLE_IPC"
+_KILLED = "The executor was shut down with kill_workers=True before this call had ended; submit it to another one."
 
 
 class StatefulExecutor(NotCopied, Executor):
@@ -230,12 +232,17 @@ class StatefulExecutor(NotCopied, Executor):
         future: Future[T] = Future()
         transport = self._engine.transport
         parcel, faults = transport.pack_all([(fn, args, kwargs)], definer=transport.definer(memory=self._memory))
-        call = Call(1, self._group, self._limits, parcel=parcel, claim=future.set_running_or_notify_cancel)
-        call.on_settled = _Resolver(future)
-        call.surroundings = self._engine.surroundings()
-        if faults:
-            call.fail(0, packing_error_of(faults[0], None))
-        self._core.accept(call)
+        request = Request(
+            1,
+            self._group,
+            Resolver(future, _KILLED),
+            self._limits,
+            parcel=parcel,
+            faults={0: packing_error_of(faults[0], None)} if faults else None,
+            surroundings=self._engine.surroundings(),
+            claim=future.set_running_or_notify_cancel,
+        )
+        self._core.accept(request)
         return future
 
     def warn_of_old_code(self) -> None:
@@ -385,32 +392,6 @@ def _warn_of_old_code(what: str, stacklevel: int) -> None:
         RuntimeWarning,
         stacklevel=stacklevel,
     )
-
-
-class _Resolver:
-    """Turns a settled call of one item into its future's result."""
-
-    def __init__(self, future: Future[Any]) -> None:
-        self._future = future
-
-    def __call__(self, call: Call) -> None:
-        future = self._future
-        del self._future  # the result must live no longer than the future
-        error = call.fatal or call.errors.get(0)
-        if not call.claimed and call.abandoned:
-            future.cancel()
-            future.set_running_or_notify_cancel()
-            return
-        if not call.claimed and not future.set_running_or_notify_cancel():
-            return
-        if error is None and call.dropped:
-            error = errors.ShutdownError(
-                "The executor was shut down with kill_workers=True before this call had ended; submit it to another one."
-            )
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(call.values[0])
 
 
 def as_builder(worker: Any) -> Any:

@@ -41,6 +41,12 @@ class Lock(_thread.RLock):  # type: ignore[misc]  # for typeshed it is final, fo
                 pass
             raise
 
+    @property
+    def is_mine(self) -> bool:
+        """True if the calling thread holds it."""
+        # No public name says it; `threading.Condition` asks the same way, on each Python.
+        return bool(self._is_owned())  # type: ignore[attr-defined]  # typeshed doesn't know it
+
 
 def make_lock() -> Lock:
     """Return a lock, of which can be told whether the calling thread holds it; it is reentrant for that.
@@ -63,8 +69,7 @@ def is_held() -> bool:
     """Tell whether the calling thread holds one of these locks: then it must wait for nothing that others do."""
     for ref in list(_alive.values()):
         lock = ref()
-        # No public name says it; `threading.Condition` asks the same way, on each Python.
-        if lock is not None and lock._is_owned():
+        if lock is not None and lock.is_mine:
             return True
     return False
 

@@ -1,142 +1,23 @@
-"""`stateful_map`: its arguments, and the iterator that it returns."""
+"""`stateful_map`: its arguments."""
 
 from __future__ import annotations
 
-import operator
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
 
 from . import _check
-from ._copies import NotCopied
 from ._progress import check_progress
-from ._tracebacks import without_our_frames
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from . import engines
     from ._executor import StatefulExecutor
+    from ._iterator import StatefulMap
     from ._map_types import Builder, MapOptions, PassAs
     from ._plan import OnError
     from ._progress import ProgressLike
     from ._public import TaskResult
-    from ._run import MapRun
 
 T = TypeVar("T")
-
-
-class StatefulMap(NotCopied, Generic[T]):
-    """The results of a `stateful_map`: an iterator with a length.
-
-    Nothing starts before its first ``next()``. Leaving it early, by ``break``, `close`, an exception or garbage
-    collection, drops what is queued and leaves the workers and their objects alive.
-
-    Examples
-    --------
-    >>> from joblib_stateful import stateful_map
-    >>> with stateful_map(str.upper, ["a", "b"], n_jobs=1, engine="inline") as results:
-    ...     len(results), list(results)
-    (2, ['A', 'B'])
-    """
-
-    _instead = (
-        "the copy would share its workers and its input, and end it when it is dropped. Call stateful_map again for a second "
-        "map; for the same results in two places, use itertools.tee or make a list of them."
-    )
-
-    # The run refers to itself in many ways; this handle does not, so that dropping it ends the run at once.
-
-    def __init__(self, run: MapRun) -> None:
-        self._run = run
-        self._results = run.results()
-        self._thread: int | None = None  # that advanced it last
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> T:
-        # Nearly all items come this way, for which no lock is needed; tiny ones feel each step (`benchmarks/items.py`).
-        try:
-            return self._run.quick.pop()  # type: ignore[no-any-return]  # T says what a run yields
-        except IndexError:  # there is something to do first, or another thread was faster
-            pass
-        except KeyboardInterrupt:
-            self._run.close(interrupted=True)
-            raise
-        try:
-            return self._advance()
-        except BaseException as error:  # noqa: BLE001 - whatever it is, it is the caller's
-            __tracebackhide__ = True
-            raise without_our_frames(error)  # noqa: B904 - the same one
-
-    def _advance(self) -> T:
-        run, thread = self._run, threading.get_ident()
-        if run.holder == thread and run.turn.locked():
-            raise ValueError("This map is being advanced already: its own input, or progress, asked it for a result.")
-        try:
-            with run.turn:
-                if not run.is_closed:
-                    self._thread = run.holder = thread
-                    try:
-                        return next(self._results)  # type: ignore[no-any-return]  # T says what a run yields
-                    except KeyboardInterrupt as interrupt:
-                        run.shut(interrupted=interrupt is not run.raised)
-                        raise
-                    except BaseException:  # the end, or an error that is the caller's now
-                        run.shut()
-                        run.flush()
-                        raise
-                    finally:
-                        run.holder = None
-        finally:
-            if run.is_closed and not run.is_shut:  # by another thread, while it was our turn
-                run.close()
-        raise StopIteration
-
-    def __len__(self) -> int:
-        length = self._run.plan.length
-        if length is None:
-            raise TypeError("The length of this map is not known, for its input has none; give total=... to tell it.")
-        return length
-
-    def __length_hint__(self) -> int:
-        # Asked only where the length is not known.
-        run = self._run
-        try:
-            hint = operator.length_hint(run.plan.iterable)
-        except Exception:  # noqa: BLE001 - the input's own code
-            hint = 0
-        return max(0, hint + run.n_pulled - run.n_given)
-
-    def close(self) -> None:
-        """End the map: what is queued is dropped, what runs finishes in the background.
-
-        May be called from any thread, and more than once.
-        """
-        self._run.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        run: MapRun | None = getattr(self, "_run", None)
-        if run is not None:
-            run.close_from_finaliser(self._thread)
-
-    def __repr__(self) -> str:
-        run = self._run
-        state = "closed" if run.is_shut else "not started" if run.core is None else "running"
-        length = "?" if run.plan.length is None else run.plan.length
-        return f"<StatefulMap {state}, {run.n_given} of {length} done>"
-
-
-# --- the function ---------------------------------------------------------------------------------------
 
 
 @overload
@@ -300,8 +181,8 @@ def stateful_map(
             _check.check_integer(name, value, 1, ' Or write "auto".')
     if total is not None:
         _check.check_integer("total", total, 0, " It is the number of items that the input will have.")
+    from ._iterator import StatefulMap
     from ._plan import make_plan
-    from ._run import MapRun
 
     plan = make_plan(
         worker,
@@ -326,11 +207,4 @@ def stateful_map(
         total=total,
         engine=engine,
     )
-    return StatefulMap(MapRun(plan))
-
-
-def with_indices(results: StatefulMap[T]) -> StatefulMap[TaskResult[T]]:
-    """Return a map like one that has not started, but that yields a `TaskResult` for each item."""
-    from ._run import MapRun
-
-    return StatefulMap(MapRun(results._run.plan._replace(indexed=True)))
+    return StatefulMap(plan)

@@ -39,9 +39,9 @@ def report_of(job: Job | None, reply: Ran, engine: Engine, slot: int, pid: int |
 
 
 def _unpack(job: Job, reply: Ran, engine: Engine, slot: int, pid: int | None) -> Report:
-    transport, call = engine.transport, job.call
+    transport, request = engine.transport, job.call.request
     faults: dict[int, BaseException] = {
-        place: exception_of(failure, transport, call.index(job.positions[place]), slot, pid)
+        place: exception_of(failure, transport, request.index(job.positions[place]), slot, pid)
         for place, failure in reply.failures.items()
     }
     good = [place for place in range(reply.n_run) if place not in reply.failures]
@@ -51,7 +51,7 @@ def _unpack(job: Job, reply: Ran, engine: Engine, slot: int, pid: int | None) ->
     except MemoryError as error:  # none of them can be told from the others
         values = [None] * len(good)
         for place in good:
-            index = call.index(job.positions[place])
+            index = request.index(job.positions[place])
             faults[place] = _result_error(index, error, reply.values.nbytes, slot, pid)
     except Exception as error:  # nothing of the user's is in there that could have failed
         raise NonsenseError(f"{len(good)} values can't be loaded: {_safely.name_of(type(error))}") from error
@@ -64,7 +64,7 @@ def _unpack(job: Job, reply: Ran, engine: Engine, slot: int, pid: int | None) ->
                 values.append(unpack(frame))
             except BaseException as error:  # noqa: BLE001 - loading runs users' code; it is this item's error
                 values.append(None)
-                index = call.index(job.positions[place])
+                index = request.index(job.positions[place])
                 faults[place] = _result_error(index, error, reply.values.nbytes, slot, pid)
     if reply.failures:
         found = iter(values)
@@ -75,7 +75,7 @@ def _unpack(job: Job, reply: Ran, engine: Engine, slot: int, pid: int | None) ->
 def report_without(job: Job, reply: Ran, error: BaseException, slot: int, pid: int | None) -> Report:
     """Return what can be told of a job whose reply could not be unpacked at all: the same error for each of its items."""
     faults: dict[int, BaseException] = {
-        place: _result_error(job.call.index(job.positions[place]), error, reply.values.nbytes, slot, pid)
+        place: _result_error(job.call.request.index(job.positions[place]), error, reply.values.nbytes, slot, pid)
         for place in range(reply.n_run)
     }
     return Report(reply.n_run, [None] * reply.n_run, faults, reply.seconds)

@@ -1,7 +1,8 @@
-"""The records that travel between the rooms of the parent; frozen where nobody needs to change them.
+"""The records that travel between the rooms of the parent; nobody changes them but for `Group`.
 
-`WorkerSpec`, `Limits`, `Group` and `Call` go down to the schedule, `Report` and `Death` come up to it. What goes to
-workers and comes back is in `_messages`, what users are given in `_public`.
+A `Request` goes down to the schedule, and what becomes of its items comes back as `Outcome`, each item in one of them.
+`Report` and `Death` come up to the schedule from a worker. What goes to workers and comes back is in `_messages`, what users
+are given in `_public`.
 
 Each program makes these classes when it starts: a dataclass takes a millisecond, a named tuple a tenth of that, a plain
 class a hundredth.
@@ -10,7 +11,6 @@ class a hundredth.
 from __future__ import annotations
 
 import sys
-from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Target(NamedTuple):
 
 
 class Group:
-    """All calls of one map, or of one `joblib.Parallel` call: what fails and is dropped together.
+    """All requests of one map, or of one `joblib.Parallel` call: what fails and is dropped together.
 
     Parameters
     ----------
@@ -73,83 +73,114 @@ class Group:
 
     error: BaseException | None = None
     stopping = False  # an item failed, and nothing more of the group shall start
-    sharing = False  # no more calls can come at present: idle slots shall have a share of those that run
+    sharing = False  # no more requests can come at present: idle slots shall have a share of those that run
 
     def __init__(self, on_error: Callable[[BaseException], None] | None = None, n_slots: int = sys.maxsize) -> None:
         self.on_error, self.n_slots = on_error, n_slots
 
 
-class Call:
-    """Work accepted from one caller, for one message if all goes well: one or more items.
+class Request:
+    """Work from one caller, for one message if all goes well: one or more items. Never changed.
 
-    ``values`` has one entry per item; ``errors`` and ``dropped`` say which of them don't count.
+    Parameters
+    ----------
+    size : int
+        Number of items.
+    group : Group
+        What it is a part of.
+    deliver : callable
+        Called with each `Outcome`, outside all locks, in any thread.
+    limits : Limits
+        How long and how often.
+    parcel : Parcel, optional
+        The items, packed, but for those in ``faults``.
+    faults : dict of int to exception, optional
+        Items that could not be packed, by position.
+    first : int, optional
+        Index in the input of the first item; None if there is no such thing.
+    mode : str
+        How the worker calls with an item.
+    target : Target, optional
+        What is called; None: the worker's object.
+    surroundings : Surroundings, optional
+        What its worker takes over before.
+    after_error : str
+        What an item's error does to the others of the group.
+    budget : float, optional
+        Seconds that a message may take before what is left of it is shared out.
+    claim : callable, optional
+        Asked just before the first item is sent; False: the caller has cancelled it.
     """
 
-    on_settled: Callable[[Call], None] | None = None
-    on_part: Callable[[Call], None] | None = None  # some of its items, but not all, are done
-    surroundings: Surroundings | None = None  # that its worker shall take over before
-    fatal: BaseException | None = None
-    seconds = 0.0  # spent in the worker, all attempts together
-    result_bytes = 0
-    n_counted = 0  # of those that are finished, by whoever shows progress
-    claimed = False
-    settled = False
-    abandoned = False
+    __slots__ = (
+        "after_error",
+        "budget",
+        "claim",
+        "deliver",
+        "faults",
+        "first",
+        "group",
+        "limits",
+        "mode",
+        "parcel",
+        "size",
+        "surroundings",
+        "target",
+    )
 
     def __init__(
         self,
         size: int,
         group: Group,
+        deliver: Callable[[Outcome], object],
         limits: Limits = NO_LIMITS,
         *,
-        after_error: AfterError = "go_on",
-        budget: float | None = None,
+        parcel: Parcel | None = None,
+        faults: Mapping[int, BaseException] | None = None,
         first: int | None = None,
         mode: Mode = "call",
         target: Target | None = None,
-        parcel: Parcel | None = None,
+        surroundings: Surroundings | None = None,
+        after_error: AfterError = "go_on",
+        budget: float | None = None,
         claim: Callable[[], bool] | None = None,
-        unsent: frozenset[int] = frozenset(),
     ) -> None:
-        self.size, self.group, self.limits, self.after_error, self.mode = size, group, limits, after_error, mode
-        self.budget = budget  # seconds that a message may take before what is left of it is shared out
-        self.first = first  # index in the input of the first item; None if there is no such thing
-        self.target = target  # None: the worker's object
-        self.parcel = parcel
-        self.claim = claim  # False: the caller has cancelled it
-        self.unsent = unsent  # positions that could not be packed
-        self.values: list[Any] = [None] * size
-        self.errors: dict[int, BaseException] = {}
-        self.dropped: set[int] = set()
-        self.news: deque[int] = deque()  # items that are done before the others, for whoever can use them
-        self.missing = size
-
-    @property
-    def n_finished(self) -> int:
-        """How many items have a value or an error."""
-        return self.size - self.missing - len(self.dropped)
+        self.size, self.group, self.deliver, self.limits = size, group, deliver, limits
+        self.parcel, self.faults, self.first, self.mode, self.target = parcel, faults or {}, first, mode, target
+        self.surroundings, self.after_error, self.budget, self.claim = surroundings, after_error, budget, claim
 
     def index(self, position: int) -> int | None:
         """Return the index in the input of the item at a position, if there is an input."""
         return None if self.first is None else self.first + position
 
-    def take(self, positions: Sequence[int]) -> list[Any]:
-        """Return the values of some items, and keep them no longer."""
-        values = [self.values[position] for position in positions]
-        for position in positions:
-            self.values[position] = None
-        return values
+    def emptied(self) -> Request:
+        """Return a request that says the same, without what is needed only to run it."""
+        return Request(
+            self.size,
+            self.group,
+            self.deliver,
+            self.limits,
+            first=self.first,
+            mode=self.mode,
+            after_error=self.after_error,
+        )
 
-    def drop(self, positions: Sequence[int]) -> None:
-        """Mark items as not run, because nobody wants them any more."""
-        self.dropped.update(positions)
-        self.missing -= len(positions)
+    def __repr__(self) -> str:
+        return f"<Request {self.size} items{'' if self.first is None else f' from {self.first}'}>"
 
-    def fail(self, position: int, error: BaseException) -> None:
-        """Mark an item as failed."""
-        self.errors[position] = error
-        self.news.append(position)
-        self.missing -= 1
+
+class Outcome(NamedTuple):
+    """What became of some items of a request: ``values`` in the order of ``positions``, ``errors`` by position."""
+
+    positions: Sequence[int]
+    values: list[Any]  # None for an item with an error
+    errors: Mapping[int, BaseException] = {}
+    is_last: bool = True  # nothing more comes for this request
+    is_dropped: bool = False  # nobody wants them any more, so they were not run
+    fatal: BaseException | None = None  # that is why they were not run: something has ended the whole group
+    n_run: int = 0  # how many of them a worker has run
+    seconds: float = 0.0  # that it took for that
+    result_bytes: int = 0
 
 
 class Report(NamedTuple):

@@ -22,22 +22,14 @@ from typing import TYPE_CHECKING
 
 from . import errors
 from ._board import Board
-from ._slots import (
-    Decisions,
-    FailGroup,
-    Job,
-    KillWorker,
-    Settle,
-    Slot,
-    State,
-    StopJob,
-)
+from ._records import Outcome
+from ._slots import Call, Decisions, Deliver, FailGroup, Job, KillWorker, Slot, State, StopJob
 from ._words import count
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
-    from ._records import Call, Death, Group, Limits, Report
+    from ._records import Death, Group, Limits, Report, Request
 
 # A part should take several times as long as its message costs parent and worker, a millisecond (`docs/performance.md`);
 # 3 to 30 ms do as well with two slots (W3 of `python -m benchmarks`).
@@ -49,31 +41,32 @@ class Schedule(Board):
 
     # --- events from callers --------------------------------------------------------------------------
 
-    def submit(self, call: Call) -> Decisions:
-        """Accept a call."""
+    def submit(self, request: Request) -> Decisions:
+        """Accept a request."""
         if self.closing:
             raise errors.ShutdownError(
                 "cannot schedule new futures after shutdown: shutdown() was called, the executor's with block was left, "
                 "or the interpreter is ending. Make a new executor."
             )
-        self._take_call(call)
+        call = self._take_request(request)
+        call.group.sharing = False  # more of it can come
         if call.group.error is not None:
             return self._fail(call, call.group.error)
         if call.group.stopping:
             return self._drop([call])
-        if call.missing == 0:
-            return self._settle(call)
-        positions: Sequence[int] = range(call.size)
-        if call.unsent:
-            positions = [position for position in positions if position not in call.unsent]
-            if call.after_error != "go_on":
-                call.drop(positions)
-                return self._after_errors(call)
-        self.queue.append(Job(call, positions))
-        return self._assign()
+        if not request.faults:
+            self.queue.append(Job(call, range(request.size)))
+            return self._assign()
+        faults = sorted(request.faults)
+        decisions = self._deliver(call, Outcome(faults, [None] * len(faults), request.faults))
+        if request.after_error != "go_on":
+            return decisions + self._drop_items(call, call.positions_left) + self._after_errors(call)
+        if not call.settled:
+            self.queue.append(Job(call, call.positions_left))
+        return decisions + self._assign()
 
     def share(self, group: Group) -> Decisions:
-        """Note that no more calls of a group can come at present: idle slots get a share of those that run."""
+        """Note that no more requests of a group can come at present: idle slots get a share of those that run."""
         group.sharing = True
         return self._share()
 
@@ -100,6 +93,17 @@ class Schedule(Board):
                 decisions += self._give_up(slot, slot.death, limits)
         return decisions + self._assign()
 
+    def begin(self, group: Group, limits: Limits, n_slots: int) -> Decisions:
+        """Have so many slots ready, or on the way to that, for requests of a group that will come in a moment."""
+        if self.closing or group.error is not None:
+            return []
+        width = min(n_slots, self.width(group))
+        empty = [slot for slot in self.slots[: self.width(group)] if slot.state is State.EMPTY]
+        for slot in empty[: max(0, width - (self.width(group) - len(empty)))]:
+            slot.group, slot.limits = group, limits
+            self._warm[slot.index] = None
+        return self._assign()
+
     def drop(self, group: Group | None = None) -> Decisions:
         """Forget the calls of a group (None: all): what is queued is not run, what runs is stopped after its item.
 
@@ -119,10 +123,10 @@ class Schedule(Board):
     def stop_after_running(self, group: Group) -> Decisions:
         """Let what runs of a group finish its current item, and drop the rest, and what may still come."""
         group.stopping = True
-        self._drop_queued(group)
-        calls = self.calls_of(group)
-        decisions = self._stop_running(calls)
-        return decisions + [decision for call in calls for decision in self._settle_if_done(call)]
+        queued = [job for job in self.queue if job.call.group is group]
+        self.queue = deque(job for job in self.queue if job.call.group is not group)
+        decisions = [decision for job in queued for decision in self._drop_items(job.call, job.positions)]
+        return self._stop_running(self.calls_of(group)) + decisions
 
     def kill(self, group: Group | None = None, *, idle_too: bool = False) -> Decisions:
         """Kill the workers that run, or are built for, a group (None: any group); also those that are idle, or ending."""
@@ -191,7 +195,7 @@ class Schedule(Board):
         if job is None:
             return None, []
         decisions = self._go_on_after(index, n_run, seconds)
-        if not failed or job.call.after_error == "go_on":
+        if not failed or job.call.request.after_error == "go_on":
             decisions = decisions + self._assign() + self._share()
         return job, decisions
 
@@ -306,29 +310,38 @@ class Schedule(Board):
         return []
 
     def _note(self, job: Job, report: Report) -> Decisions:
-        call, rest = job.call, job.note(report)
+        call, n_run = job.call, report.n_run
+        ran, rest = job.positions[:n_run], job.positions[n_run:]
+        request = call.request
+        decisions: Decisions = []
+        if n_run:
+            faults = {job.positions[place]: error for place, error in report.errors.items()}
+            outcome = Outcome(
+                ran, report.values, faults, n_run=n_run, seconds=report.seconds, result_bytes=report.result_bytes
+            )
+            decisions = self._deliver(call, outcome)
         if rest and report.was_refused:
-            self._put_back(job.some((position,)) for position in reversed(rest))
-        elif rest and report.n_run and not call.group.stopping and (call.after_error == "go_on" or not report.errors):
+            decisions += self._put_back(job.some((position,)) for position in reversed(rest))
+        elif rest and n_run and (request.after_error == "go_on" or not report.errors):
             # It took too long for one message, or others have nothing to do. Parts for those, or else some for each slot,
             # but none that is over sooner than it is worth.
             n_idle = self._n_idle(call.group)
             n_parts = 1 + n_idle if n_idle else 2 * self.width(call.group)
-            worth = report.seconds / report.n_run * len(rest) / PART_SECONDS
-            self._put_back(reversed(job.split(rest, max(1, min(n_parts, int(worth))))))
+            worth = report.seconds / n_run * len(rest) / PART_SECONDS
+            decisions += self._put_back(reversed(job.split(rest, max(1, min(n_parts, int(worth))))))
         else:
-            call.drop(rest)
-        return self._after_errors(call) if report.errors else self._settle_if_done(call)
+            decisions += self._drop_items(call, rest)
+        return decisions + self._after_errors(call) if report.errors else decisions
 
     def _after_errors(self, call: Call) -> Decisions:
         """Do what a call's error does to the rest of it, and of its group."""
-        if call.after_error == "go_on" or call.group.stopping:
-            return self._settle_if_done(call)
-        if call.after_error == "finish_running":
+        after_error = call.request.after_error
+        if after_error == "go_on" or call.group.stopping:
+            return []
+        if after_error == "finish_running":
             return self.stop_after_running(call.group)
         call.group.stopping = True
-        own = self._drop([call]) if call.missing else self._settle(call)
-        return own + self.drop(call.group)
+        return self.drop(call.group)
 
     def _died_building(self, slot: Slot, death: Death, *, expired: bool) -> Decisions:
         slot.deaths += 1
@@ -357,31 +370,31 @@ class Schedule(Board):
         if expired and len(job.positions) > 1 and guilty != slot.expired_place:
             guilty = None  # the slow item had just ended when its worker was killed: let the single run tell
         others = [position for place, position in enumerate(job.positions) if place != guilty]
-        self._put_back(Job(job.call, (position,)) for position in reversed(others))
+        decisions = self._put_back(Job(job.call, (position,)) for position in reversed(others))
         if guilty is None:
-            return self._settle_if_done(job.call)
-        return self._blame(slot, job, job.positions[guilty], death, expired=expired)
+            return decisions
+        return decisions + self._blame(slot, job, job.positions[guilty], death, expired=expired)
 
     def _died_before_it_began(self, slot: Slot, job: Job, death: Death, *, expired: bool) -> Decisions:
         slot.deaths += 1
-        self._put_back([job])
-        decisions = self._settle_if_done(job.call)
-        if slot.deaths > job.call.limits.max_restarts:
+        request = job.call.request
+        decisions = self._put_back([job])
+        if slot.deaths > request.limits.max_restarts:
             slot.group = job.call.group
             why = ""
             if expired:
                 death = death._replace(exitcode=None)  # the signal was ours, and would be explained as somebody else's
                 why = (
                     f"The last one was ended because no item had begun long after item_timeout="
-                    f"{job.call.limits.item_timeout or 0.0:g} s. Likely cause: importing what the function needs hangs, or "
+                    f"{request.limits.item_timeout or 0.0:g} s. Likely cause: importing what the function needs hangs, or "
                     "takes minutes; if it is only slow, raise item_timeout."
                 )
-            elif job.call.target is not None:
+            elif request.target is not None:
                 why = (
                     "It had been sent a function: if importing that function's module ends a process, so it does in a fresh "
                     "interpreter."
                 )
-            decisions += self._give_up(slot, death, job.call.limits, why)
+            decisions += self._give_up(slot, death, request.limits, why)
         return decisions
 
     def _give_up(self, slot: Slot, death: Death, limits: Limits, why: str = "") -> Decisions:
@@ -393,33 +406,32 @@ class Schedule(Board):
         error = errors.WorkerCrashedError(None, slot.index, death.pid, death.exitcode, detail)
         return self._fail_group(slot, error)
 
-    def _put_back(self, jobs: Iterable[Job]) -> None:
+    def _put_back(self, jobs: Iterable[Job]) -> Decisions:
         """Put jobs in front of the queue, the last one first; unless nothing more of their call shall start."""
+        decisions: Decisions = []
         for job in jobs:
             if job.call.group.stopping:
-                job.call.drop(job.positions)
+                decisions += self._drop_items(job.call, job.positions)
             else:
                 self.queue.appendleft(job)
+        return decisions
 
     def _blame(self, slot: Slot, job: Job, position: int, death: Death, *, expired: bool) -> Decisions:
-        call = job.call
-        if job.attempt <= call.limits.retries and not call.group.stopping:
+        call, request = job.call, job.call.request
+        if job.attempt <= request.limits.retries and not call.group.stopping:
             avoid = slot.index if self.width(call.group) > 1 else None
             self._avoids |= avoid is not None
             self.queue.appendleft(Job(call, (position,), job.attempt + 1, avoid))
             return []
         slot.deaths = 0  # the item is done with, so this slot has got somewhere
         slot.n_done += 1
-        index = call.index(position)
+        index = request.index(position)
+        error: BaseException
         if expired:
-            limit = call.limits.item_timeout or 0.0
-            call.fail(position, errors.ItemTimeoutError(index, slot.index, death.pid, limit))
+            error = errors.ItemTimeoutError(index, slot.index, death.pid, request.limits.item_timeout or 0.0)
         else:
-            call.fail(
-                position,
-                errors.WorkerCrashedError(index, slot.index, death.pid, death.exitcode, reason=death.reason),
-            )
-        return self._after_errors(call)
+            error = errors.WorkerCrashedError(index, slot.index, death.pid, death.exitcode, reason=death.reason)
+        return self._deliver(call, Outcome((position,), [None], {position: error})) + self._after_errors(call)
 
     def _fail_group(self, slot: Slot, error: BaseException) -> Decisions:
         group, slot.group, slot.deaths = slot.group, None, 0
@@ -434,40 +446,37 @@ class Schedule(Board):
         # Of calls that were submitted one by one, those fail that wait for a worker.
         queued = {job.call for job in self.queue}
         calls = [call for call in self.calls_of(group) if group.on_error is not None or call in queued]
-        for call in calls:
-            call.fatal = error
         decisions: Decisions = [FailGroup(group, error), *self._stop_running(calls)]
-        decisions += [decision for call in calls for decision in self._settle(call)]
+        decisions += [decision for call in calls for decision in self._give_back(call, fatal=error)]
         self.queue = deque(job for job in self.queue if not job.call.settled)
         return decisions
 
+    # Each of these says of items what became of them, each item once; with the last one a call is settled.
+
+    def _deliver(self, call: Call, outcome: Outcome) -> Decisions:
+        request = call.request
+        is_last = call.take(outcome.positions)
+        if is_last:
+            self._forget_call(call)
+        return [Deliver(request.deliver, outcome._replace(is_last=is_last))]
+
+    def _drop_items(self, call: Call, positions: Sequence[int]) -> Decisions:
+        return self._deliver(call, Outcome(positions, [], is_dropped=True)) if positions else []
+
+    def _give_back(self, call: Call, *, fatal: BaseException | None = None) -> Decisions:
+        """Say of all items of which nothing was said yet that they will not be run."""
+        return self._deliver(call, Outcome(call.positions_left, [], is_dropped=True, fatal=fatal))
+
     def _fail(self, call: Call, error: BaseException) -> Decisions:
-        call.fatal = error
-        return [*self._stop_running([call]), *self._settle(call)]
+        return [*self._stop_running([call]), *self._give_back(call, fatal=error)]
 
     def _drop(self, calls: Collection[Call]) -> Decisions:
-        for call in calls:
-            call.abandoned = True
-            call.drop([p for p in range(call.size) if p not in call.errors and p not in call.dropped])
         decisions = self._stop_running(calls)
-        decisions += [decision for call in calls for decision in self._settle(call)]
-        self.queue = deque(job for job in self.queue if not job.call.abandoned)
+        decisions += [decision for call in calls for decision in self._give_back(call)]
+        self.queue = deque(job for job in self.queue if not job.call.settled)
         return decisions
 
     def _stop_running(self, calls: Collection[Call]) -> Decisions:
         wanted = set(calls)
         running = [slot for slot in self.slots if slot.job is not None and slot.job.call in wanted]
         return [StopJob(slot.index, slot.seq) for slot in running]
-
-    def _drop_queued(self, group: Group) -> None:
-        for job in self.queue:
-            if job.call.group is group:
-                job.call.drop(job.positions)
-        self.queue = deque(job for job in self.queue if job.call.group is not group)
-
-    def _settle_if_done(self, call: Call) -> Decisions:
-        return [] if call.missing else self._settle(call)
-
-    def _settle(self, call: Call) -> Decisions:
-        self._forget_call(call)
-        return [Settle(call)]

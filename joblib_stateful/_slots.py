@@ -1,14 +1,16 @@
-"""The records of scheduling: slots, jobs, and the decisions that the schedule hands out."""
+"""The records of scheduling: slots, calls, jobs, and the decisions that the schedule hands out."""
 
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from ._records import NO_LIMITS, Call, Death, Group, Limits, Report
+from ._records import NO_LIMITS, Request
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+    from ._records import Death, Group, Limits, Outcome
 
 
 class State(enum.Enum):
@@ -19,6 +21,45 @@ class State(enum.Enum):
     IDLE = "idle"
     BUSY = "busy"
     CLOSING = "closing"
+
+
+class Call:
+    """What is known of a request while something of it is missing."""
+
+    __slots__ = ("claimed", "group", "left", "parcel", "request", "settled")
+
+    def __init__(self, request: Request) -> None:
+        self.request, self.group, self.parcel = request, request.group, request.parcel
+        self.left: range | set[int] = range(request.size)  # positions of which there is no outcome
+        self.claimed = False  # its owner has said that it may run
+        self.settled = False  # there is an outcome of all
+
+    def take(self, positions: Sequence[int]) -> bool:
+        """Note that there is an outcome of some items; return whether that makes it one of all."""
+        if len(positions) == len(self.left):
+            self.left = range(0)
+            return True
+        if isinstance(self.left, range):
+            self.left = set(self.left)
+        self.left.difference_update(positions)
+        return False
+
+    @property
+    def positions_left(self) -> Sequence[int]:
+        """The positions of which there is no outcome, in order."""
+        return self.left if isinstance(self.left, range) else sorted(self.left)
+
+    def settle(self) -> None:
+        """Let go of what was needed to run it; a worker may still be at something of it that nobody wants.
+
+        The parcel goes first: who reads the request, and then finds that, has both.
+        """
+        self.settled, self.parcel = True, None
+        self.request = self.request.emptied()
+
+    def __repr__(self) -> str:
+        state = "settled" if self.settled else f"{len(self.left)} left"
+        return f"<Call of {self.request.size} items, {state}>"
 
 
 class Job:
@@ -32,26 +73,13 @@ class Job:
         """Return a job of some of its items."""
         return Job(self.call, positions, self.attempt, self.avoid)
 
-    def note(self, report: Report) -> Sequence[int]:
-        """Enter into the call what became of these items; return the positions of those that were not run."""
-        call = self.call
-        if report.n_run == call.size and not report.errors:
-            call.values = report.values
-        else:
-            for place, position in enumerate(self.positions[: report.n_run]):
-                call.values[position] = report.values[place]
-                if place in report.errors:
-                    call.errors[position] = report.errors[place]
-            call.news.extend(self.positions[: report.n_run])
-        call.missing -= report.n_run
-        call.seconds += report.seconds
-        call.result_bytes += report.result_bytes
-        return self.positions[report.n_run :]
-
     def split(self, positions: Sequence[int], parts: int) -> list[Job]:
         """Return jobs of about the same size for some of its items."""
         size = -(-len(positions) // parts)
         return [self.some(positions[at : at + size]) for at in range(0, len(positions), size)]
+
+    def __repr__(self) -> str:
+        return f"<Job {list(self.positions)}{'' if self.attempt == 1 else f' attempt {self.attempt}'}>"
 
 
 class Slot:
@@ -92,66 +120,68 @@ class Slot:
 
 # --- decisions ----------------------------------------------------------------------------------------
 
-
-class _ForSlot:
-    """Something to do with a slot's worker, and the number of its message."""
-
-    def __init__(self, slot: int, seq: int) -> None:
-        self.slot, self.seq = slot, seq
+# `slot` and `seq` are a slot and the number of its message.
 
 
-class StartWorker(_ForSlot):
-    """Open a worker for a slot and have it build its object."""
+class StartWorker(NamedTuple):
+    """Open a worker for a slot and have it build its object, which shall see so many slots as ``n_jobs``."""
 
-    def __init__(self, slot: int, seq: int, limits: Limits, n_jobs: int) -> None:
-        super().__init__(slot, seq)
-        self.limits, self.n_jobs = limits, n_jobs  # the latter as its object shall see it
+    slot: int
+    seq: int
+    limits: Limits
+    n_jobs: int
 
 
-class SendJob(_ForSlot):
+class SendJob(NamedTuple):
     """Send a job to a slot's worker."""
 
-    def __init__(self, slot: int, seq: int, job: Job) -> None:
-        super().__init__(slot, seq)
-        self.job = job
+    slot: int
+    seq: int
+    job: Job
 
 
-class StopJob(_ForSlot):
+class StopJob(NamedTuple):
     """Ask a worker to stop its message after the current item."""
 
+    slot: int
+    seq: int
 
-class ShareJob(_ForSlot):
+
+class ShareJob(NamedTuple):
     """Ask a worker to give back what is left of its message, if that will take a while."""
 
+    slot: int
+    seq: int
 
-class CloseWorker(_ForSlot):
+
+class CloseWorker(NamedTuple):
     """End a slot's worker in an orderly way; if it is not the one of that life any more, it was killed meanwhile."""
 
-    def __init__(self, slot: int, seq: int, life: int) -> None:
-        super().__init__(slot, seq)
-        self.life = life
+    slot: int
+    seq: int
+    life: int
 
 
-class KillWorker:
+class KillWorker(NamedTuple):
     """End a slot's worker at once, if it still is the one of that life."""
 
-    def __init__(self, slot: int, life: int) -> None:
-        self.slot, self.life = slot, life
+    slot: int
+    life: int
 
 
-class Settle:
-    """A call is done with: tell its owner."""
+class Deliver(NamedTuple):
+    """Hand an outcome to whom it concerns."""
 
-    def __init__(self, call: Call) -> None:
-        self.call = call
+    deliver: Callable[[Outcome], object]
+    outcome: Outcome
 
 
-class FailGroup:
+class FailGroup(NamedTuple):
     """Something ended a whole group: tell its owner."""
 
-    def __init__(self, group: Group, error: BaseException) -> None:
-        self.group, self.error = group, error
+    group: Group
+    error: BaseException
 
 
-Decision: TypeAlias = StartWorker | SendJob | StopJob | ShareJob | CloseWorker | KillWorker | Settle | FailGroup
+Decision: TypeAlias = StartWorker | SendJob | StopJob | ShareJob | CloseWorker | KillWorker | Deliver | FailGroup
 Decisions: TypeAlias = list[Decision]

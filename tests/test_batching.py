@@ -18,17 +18,8 @@ from joblib_stateful._batching import (
     OVERTIME,
     Batching,
 )
-from joblib_stateful._records import Call, Group
 
 MEGABYTE = 2**20
-
-
-def call_of(size: int, seconds: float, result_bytes: int = 0, n_dropped: int = 0) -> Call:
-    """Return a batch that came back, which took so long for all of its items."""
-    call = Call(size, Group())
-    call.seconds, call.result_bytes = seconds, result_bytes
-    call.drop(range(size - n_dropped, size))
-    return call
 
 
 def play(
@@ -40,7 +31,7 @@ def play(
         size = batching.next_batch(room=10**9, remaining=None)
         sizes.append(size)
         batching.note_sent(item_bytes * size, size)
-        batching.note_back(call_of(size, item_seconds * size, result_bytes * size))
+        batching.note_back(size, size, item_seconds * size, result_bytes * size)
     return sizes
 
 
@@ -75,9 +66,9 @@ def test_a_batch_takes_as_long_as_it_should(seconds: float) -> None:
 
 def test_one_odd_measurement_makes_no_long_batch() -> None:
     batching = Batching(2, "auto", "auto")
-    batching.note_back(call_of(1, 1e-5))
+    batching.note_back(1, 1, 1e-5, 0)
     assert batching.batch * 1e-5 <= LEAP_SECONDS
-    batching.note_back(call_of(1, 1e-3))
+    batching.note_back(1, 1, 1e-3, 0)
     assert batching.batch <= GROWTH
 
 
@@ -204,12 +195,12 @@ def test_however_heavy_they_are_each_slot_has_one() -> None:
 
 def test_what_was_not_run_teaches_nothing() -> None:
     batching = Batching(2, "auto", "auto")
-    batching.note_back(call_of(10, 0.0, n_dropped=10))
+    batching.note_back(10, 0, 0.0, 0)
     assert (batching.batch, batching.buffer) == (1, 4)
 
 
 def test_only_what_was_run_counts() -> None:
     one, other = Batching(2, "auto", "auto"), Batching(2, "auto", "auto")
-    one.note_back(call_of(10, 0.02, n_dropped=6))
-    other.note_back(call_of(10, 0.05))
+    one.note_back(10, 4, 0.02, 0)
+    other.note_back(10, 10, 0.05, 0)
     assert one.batch == other.batch == round(BATCH_SECONDS / 5e-3)

@@ -277,13 +277,13 @@ def test_a_second_ctrl_c_before_the_map_begins_to_end(program: StartProgram) -> 
     """The map is then ended by nobody but the end of the interpreter, when no thread can be started any more."""
     running = program(
         """
-        from joblib_stateful._run import MapRun
+        from joblib_stateful import StatefulMap
 
-        def interrupted(run, end=MapRun.shut, **options):
-            MapRun.shut = end
+        def interrupted(results, end=StatefulMap._shut, **options):
+            StatefulMap._shut = end
             raise KeyboardInterrupt
 
-        MapRun.shut = interrupted
+        StatefulMap._shut = interrupted
         list(stateful_map(Worker, ['hang'] * 10, n_jobs=2, batch_size=1, progress=True))
         """
     )

@@ -113,7 +113,7 @@ def test_while_it_stays_away_its_workers_go_on(quick: None, takers: list[int], s
     results = stateful_map(work, range(_WARM + 60), n_jobs=2, batch_size=1, buffer=40, ordered=ordered)
 
     def open_when_full() -> None:
-        while results._run.n_pulled < _WARM + 40:
+        while results._feeder.n_pulled < _WARM + 40:
             time.sleep(0.001)
         scene.gate().open()
 

@@ -621,19 +621,23 @@ def test_several_threads_share_the_results_of_one_map(engine: str, batch_size: A
     assert all(taken == sorted(taken) for taken in found), "each thread gets its results in order"
 
 
-def test_a_program_without_joblib_does_not_get_it(run_program: RunProgram) -> None:
+def test_joblib_is_loaded_by_the_first_result_and_not_in_workers(run_program: RunProgram) -> None:
     done = run_program(
         """
         import sys
         from joblib_stateful import stateful_map
 
+        def is_there(item):
+            return "joblib" in sys.modules
+
         if __name__ == "__main__":
-            print(sum(stateful_map(abs, range(100), n_jobs=2, batch_size=1)), "joblib" in sys.modules)
-            import joblib
-            print(sum(stateful_map(abs, range(100), n_jobs=2, batch_size=1)))
+            results = stateful_map(is_there, range(10), n_jobs=2, batch_size=1)
+            print(is_there(0))
+            print(set(results), is_there(0))
+            print(set(stateful_map(is_there, range(10), n_jobs=2)))
         """
     )
-    assert (done.code, done.out, done.err) == (0, "4950 False\n4950\n", "")
+    assert (done.code, done.out, done.err) == (0, "False\n{False} True\n{False}\n", "")
 
 
 def test_the_records_for_users_are_made_where_one_is_given(run_program: RunProgram) -> None:

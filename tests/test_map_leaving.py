@@ -14,12 +14,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from joblib_stateful import StatefulMap, stateful_map
-from joblib_stateful._run import MapRun
 from test_map_tools import Scene, engines, new_scene, orders, parallel_engines
 
 if TYPE_CHECKING:
     from conftest import BuildLog, RunProgram
-    from joblib_stateful._feed import Feed
 
 
 class Notes:
@@ -402,17 +400,17 @@ def test_a_map_that_is_left_at_the_end_of_a_script_is_silent(run_program: RunPro
 
 
 def test_an_interrupted_map_gives_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    look = MapRun._look
+    look = StatefulMap._look
 
-    def interrupted(run: MapRun, feed: Feed) -> None:
-        look(run, feed)
+    def interrupted(results: StatefulMap[int]) -> None:
+        look(results)
         raise KeyboardInterrupt
 
     results = stateful_map(abs, range(10), n_jobs=1, engine="inline", batch_size=10)
     assert next(results) == 0
-    results._run.look_first()
+    results._inbox.put()  # or the second one, which is there, would be given without a look
     with monkeypatch.context() as patch:
-        patch.setattr(MapRun, "_look", interrupted)
+        patch.setattr(StatefulMap, "_look", interrupted)
         with pytest.raises(KeyboardInterrupt):
             next(results)
     assert list(results) == []

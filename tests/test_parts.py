@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from joblib_stateful import StatefulExecutor, _batching, factory, stateful_map
-from joblib_stateful._feed import Feed
-from joblib_stateful._records import Call, Group
+from joblib_stateful._locks import Lock
 from joblib_stateful.errors import ShutdownError
 from test_map_tools import Scene, crash, new_scene, orders, parallel_engines
 
@@ -175,8 +174,12 @@ class Turn:
     """The lock of a map, that closes it in the last moment of somebody's turn."""
 
     def __init__(self, results: Any) -> None:
-        self.results, self.lock = results, threading.Lock()
-        self.acquire, self.release, self.locked = self.lock.acquire, self.lock.release, self.lock.locked
+        self.results, self.lock = results, Lock()
+        self.acquire, self.release = self.lock.acquire, self.lock.release
+
+    @property
+    def is_mine(self) -> bool:
+        return self.lock.is_mine
 
     def __enter__(self) -> None:
         self.lock.acquire()
@@ -189,11 +192,10 @@ class Turn:
 
 
 def test_a_map_that_is_closed_at_the_end_of_a_turn_is_shut() -> None:
-    results = stateful_map(abs, range(100), n_jobs=1, batch_size=1, buffer=4, engine="threads")
-    run: Any = results._run
-    run.turn = Turn(results)
+    results: Any = stateful_map(abs, range(100), n_jobs=1, batch_size=1, buffer=4, engine="threads")
+    results._turn = Turn(results)
     assert next(results) == 0
-    assert run.is_shut
+    assert results._is_shut
     assert list(results) == []
 
 
@@ -215,18 +217,8 @@ def test_a_map_whose_executor_was_shut_down_says_what_is_missing(
     executor = StatefulExecutor(factory(lambda: work), 1, engine=engine)
     results = stateful_map(executor, range(6), batch_size=1, buffer=6, ordered=ordered)
     assert next(results) == 0  # and all others have been sent
-    assert results._run.n_pulled == 6
+    assert results._feeder.n_pulled == 6
     executor.shutdown(**how)
     scene.gate().open()
     with pytest.raises(ShutdownError, match="the rest of its results will never come"):
         list(results)
-
-
-@orders
-def test_news_of_a_batch_that_is_settled_already_are_none(*, ordered: bool) -> None:
-    with StatefulExecutor(n_jobs=1, engine="inline") as executor:
-        feed = Feed(executor.core, lambda _: None, lambda _: None, lambda: None, ordered=ordered)
-        call = Call(2, Group())
-        call.news.append(0)
-        feed._part(call)
-        assert not feed.is_ready

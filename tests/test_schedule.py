@@ -7,18 +7,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from asked import Asked, who_asked
 from joblib_stateful import errors
-from joblib_stateful._records import Call, Death, Group, Limits, Report
+from joblib_stateful._records import Death, Group, Limits, Report
 from joblib_stateful._schedule import Schedule
 from joblib_stateful._slots import (
     CloseWorker,
     Decision,
     Decisions,
+    Deliver,
     FailGroup,
     Job,
     KillWorker,
     SendJob,
-    Settle,
     ShareJob,
     StartWorker,
     StopJob,
@@ -45,14 +46,23 @@ def a_call(
     max_restarts: int = 3,
     after_error: AfterError = "go_on",
     budget: float | None = None,
-) -> Call:
+    unsent: Collection[int] = (),
+) -> Asked:
     limits = Limits(item_timeout=2.0, init_timeout=5.0, retries=retries, max_restarts=max_restarts)
-    return Call(size, Group() if group is None else group, limits, after_error=after_error, budget=budget, first=0)
+    group = Group() if group is None else group
+    return Asked(size, group, limits, after_error=after_error, budget=budget, first=0, unsent=unsent)
 
 
 def told(decisions: Decisions) -> list[str]:
-    """Return what was decided in words."""
-    return [_in_words(decision) for decision in decisions]
+    """Return what was decided in words, with outcomes delivered; of these only the last one of a request is a word."""
+    for decision in decisions:
+        if isinstance(decision, Deliver):
+            decision.deliver(decision.outcome)
+    return [_in_words(decision) for decision in decisions if _is_told(decision)]
+
+
+def _is_told(decision: Decision) -> bool:
+    return not isinstance(decision, Deliver) or decision.outcome.is_last
 
 
 def _in_words(decision: Decision) -> str:
@@ -60,7 +70,7 @@ def _in_words(decision: Decision) -> str:
         return f"send {list(decision.job.positions)} to {decision.slot}"
     if isinstance(decision, FailGroup):
         return f"fail {type(decision.error).__name__}"
-    if isinstance(decision, Settle):
+    if isinstance(decision, Deliver):
         return "settle"
     return f"{_VERBS[type(decision)]} {decision.slot}"
 
@@ -83,8 +93,8 @@ class Play:
     def __repr__(self) -> str:
         return repr(self.schedule)
 
-    def submit(self, *calls: Call) -> list[str]:
-        return [word for call in calls for word in told(self.schedule.submit(call))]
+    def submit(self, *calls: Asked) -> list[str]:
+        return [word for call in calls for word in told(self.schedule.submit(call.request))]
 
     def built(self, *slots: int) -> list[str]:
         return [word for slot in slots for word in told(self.schedule.built(slot, self.seq(slot)))]
@@ -217,19 +227,11 @@ def test_a_worker_that_dies_while_it_is_warmed_is_built_again() -> None:
     assert not play.schedule.is_warming
 
 
-def test_calls_without_anything_to_run_are_settled_at_once() -> None:
-    call = a_call(0)
-    assert Play(1).submit(call) == ["settle"]
-    assert call.settled
-
-
 @pytest.mark.parametrize(
     ("after_error", "expected"), [("go_on", ["send [0, 2] to 0"]), ("finish_running", ["settle"]), ("drop", ["settle"])]
 )
 def test_what_could_not_be_packed_counts_as_an_error(after_error: AfterError, expected: list[str]) -> None:
-    call = a_call(3, after_error=after_error)
-    call.unsent = frozenset({1})
-    call.fail(1, errors.TransferError(1, "item", "a lock"))
+    call = a_call(3, after_error=after_error, unsent=[1])
     assert with_objects(1).submit(call) == expected
 
 
@@ -341,7 +343,7 @@ def test_items_that_kill_every_worker_end_in_their_errors_and_never_exhaust_a_sl
     for call in calls:
         assert play.died_at(0, 0) == ["start 0"]
         play.built(0)
-        assert not call.settled
+        assert not call.is_settled
         assert play.died_at(0, 0)[0] == "settle"
         assert isinstance(call.errors[0], errors.WorkerCrashedError)
         play.built(0)
@@ -608,7 +610,7 @@ def test_a_failed_constructor_ends_only_those_single_calls_that_wait() -> None:
     play.built(0)
     assert play.build_failed(1) == ["close 1", "fail WorkerInitError", "settle"]
     assert waiting.fatal is not None
-    assert not running.settled
+    assert not running.is_settled
     assert play.finished(0) == ["settle"]
     # The next call may try again: the user may have freed the GPU.
     play.ended(1)
@@ -653,7 +655,7 @@ def test_dropping_forgets_what_waits_and_stops_what_runs() -> None:
 def test_a_dropped_item_that_crashes_is_not_tried_again() -> None:
     play, call = with_objects(1), a_call(retries=5)
     play.submit(call)
-    play.schedule.drop(call.group)
+    told(play.schedule.drop(call.group))
     assert play.died_at(0, 0) == []
     assert call.errors == {}
 
@@ -672,7 +674,7 @@ def test_stopping_after_running_lets_the_running_item_finish_and_drops_the_rest(
 def test_a_stopped_message_that_was_not_begun_does_not_run_at_all() -> None:
     play, call = with_objects(2), a_call(3)
     play.submit(call)
-    play.schedule.stop_after_running(call.group)
+    told(play.schedule.stop_after_running(call.group))
     assert play.died(0) == ["settle"]
     assert call.dropped == {0, 1, 2}
 
@@ -680,7 +682,7 @@ def test_a_stopped_message_that_was_not_begun_does_not_run_at_all() -> None:
 def test_a_stopped_message_is_settled_also_if_its_slot_was_exhausted_by_it() -> None:
     play, call = with_objects(1), a_call(2, max_restarts=0)
     play.submit(call)
-    play.schedule.stop_after_running(call.group)
+    told(play.schedule.stop_after_running(call.group))
     assert play.died(0) == ["settle", "fail WorkerCrashedError"]
     assert call.missing == 0
 
@@ -688,7 +690,7 @@ def test_a_stopped_message_is_settled_also_if_its_slot_was_exhausted_by_it() -> 
 def test_a_stopped_item_that_crashes_gets_its_error_and_no_retry() -> None:
     play, call = with_objects(2), a_call(3, retries=1)
     play.submit(call)
-    play.schedule.stop_after_running(call.group)
+    told(play.schedule.stop_after_running(call.group))
     assert play.died_at(0, 1) == ["settle"]
     assert list(call.errors) == [1]
     assert call.dropped == {0, 2}
@@ -722,7 +724,7 @@ def test_drop_waits_for_nothing() -> None:
     play, call = with_objects(2, max_tasks=2), a_call(6, after_error="drop")
     play.submit(call)
     assert play.finished(0, n_run=1, failed={0}) == ["stop 1", "settle"]
-    assert call.abandoned
+    assert call.dropped == {1, 2, 3, 4, 5}
     assert play.finished(1) == ["close 1"]
 
 
@@ -736,11 +738,11 @@ def test_a_crash_is_an_error_like_others() -> None:
 def test_a_call_that_its_owner_cancelled_is_never_sent_nor_told_of() -> None:
     play = with_objects(1)
     first, second, third = a_call(), a_call(), a_call()
-    second.claim = lambda: False
+    second.request.claim = lambda: False
     play.submit(first, second, third)
     assert play.finished(0) == ["settle", "send [0] to 0"]
-    assert second.settled
-    assert play.schedule.calls_of() == [third]
+    assert not second.heard_of
+    assert list(map(who_asked, play.schedule.calls_of())) == [third]
 
 
 def test_an_owner_is_asked_once_and_only_when_its_call_is_sent() -> None:
@@ -752,7 +754,7 @@ def test_an_owner_is_asked_once_and_only_when_its_call_is_sent() -> None:
         asked.append("may it run?")
         return True
 
-    call.claim = claim
+    call.request.claim = claim
     play.submit(a_call(), call)
     assert asked == []
     play.finished(0)
@@ -765,7 +767,7 @@ def test_thousands_of_cancelled_calls_are_no_burden() -> None:
     play = with_objects(1)
     calls = [a_call() for _ in range(5000)]
     for call in calls[1:]:
-        call.claim = lambda: False
+        call.request.claim = lambda: False
     play.submit(*calls)
     assert play.finished(0) == ["settle"]
     assert repr(play) == "<Schedule [idle] 0 queued, 0 open>"
@@ -778,13 +780,13 @@ def test_only_calls_of_which_nothing_was_sent_count_as_not_started() -> None:
     # What is left of the batch waits again, but it has been sent before.
     play.died_at(0, 0)
     assert told(play.schedule.drop_not_started()) == ["settle", "settle"]
-    assert play.schedule.calls_of() == [split]
+    assert list(map(who_asked, play.schedule.calls_of())) == [split]
 
 
 def test_what_comes_of_a_group_after_it_was_stopped_does_not_run() -> None:
     play, call = with_objects(1), a_call(3)
     play.submit(call)
-    play.schedule.stop_after_running(call.group)
+    told(play.schedule.stop_after_running(call.group))
     late = a_call(2, call.group)
     assert play.submit(late) == ["settle"]
     assert late.dropped == {0, 1}
@@ -795,7 +797,7 @@ def test_of_a_group_only_the_first_error_stops_the_others() -> None:
     group = a_map()
     play, calls = with_objects(2), [a_call(2, group, after_error="finish_running") for _ in range(3)]
     play.submit(*calls)
-    assert play.finished(0, n_run=1, failed={0}) == ["stop 0", "stop 1", "settle", "settle"][1:]
+    assert play.finished(0, n_run=1, failed={0}) == ["settle", "stop 1", "settle"]
     assert play.finished(1, n_run=1, failed={0}) == ["settle"]
     assert [sorted(call.dropped) for call in calls] == [[1], [1], [0, 1]]
 
@@ -826,7 +828,7 @@ def test_killing_for_a_group_spares_the_others_and_the_idle() -> None:
     play, group = with_objects(3), a_map()
     mine, others = a_call(group=group), a_call(group=a_map())
     play.submit(mine, others)
-    play.schedule.drop(group)
+    told(play.schedule.drop(group))
     assert play.schedule.is_running(group)
     assert told(play.schedule.kill(group)) == ["kill 0"]
     assert play.died_at(0, 0) == []
@@ -838,7 +840,7 @@ def test_a_doomed_slot_gets_nothing_more_even_if_its_reply_comes_first() -> None
     play, group = with_objects(2), a_map()
     call = a_call(group=group)
     play.submit(call)
-    play.schedule.drop(call.group)
+    told(play.schedule.drop(call.group))
     play.schedule.kill(group)
     assert play.finished(0) == []
     assert repr(play) == "<Schedule [closing idle] 0 queued, 0 open>"
@@ -851,7 +853,7 @@ def test_a_reply_that_comes_after_the_kill_frees_the_slot() -> None:
     play, group = with_objects(1), a_map()
     call = a_call(group=group)
     play.submit(call)
-    play.schedule.drop(call.group)
+    told(play.schedule.drop(call.group))
     play.schedule.kill(group)
     assert play.killed(0) == []
     assert repr(play) == "<Schedule [busy] 0 queued, 0 open>"
@@ -873,7 +875,7 @@ def test_killing_a_construction_is_no_failure_of_it() -> None:
     play, group = Play(1), a_map()
     call = a_call(group=group, max_restarts=0)
     play.submit(call)
-    play.schedule.drop(call.group)
+    told(play.schedule.drop(call.group))
     assert told(play.schedule.kill(group)) == ["kill 0"]
     assert play.died(0) == []
     assert group.error is None

@@ -20,18 +20,19 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from asked import Asked, who_asked
 from joblib_stateful import errors
-from joblib_stateful._records import Call, Death, Group, Limits, Report
+from joblib_stateful._records import Death, Group, Limits, Report
 from joblib_stateful._schedule import Schedule
 from joblib_stateful._slots import (
     CloseWorker,
     Decision,
     Decisions,
+    Deliver,
     FailGroup,
     Job,
     KillWorker,
     SendJob,
-    Settle,
     ShareJob,
     StartWorker,
     State,
@@ -73,13 +74,12 @@ class ScheduleMachine(RuleBasedStateMachine):
         self.plain, self.map = Group(), Group(on_error=_ignore)
         self.narrow = Group(on_error=_ignore, n_slots=1)
         self.groups: list[Group] = []
-        self.calls: list[Call] = []
-        self.n_settled: Counter[Call] = Counter()
-        self.cancelled: set[Call] = set()
+        self.calls: list[Asked] = []
+        self.cancelled: set[Asked] = set()
         self.lives: dict[int, Life] = {}
         self.kills: list[KillWorker] = []
-        self.blamed: Counter[tuple[Call, int]] = Counter()  # deaths that an item paid for
-        self.blamed_in: dict[tuple[Call, int], int] = {}
+        self.blamed: Counter[tuple[Asked, int]] = Counter()  # deaths that an item paid for
+        self.blamed_in: dict[tuple[Asked, int], int] = {}
         self.unblamed: Counter[int] = Counter()  # deaths of a slot, in a row, that nobody paid for
 
     @initialize(n_slots=st.integers(1, 3), max_tasks=st.sampled_from([None, None, 1, 2, 3]), in_turn=st.booleans())
@@ -94,8 +94,10 @@ class ScheduleMachine(RuleBasedStateMachine):
             self._carry_out_one(decision)
 
     def _carry_out_one(self, decision: Decision) -> None:
-        if isinstance(decision, Settle):
-            self._settle(decision.call)
+        if isinstance(decision, Deliver):
+            decision.deliver(decision.outcome)
+            if decision.outcome.is_last:
+                self._settle(decision)
         elif isinstance(decision, FailGroup):
             assert decision.group in self.groups
         elif isinstance(decision, StartWorker):
@@ -115,7 +117,7 @@ class ScheduleMachine(RuleBasedStateMachine):
             job = self.lives[decision.slot].job
             assert self.lives[decision.slot].message == decision.seq
             assert job is not None
-            assert job.call.budget is not None
+            assert job.call.request.budget is not None
             assert len(job.positions) > 1
             assert job.call.group.sharing
             assert not self.schedule.queue
@@ -133,24 +135,25 @@ class ScheduleMachine(RuleBasedStateMachine):
             self.kills.append(decision)
 
     def _send(self, send: SendJob) -> None:
-        call, life = send.job.call, self.lives[send.slot]
+        call, life = who_asked(send.job.call), self.lives[send.slot]
         assert life.message is None, "it is at work, or being built"
         assert not life.doomed
         assert life.closing is None
         assert send.slot < call.group.n_slots, "not one of its own slots"
-        assert not call.settled
+        assert not call.is_settled
         assert not call.group.stopping
-        assert call.claim is None or call.claimed
+        assert call.request.claim is None or send.job.call.claimed
         assert send.job.positions
         running = {
-            p for other in self.lives.values() if other.job and other.job.call is call for p in other.job.positions
+            p
+            for other in self.lives.values()
+            if other.job and other.job.call is send.job.call
+            for p in other.job.positions
         }
         assert running.isdisjoint(send.job.positions), "it runs elsewhere"
         for position in send.job.positions:
             item = call, position
-            assert position not in call.errors
-            assert position not in call.dropped
-            assert call.values[position] is None, "it has a value already"
+            assert position not in call.heard_of, "it has an outcome already"
             assert self.blamed[item] <= call.limits.retries
             if self.schedule.width(call.group) > 1:
                 assert self.blamed_in.get(item) != send.slot, "it killed its worker here before"
@@ -158,19 +161,16 @@ class ScheduleMachine(RuleBasedStateMachine):
         assert max_tasks is None or life.n_run + len(send.job.positions) <= max_tasks
         life.message, life.job, life.stop_asked = send.seq, send.job, False
 
-    def _settle(self, call: Call) -> None:
-        self.n_settled[call] += 1
-        assert self.n_settled[call] == 1
-        assert call.settled
-        if call.fatal is not None or call.abandoned:
-            return
+    def _settle(self, decision: Deliver) -> None:
+        call: Asked = decision.deliver.__self__  # type: ignore[attr-defined]  # its method
         assert call.missing == 0
-        for position in range(call.size):
-            error, is_dropped = call.errors.get(position), position in call.dropped
-            value = None if error is not None or is_dropped else _value(call, position)
-            assert call.values[position] == value
-            assert error is None or not is_dropped
-            assert not isinstance(error, errors.WorkerError) or self.blamed[call, position]
+        if call.fatal is None:
+            for position in range(call.size):
+                error, is_dropped = call.errors.get(position), position in call.dropped
+                value = None if error is not None or is_dropped else _value(call, position)
+                assert call.values[position] == value
+                assert error is None or not is_dropped
+                assert not isinstance(error, errors.WorkerError) or self.blamed[call, position]
 
     # --- callers --------------------------------------------------------------------------------------
 
@@ -197,17 +197,15 @@ class ScheduleMachine(RuleBasedStateMachine):
         limits = Limits(5.0, 5.0, retries, max_restarts)
         kept = frozenset(position for position in unsent if position < size)
         group: Group = getattr(self, whose)
-        call = Call(size, group, limits, after_error=after_error, budget=budget, unsent=kept)
-        for position in kept:
-            call.fail(position, errors.TransferError(position, "item", "a lock"))
+        call = Asked(size, group, limits, after_error=after_error, budget=budget, unsent=kept)
         if call.group.on_error is None:
-            call.claim = lambda: call not in self.cancelled
+            call.request.claim = lambda: call not in self.cancelled
         if self.schedule.closing:
             with pytest.raises(errors.ShutdownError):
-                self.schedule.submit(call)
+                self.schedule.submit(call.request)
             return
         self.calls.append(call)
-        self.carry_out(self.schedule.submit(call))
+        self.carry_out(self.schedule.submit(call.request))
 
     def begin_another_map(self, data: st.DataObject) -> None:
         self.map, self.narrow = Group(on_error=_ignore), Group(on_error=_ignore, n_slots=data.draw(st.integers(1, 2)))
@@ -252,7 +250,7 @@ class ScheduleMachine(RuleBasedStateMachine):
 
     def drop_what_has_not_started(self, _: st.DataObject) -> None:
         calls = [call for call in self.schedule.calls_of() if not call.claimed]
-        assert not any(any(call.values) for call in calls)
+        assert not any(who_asked(call).heard_of - set(call.request.faults) for call in calls)
         self.carry_out(self.schedule.drop_not_started())
         assert all(call.settled for call in calls)
 
@@ -339,7 +337,7 @@ class ScheduleMachine(RuleBasedStateMachine):
         size = len(job.positions)
         n_run = data.draw(st.integers(1, size))  # it was asked to stop, or has worked for long enough
         failed = data.draw(st.sets(st.integers(0, n_run - 1), max_size=2))
-        if failed and job.call.after_error != "go_on":
+        if failed and job.call.request.after_error != "go_on":
             n_run = min(failed) + 1  # the worker itself stops there
         self._finish(slot, n_run, {place for place in failed if place < n_run})
 
@@ -399,7 +397,7 @@ class ScheduleMachine(RuleBasedStateMachine):
         was_settled = job.call.settled
         decisions = self._die(slot, Death(exitcode=-9))
         if not was_settled:
-            self._count_unblamed(slot, job.call.group, job.call.limits, decisions)
+            self._count_unblamed(slot, job.call.group, job.call.request.limits, decisions)
         self.carry_out(decisions)
 
     @precondition(lambda self: self._busy())
@@ -412,7 +410,7 @@ class ScheduleMachine(RuleBasedStateMachine):
 
     def _die_at_work(self, slot: int, place: int | None, n_finished: int) -> None:
         job, life = self._job(slot), self.lives[slot]
-        call, size, was_settled = job.call, len(job.positions), job.call.settled
+        call, size, was_settled = who_asked(job.call), len(job.positions), job.call.settled
         guilty = place if size > 1 else 0
         if life.expired and size > 1 and guilty != life.expired_place:
             guilty = None
@@ -423,6 +421,8 @@ class ScheduleMachine(RuleBasedStateMachine):
                 self.blamed_in[call, job.positions[guilty]] = slot
         stopping = call.group.stopping
         decisions = self._die(slot, Death(exitcode=-9, started=True, place=place, n_finished=n_finished))
+        assert not any(isinstance(decision, FailGroup) for decision in decisions)
+        self.carry_out(decisions)
         if not was_settled and guilty is not None:
             position = job.positions[guilty]
             is_final = stopping or self.blamed[call, position] > call.limits.retries
@@ -431,8 +431,6 @@ class ScheduleMachine(RuleBasedStateMachine):
                 self.unblamed[slot] = 0
                 kind = errors.ItemTimeoutError if life.expired else errors.WorkerCrashedError
                 assert isinstance(call.errors[position], kind)
-        assert not any(isinstance(decision, FailGroup) for decision in decisions)
-        self.carry_out(decisions)
 
     @precondition(lambda self: self._closing())
     @rule(data=st.data())
@@ -496,14 +494,17 @@ class ScheduleMachine(RuleBasedStateMachine):
 
     @invariant()
     def each_item_is_in_one_place(self) -> None:
-        places: Counter[tuple[Call, int]] = Counter()
+        places: Counter[tuple[Asked, int]] = Counter()
         running = [slot.job for slot in self.schedule.slots if slot.job is not None]
         for job in (*self.schedule.queue, *running):
-            if job.call in self.schedule.calls_of():
-                places.update((job.call, position) for position in job.positions)
+            if not job.call.settled:
+                places.update((who_asked(job.call), position) for position in job.positions)
         assert max(places.values(), default=1) == 1
-        for call in self.schedule.calls_of():
-            assert sum(owner is call for owner, _ in places) == call.missing > 0
+        for open_call in self.schedule.calls_of():
+            call = who_asked(open_call)
+            waits_for = {position for owner, position in places if owner is call}
+            assert waits_for == set(open_call.left) == set(range(call.size)) - call.heard_of
+            assert waits_for
 
     @invariant()
     def no_job_waits_that_nobody_wants(self) -> None:
@@ -570,9 +571,8 @@ class ScheduleMachine(RuleBasedStateMachine):
         self._drive()
         assert self.schedule.is_empty
         for call in self.calls:
-            assert call.settled
-            # One that its owner has cancelled needs no telling.
-            assert self.n_settled[call] == 1 or (call in self.cancelled and not call.claimed)
+            # One that its owner has cancelled needs no telling; all others hear of each item once (see `Asked`).
+            assert call.is_settled or call in self.cancelled
 
     def _drive(self) -> None:
         """Have everything under way end well."""
@@ -606,9 +606,9 @@ class ScheduleMachine(RuleBasedStateMachine):
         lives = self.lives.items()
         return [slot for slot, life in lives if life.message is life.closing is None and not life.doomed]
 
-    def _cancellable(self) -> list[Call]:
-        calls = self.schedule.calls_of()
-        return [call for call in calls if call.claim and not call.claimed and call not in self.cancelled]
+    def _cancellable(self) -> list[Asked]:
+        waiting = [who_asked(call) for call in self.schedule.calls_of() if not call.claimed]
+        return [call for call in waiting if call.request.claim and call not in self.cancelled]
 
     def _draw_group(self, data: st.DataObject) -> Group:
         groups = self.schedule.groups()
@@ -631,7 +631,9 @@ class ScheduleMachine(RuleBasedStateMachine):
     def _finish(self, slot: int, n_run: int, failed: set[int], *, was_refused: bool = False) -> None:
         job, life = self._job(slot), self.lives[slot]
         faults: dict[int, BaseException] = {place: ValueError(place) for place in failed}
-        values = [None if at in failed else _value(job.call, p) for at, p in enumerate(job.positions[:n_run])]
+        values = [
+            None if at in failed else _value(who_asked(job.call), p) for at, p in enumerate(job.positions[:n_run])
+        ]
         life.n_run += n_run
         self.unblamed[slot] = 0
         seq = self._answered(slot)
@@ -664,7 +666,7 @@ class ScheduleMachine(RuleBasedStateMachine):
         return repr(self.schedule), slots
 
 
-def _value(call: Call, position: int) -> object:
+def _value(call: Asked, position: int) -> object:
     return id(call), position
 
 

@@ -131,7 +131,7 @@ _SCARCE = """
 import faulthandler, os, resource, sys
 import joblib_stateful._segments
 from joblib_stateful import StatefulExecutor, errors, factory, shutdown, stateful_map
-import joblib_stateful.engines._loky, joblib_stateful._run, tqdm, traceback, linecache
+import joblib_stateful.engines._loky, joblib_stateful._iterator, joblib_stateful._parallel, tqdm, traceback, linecache
 
 faulthandler.dump_traceback_later(50, exit=True)
 MB = 1 << 20

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from .. import errors
 from .._executor import StatefulExecutor
-from .._map import StatefulMap, stateful_map, with_indices
+from .._iterator import StatefulMap, with_indices
+from .._map import stateful_map
 from .._spec import Factory, factory, make_spec
 from .._words import a, count
 
