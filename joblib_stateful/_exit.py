@@ -17,7 +17,7 @@ import time
 import weakref
 from functools import partial
 from multiprocessing import util
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from . import _locks, engines
 from ._interrupts import Uninterrupted
@@ -26,19 +26,46 @@ from ._system import after_fork
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ._core import Core
-
 # After Ctrl-C, objects have this long to close; a script shall be gone within two seconds.
 _GRACE_AFTER_INTERRUPT = 1.0
 _GRACE = 10.0
 # What is waited for takes milliseconds, and is only missed in a complaint of a resource tracker.
 _SETTLE_SECONDS = 0.5
 
-_cores: weakref.WeakSet[Core] = weakref.WeakSet()
+
+class Ending(Protocol):
+    """What has workers, and ends them when it is told to; see `Core`, whose methods these are."""
+
+    engine: engines.Engine
+
+    @property
+    def is_awaited(self) -> bool:
+        """True if somebody waits for something that it was given by itself."""
+
+    def finish(self) -> None:
+        """Return when all that is done with."""
+
+    def close(self, *, wait: bool = True) -> None:
+        """End the workers when they are idle."""
+
+    def wait_until_empty(self, timeout: float | None = None) -> bool:
+        """Wait until none is left; False if some still are."""
+
+    def kill(self, *, only_busy: bool = False) -> None:
+        """End them at once."""
+
+    def kill_unended(self, seconds: float) -> None:
+        """End at once those that had so long to end, with a warning."""
+
+    def disown(self) -> None:
+        """Forget them, in a fork."""
+
+
+_cores: weakref.WeakSet[Ending] = weakref.WeakSet()
 _finalizer_of: int | None = None  # the process whose finaliser is ours: children of multiprocessing forget them
 
 
-def watch(core: Core) -> None:
+def watch(core: Ending) -> None:
     """See to it that a core's workers end with the interpreter."""
     _cores.add(core)
 

@@ -7,16 +7,16 @@ from collections.abc import Generator, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from ._batches import Batch
 from ._noticing import Memory
 from ._outcome import packing_error_of
 from ._plan import AFTER_ERROR
 from ._records import Request
-from ._results import Batch
 
 if TYPE_CHECKING:
+    from ._batches import Inbox
     from ._plan import Plan
     from ._records import Group
-    from ._results import Inbox
     from ._surroundings import Surroundings
     from ._transport import Packing
 

@@ -14,13 +14,14 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, TypeVar
 
 from . import _exit, _locks, _safely
+from ._batches import Inbox
 from ._copies import NotCopied
 from ._feeding import Feeder
 from ._interrupts import uninterrupted
 from ._outcome import add_note
 from ._progress import Progress
 from ._records import Group
-from ._results import Inbox, Results
+from ._results import Results
 from ._tracebacks import without_our_frames
 from .errors import ShutdownError
 
@@ -28,11 +29,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
+    from ._batches import Batch
     from ._core import Core
     from ._plan import Plan
     from ._public import TaskResult
     from ._records import Outcome
-    from ._results import Batch
 
 T = TypeVar("T")
 

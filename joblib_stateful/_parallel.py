@@ -16,8 +16,8 @@ from joblib.parallel import ParallelBackendBase
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
+    from ._batches import Batch
     from ._core import Core
-    from ._results import Batch
 
 
 class _Backend(ParallelBackendBase):  # type: ignore[misc]  # joblib is untyped

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from joblib_stateful._batches import Batch, Inbox
 from joblib_stateful._records import Group, Outcome, Request
-from joblib_stateful._results import Batch, Inbox, Results
+from joblib_stateful._results import Results
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
