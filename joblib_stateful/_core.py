@@ -14,14 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from . import _clock, _exit, _idle, _locks, _safely, errors
-from ._definitions import Peer
-from ._interrupts import uninterrupted, wait_for
-from ._limits import CloseWatch, IdleWatch, LimitWatch
-from ._messages import Build, BuildFailed, Built, Failure, Finish, Ran, Reply, Run
-from ._outcome import NonsenseError, init_error_of, packing_error_of, receive, report_of, report_without
-from ._records import Death, Group, Limits, Outcome, Report
-from ._schedule import Schedule
-from ._slots import (
+from ._decisions import (
     CloseWorker,
     Decision,
     Decisions,
@@ -31,18 +24,25 @@ from ._slots import (
     SendJob,
     ShareJob,
     StartWorker,
-    State,
     StopJob,
 )
+from ._definitions import Peer
+from ._interrupts import uninterrupted, wait_for
+from ._limits import CloseWatch, IdleWatch, LimitWatch
+from ._messages import Build, BuildFailed, Built, Failure, Finish, Ran, Reply, Run
+from ._outcome import NonsenseError, init_error_of, packing_error_of, receive, report_of, report_without
+from ._records import Death, Group, Limits, Outcome, Report
+from ._schedule import Schedule
+from ._slots import State
 from ._surroundings import Environment
 from .errors import why_condemned
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from ._jobs import Call, Job
     from ._public import WorkerInfo
     from ._records import Request
-    from ._slots import Call, Job
     from ._spec import PackedSpec
     from ._surroundings import Surroundings
     from ._transport import Parcel
@@ -212,8 +212,8 @@ class Core:
     def building(self, group: Group) -> str:
         """Say what is being built for a group, if nothing can come before that is done; for a bar."""
         with self._lock:
-            width = self._schedule.width(group)
-            states = [slot.state for slot in self._schedule.slots[:width]]
+            width = self._schedule.work.width(group)
+            states = [slot.state for slot in self._schedule.slots.first(width)]
         n_building = states.count(State.BUILDING)
         if not n_building or State.BUSY in states:
             return ""
@@ -268,7 +268,7 @@ class Core:
     def is_awaited(self) -> bool:
         """True if somebody waits for a call that was submitted by itself."""
         with self._lock:
-            groups = self._schedule.groups()
+            groups = self._schedule.work.groups()
         return any(group.on_error is None for group in groups)
 
     @property
@@ -406,7 +406,7 @@ class Core:
             return self._answer(start.slot, start.seq, Death(reason=f"{type(error).__name__}: {error}"))
         with self._lock:
             slot = self._schedule.slots[start.slot]
-            wanted = slot.seq == start.seq and not slot.gone
+            wanted = slot.seq == start.seq and not slot.is_killed
             if wanted:
                 self._workers[start.slot] = (slot.life, worker)
                 worker.on_idle_death = partial(_died_idle, weakref.ref(self), start.slot, slot.life)
@@ -462,7 +462,7 @@ class Core:
             timed,
             request.budget,
             definitions,
-            self._schedule.width(call.group),
+            self._schedule.work.width(call.group),
             surroundings,
         )
         watched = self._limits.begin(worker, message, request.limits.item_timeout)
@@ -726,7 +726,7 @@ class Core:
 
     def _info(self, index: int, make: type[WorkerInfo]) -> WorkerInfo:
         slot, entry = self._schedule.slots[index], self._workers[index]
-        pid = None if entry is None or slot.state is State.EMPTY or slot.gone else entry[1].pid
+        pid = None if entry is None or slot.state is State.EMPTY or slot.is_killed else entry[1].pid
         return make(
             index=index,
             n_jobs=self.n_jobs,

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from ._definitions import Peer
+    from ._jobs import Job
     from ._messages import BuildFailed, Failure, Ran
-    from ._slots import Job
     from ._transport import Transport
     from .engines import Engine
 

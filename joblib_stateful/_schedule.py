@@ -17,13 +17,14 @@ assigns it. The rules, in one place:
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING
 
 from . import errors
-from ._board import Board
+from ._assignment import Assignment
+from ._decisions import Decisions, Deliver, FailGroup, KillWorker, StopJob
+from ._jobs import Call, Job
 from ._records import Outcome
-from ._slots import Call, Decisions, Deliver, FailGroup, Job, KillWorker, Slot, State, StopJob
+from ._slots import Killing, Slot, SlotTable, State
 from ._words import count
 
 if TYPE_CHECKING:
@@ -36,8 +37,27 @@ if TYPE_CHECKING:
 PART_SECONDS = 0.01
 
 
-class Schedule(Board):
-    """Takes events, one method each, and returns the decisions that follow."""
+class Schedule:
+    """Takes events, one method each, and returns the decisions that follow.
+
+    Parameters
+    ----------
+    n_slots : int
+        Number of slots; more can be added.
+    max_tasks : int or None
+        Items after which a worker is closed and its object built anew; None: never.
+    in_turn : bool
+        Give work to the slot that has waited longest, built or not, instead of to as few as possible.
+    """
+
+    def __init__(self, n_slots: int, max_tasks: int | None = None, *, in_turn: bool = False) -> None:
+        self.max_tasks = max_tasks
+        self.slots = SlotTable(n_slots)
+        self.work = Assignment(self.slots, max_tasks, in_turn=in_turn)
+        self.closing = False
+
+    def __repr__(self) -> str:
+        return f"<Schedule {self.slots!r} {len(self.work.jobs)} queued, {self.work.n_calls} open>"
 
     # --- events from callers --------------------------------------------------------------------------
 
@@ -48,44 +68,51 @@ class Schedule(Board):
                 "cannot schedule new futures after shutdown: shutdown() was called, the executor's with block was left, "
                 "or the interpreter is ending. Make a new executor."
             )
-        call = self._take_request(request)
+        call = self.work.open(request)
         call.group.sharing = False  # more of it can come
         if call.group.error is not None:
             return self._fail(call, call.group.error)
         if call.group.stopping:
             return self._drop([call])
         if not request.faults:
-            self.queue.append(Job(call, range(request.size)))
+            self.work.jobs.append(Job(call, range(request.size)))
             return self._assign()
         faults = sorted(request.faults)
         decisions = self._deliver(call, Outcome(faults, [None] * len(faults), request.faults))
         if request.after_error != "go_on":
             return decisions + self._drop_items(call, call.positions_left) + self._after_errors(call)
         if not call.settled:
-            self.queue.append(Job(call, call.positions_left))
+            self.work.jobs.append(Job(call, call.positions_left))
         return decisions + self._assign()
 
     def share(self, group: Group) -> Decisions:
         """Note that no more requests of a group can come at present: idle slots get a share of those that run."""
         group.sharing = True
-        return self._share()
+        return self.work.share()
+
+    def grow(self, n_slots: int) -> Decisions:
+        """Add slots, until there are so many."""
+        self.slots.grow(n_slots)
+        return self._assign()
 
     def warm(self, group: Group, limits: Limits, *, again: bool = False) -> Decisions:
         """Have every slot that a group may use build its object now.
 
         With ``again``, which says that this was done and they don't stand yet, slots that keep dying are given up.
         """
-        slots = self.slots[: self.width(group)]
+        slots = self.slots.first(self.work.width(group))
         for slot in slots:
-            if slot.state in (State.EMPTY, State.CLOSING) or (slot.state is State.BUILDING and slot.doomed):
+            if slot.state in (State.EMPTY, State.CLOSING) or (
+                slot.state is State.BUILDING and slot.killing is not None
+            ):
                 slot.group, slot.limits = group, limits
             if slot.state in (State.EMPTY, State.CLOSING, State.BUILDING):
-                self._warm[slot.index] = None
+                self.slots.warm(slot)
         decisions: Decisions = []
         for slot in slots:
             if (
                 again
-                and slot.index in self._warm
+                and self.slots.is_to_be_warm(slot)
                 and slot.group is group
                 and slot.death is not None
                 and slot.deaths > limits.max_restarts
@@ -97,11 +124,12 @@ class Schedule(Board):
         """Have so many slots ready, or on the way to that, for requests of a group that will come in a moment."""
         if self.closing or group.error is not None:
             return []
-        width = min(n_slots, self.width(group))
-        empty = [slot for slot in self.slots[: self.width(group)] if slot.state is State.EMPTY]
-        for slot in empty[: max(0, width - (self.width(group) - len(empty)))]:
+        slots = self.slots.first(self.work.width(group))
+        empty = [slot for slot in slots if slot.state is State.EMPTY]
+        n_there = len(slots) - len(empty)
+        for slot in empty[: max(0, n_slots - n_there)]:
             slot.group, slot.limits = group, limits
-            self._warm[slot.index] = None
+            self.slots.warm(slot)
         return self._assign()
 
     def drop(self, group: Group | None = None) -> Decisions:
@@ -109,11 +137,11 @@ class Schedule(Board):
 
         Their owners hear at once that they are settled, and of nothing that comes of them later.
         """
-        return self._drop(self.calls_of(group))
+        return self._drop(self.work.calls_of(group))
 
     def drop_not_started(self) -> Decisions:
         """Forget all calls of which nothing was sent yet."""
-        return self._drop([call for call in self.calls_of() if not call.claimed])
+        return self._drop([call for call in self.work.calls_of() if not call.claimed])
 
     def drop_running(self, index: int) -> Decisions:
         """Forget the call that a slot is at, also what of it waits or is at other slots."""
@@ -123,10 +151,9 @@ class Schedule(Board):
     def stop_after_running(self, group: Group) -> Decisions:
         """Let what runs of a group finish its current item, and drop the rest, and what may still come."""
         group.stopping = True
-        queued = [job for job in self.queue if job.call.group is group]
-        self.queue = deque(job for job in self.queue if job.call.group is not group)
+        queued = self.work.remove(lambda job: job.call.group is group)
         decisions = [decision for job in queued for decision in self._drop_items(job.call, job.positions)]
-        return self._stop_running(self.calls_of(group)) + decisions
+        return self._stop_running(self.work.calls_of(group)) + decisions
 
     def kill(self, group: Group | None = None, *, idle_too: bool = False) -> Decisions:
         """Kill the workers that run, or are built for, a group (None: any group); also those that are idle, or ending."""
@@ -137,17 +164,22 @@ class Schedule(Board):
             if is_spared or group not in (None, slot.owner):
                 continue
             if slot.state is State.IDLE:
-                self._enter(slot, State.CLOSING)
-            self._warm.pop(slot.index, None)
-            slot.doomed = True
+                self.slots.enter(slot, State.CLOSING)
+            self.slots.leave_cold(slot)
+            slot.killing = slot.killing or Killing()
             decisions.append(KillWorker(slot.index, slot.life))
         return decisions
 
     def close(self) -> Decisions:
         """Take no more calls; close each worker once nothing is left for it."""
         self.closing = True
-        self._warm.clear()
+        self.slots.leave_all_cold()
         return self._assign()
+
+    def release(self) -> Decisions:
+        """Close the workers that are idle now."""
+        idle = list(self.slots.indices(State.IDLE))
+        return [decision for index in idle for decision in self.work.close(self.slots[index])]
 
     # --- events from workers --------------------------------------------------------------------------
 
@@ -161,9 +193,9 @@ class Schedule(Board):
         slot.n_builds += 1
         slot.init_seconds = seconds
         slot.tasks, slot.group = 0, None
-        self._warm.pop(index, None)
-        self._free_after_work(slot)
-        return self._assign() + self._share()
+        self.slots.leave_cold(slot)
+        self.slots.free_after_work(slot)
+        return self._assign() + self.work.share()
 
     def build_failed(self, index: int, seq: int, error: errors.WorkerInitError) -> Decisions:
         """Note that a slot's constructor raised; its worker is of no use."""
@@ -171,7 +203,7 @@ class Schedule(Board):
         if slot.seq != seq or slot.state is not State.BUILDING:
             return []
         decisions = self._fail_group(slot, error)
-        return [*self._close(slot), *decisions, *self._assign()]
+        return [*self.work.close(slot), *decisions, *self._assign()]
 
     def finished(self, index: int, seq: int, report: Report) -> Decisions:
         """Note what became of a slot's job."""
@@ -181,7 +213,7 @@ class Schedule(Board):
         decisions: Decisions = []
         if not job.call.settled:
             decisions = self._note(job, report)
-        return decisions + self._go_on_after(index, report.n_run, report.seconds) + self._assign() + self._share()
+        return decisions + self._go_on_after(index, report.n_run, report.seconds) + self._assign() + self.work.share()
 
     def answered(
         self, index: int, seq: int, n_run: int, seconds: float, *, failed: bool = False
@@ -196,13 +228,13 @@ class Schedule(Board):
             return None, []
         decisions = self._go_on_after(index, n_run, seconds)
         if not failed or job.call.request.after_error == "go_on":
-            decisions = decisions + self._assign() + self._share()
+            decisions = decisions + self._assign() + self.work.share()
         return job, decisions
 
     def reported(self, job: Job, report: Report) -> Decisions:
         """Note what became of a job whose slot has been at other things since."""
         decisions = [] if job.call.settled else self._note(job, report)
-        return decisions + self._assign() + self._share()
+        return decisions + self._assign() + self.work.share()
 
     def fail(self, call: Call, error: BaseException) -> Decisions:
         """Note that nothing can be told of a call."""
@@ -216,17 +248,18 @@ class Schedule(Board):
         if slot.seq != seq or state is State.EMPTY:
             return []
         slot.death = death
-        job = self._take_job(slot)
-        expired, unwanted = slot.expired, slot.doomed and not slot.expired
-        self._free(slot, State.EMPTY)
+        job, killing = self.work.take_job(slot), slot.killing
+        unwanted = killing is not None and not killing.is_late
+        late = killing if killing is not None and killing.is_late else None
+        self.slots.enter(slot, State.EMPTY)
         slot.n_restarts += state is not State.CLOSING
-        if unwanted and index not in self._warm:
+        if unwanted and not self.slots.is_to_be_warm(slot):
             slot.group = None
         decisions: Decisions = []
         if state is State.BUILDING and not unwanted:
-            decisions = self._died_building(slot, death, expired=expired)
+            decisions = self._died_building(slot, death, late)
         elif job is not None and not job.call.settled:
-            decisions = self._died_running(slot, job, death, expired=expired)
+            decisions = self._died_running(slot, job, death, late)
         elif state is State.IDLE:
             slot.deaths += 1
         return decisions + self._assign()
@@ -241,12 +274,12 @@ class Schedule(Board):
     def killed(self, index: int, life: int) -> Decisions:
         """Note that a `KillWorker` was carried out; if its last message was answered before, no death follows."""
         slot = self.slots[index]
-        if slot.life != life or not slot.doomed:
+        if slot.life != life or slot.killing is None:
             return []
-        slot.gone = True
+        slot.killing = slot.killing._replace(is_done=True)
         if slot.state is not State.CLOSING:
             return []
-        self._free(slot, State.EMPTY)
+        self.slots.enter(slot, State.EMPTY)
         return self._assign()
 
     def ended(self, index: int, seq: int) -> Decisions:
@@ -254,7 +287,7 @@ class Schedule(Board):
         slot = self.slots[index]
         if slot.seq != seq or slot.state is not State.CLOSING:
             return []
-        self._free(slot, State.EMPTY)
+        self.slots.enter(slot, State.EMPTY)
         return self._assign()
 
     def expire(self, index: int, seq: int, place: int | None = None) -> Decisions:
@@ -262,8 +295,7 @@ class Schedule(Board):
         slot = self.slots[index]
         if slot.seq != seq or slot.state not in (State.BUILDING, State.BUSY):
             return []
-        slot.expired = slot.doomed = True
-        slot.expired_place = place
+        slot.killing = Killing(is_late=True, place=place, is_done=slot.is_killed)
         return [KillWorker(index, slot.life)]
 
     # --- what callers ask -----------------------------------------------------------------------------
@@ -271,31 +303,35 @@ class Schedule(Board):
     @property
     def is_idle(self) -> bool:
         """True if no caller waits for anything."""
-        return not self._calls
+        return not self.work.has_calls
 
     def is_warm(self, group: Group) -> bool:
         """Tell whether every slot that a group may use has its object."""
-        return all(slot.state in (State.IDLE, State.BUSY) for slot in self.slots[: self.width(group)])
+        return all(slot.state in (State.IDLE, State.BUSY) for slot in self.slots.first(self.work.width(group)))
 
     @property
     def is_warming(self) -> bool:
         """True if objects are being built that no job waits for."""
-        return bool(self._warm)
+        return bool(self.slots.to_be_warm)
 
     @property
     def is_empty(self) -> bool:
         """True if no worker is left."""
-        return len(self._empty) == self.n_slots
+        return len(self.slots.indices(State.EMPTY)) == len(self.slots)
 
     def is_running(self, group: Group) -> bool:
         """Tell whether a worker runs something of a group, wanted or not, or is built for it."""
         return any(slot.owner is group and slot.state is not State.EMPTY for slot in self.slots)
 
+    def _assign(self) -> Decisions:
+        decisions = self.work.assign()
+        return decisions + self.release() if self.closing and not self.work.jobs else decisions
+
     # --- outcomes -------------------------------------------------------------------------------------
 
     def _take_answered(self, index: int, seq: int) -> Job | None:
         slot = self.slots[index]
-        return self._take_job(slot) if slot.seq == seq else None
+        return self.work.take_job(slot) if slot.seq == seq else None
 
     def _go_on_after(self, index: int, n_run: int, seconds: float) -> Decisions:
         """Count what a slot has done, and free it for more or close it."""
@@ -304,9 +340,9 @@ class Schedule(Board):
         slot.n_done += n_run
         slot.tasks += n_run
         slot.busy_seconds += seconds
-        if self.max_tasks is not None and slot.tasks >= self.max_tasks and not slot.doomed:
-            return self._close(slot)
-        self._free_after_work(slot)
+        if self.max_tasks is not None and slot.tasks >= self.max_tasks and slot.killing is None:
+            return self.work.close(slot)
+        self.slots.free_after_work(slot)
         return []
 
     def _note(self, job: Job, report: Report) -> Decisions:
@@ -325,8 +361,8 @@ class Schedule(Board):
         elif rest and n_run and (request.after_error == "go_on" or not report.errors):
             # It took too long for one message, or others have nothing to do. Parts for those, or else some for each slot,
             # but none that is over sooner than it is worth.
-            n_idle = self._n_idle(call.group)
-            n_parts = 1 + n_idle if n_idle else 2 * self.width(call.group)
+            n_idle = self.work.n_idle(call.group)
+            n_parts = 1 + n_idle if n_idle else 2 * self.work.width(call.group)
             worth = report.seconds / n_run * len(rest) / PART_SECONDS
             decisions += self._put_back(reversed(job.split(rest, max(1, min(n_parts, int(worth))))))
         else:
@@ -343,9 +379,9 @@ class Schedule(Board):
         call.group.stopping = True
         return self.drop(call.group)
 
-    def _died_building(self, slot: Slot, death: Death, *, expired: bool) -> Decisions:
+    def _died_building(self, slot: Slot, death: Death, late: Killing | None) -> Decisions:
         slot.deaths += 1
-        if expired:
+        if late is not None:
             end = f"given up ({death.reason})" if death.reason else "killed"
             reason = (
                 f"it was still at it after init_timeout={slot.limits.init_timeout:g} s and was {end}; if it is only "
@@ -359,30 +395,30 @@ class Schedule(Board):
             return []
         return self._fail_group(slot, errors.WorkerInitError(slot.index, slot.kwargs_keys, reason, death.pid))
 
-    def _died_running(self, slot: Slot, job: Job, death: Death, *, expired: bool) -> Decisions:
+    def _died_running(self, slot: Slot, job: Job, death: Death, late: Killing | None) -> Decisions:
         if not death.started:
-            return self._died_before_it_began(slot, job, death, expired=expired)
+            return self._died_before_it_began(slot, job, death, late)
         if death.n_finished:
             slot.deaths = 0
         guilty = 0 if len(job.positions) == 1 else death.place
         if guilty is not None and not 0 <= guilty < len(job.positions):  # nothing that a worker says is sure
             guilty = None
-        if expired and len(job.positions) > 1 and guilty != slot.expired_place:
+        if late is not None and len(job.positions) > 1 and guilty != late.place:
             guilty = None  # the slow item had just ended when its worker was killed: let the single run tell
         others = [position for place, position in enumerate(job.positions) if place != guilty]
         decisions = self._put_back(Job(job.call, (position,)) for position in reversed(others))
         if guilty is None:
             return decisions
-        return decisions + self._blame(slot, job, job.positions[guilty], death, expired=expired)
+        return decisions + self._blame(slot, job, job.positions[guilty], death, late)
 
-    def _died_before_it_began(self, slot: Slot, job: Job, death: Death, *, expired: bool) -> Decisions:
+    def _died_before_it_began(self, slot: Slot, job: Job, death: Death, late: Killing | None) -> Decisions:
         slot.deaths += 1
         request = job.call.request
         decisions = self._put_back([job])
         if slot.deaths > request.limits.max_restarts:
             slot.group = job.call.group
             why = ""
-            if expired:
+            if late is not None:
                 death = death._replace(exitcode=None)  # the signal was ours, and would be explained as somebody else's
                 why = (
                     f"The last one was ended because no item had begun long after item_timeout="
@@ -413,21 +449,20 @@ class Schedule(Board):
             if job.call.group.stopping:
                 decisions += self._drop_items(job.call, job.positions)
             else:
-                self.queue.appendleft(job)
+                self.work.put_back(job)
         return decisions
 
-    def _blame(self, slot: Slot, job: Job, position: int, death: Death, *, expired: bool) -> Decisions:
+    def _blame(self, slot: Slot, job: Job, position: int, death: Death, late: Killing | None) -> Decisions:
         call, request = job.call, job.call.request
         if job.attempt <= request.limits.retries and not call.group.stopping:
-            avoid = slot.index if self.width(call.group) > 1 else None
-            self._avoids |= avoid is not None
-            self.queue.appendleft(Job(call, (position,), job.attempt + 1, avoid))
+            avoid = slot.index if self.work.width(call.group) > 1 else None
+            self.work.put_back(Job(call, (position,), job.attempt + 1, avoid))
             return []
         slot.deaths = 0  # the item is done with, so this slot has got somewhere
         slot.n_done += 1
         index = request.index(position)
         error: BaseException
-        if expired:
+        if late is not None:
             error = errors.ItemTimeoutError(index, slot.index, death.pid, request.limits.item_timeout or 0.0)
         else:
             error = errors.WorkerCrashedError(index, slot.index, death.pid, death.exitcode, reason=death.reason)
@@ -435,20 +470,20 @@ class Schedule(Board):
 
     def _fail_group(self, slot: Slot, error: BaseException) -> Decisions:
         group, slot.group, slot.deaths = slot.group, None, 0
-        self._warm.pop(slot.index, None)
+        self.slots.leave_cold(slot)
         if group is None or group.error is not None:
             return []
         if group.on_error is not None:  # a map or a Parallel call: nothing more of it can count
             group.error = error
-        for index in list(self._warm):
-            if self.slots[index].group is group and self.slots[index].state in (State.EMPTY, State.CLOSING):
-                del self._warm[index]
+        for other in self.slots.to_be_warm:
+            if other.group is group and other.state in (State.EMPTY, State.CLOSING):
+                self.slots.leave_cold(other)
         # Of calls that were submitted one by one, those fail that wait for a worker.
-        queued = {job.call for job in self.queue}
-        calls = [call for call in self.calls_of(group) if group.on_error is not None or call in queued]
+        queued = {job.call for job in self.work.jobs}
+        calls = [call for call in self.work.calls_of(group) if group.on_error is not None or call in queued]
         decisions: Decisions = [FailGroup(group, error), *self._stop_running(calls)]
         decisions += [decision for call in calls for decision in self._give_back(call, fatal=error)]
-        self.queue = deque(job for job in self.queue if not job.call.settled)
+        self.work.remove(lambda job: job.call.settled)
         return decisions
 
     # Each of these says of items what became of them, each item once; with the last one a call is settled.
@@ -457,7 +492,7 @@ class Schedule(Board):
         request = call.request
         is_last = call.take(outcome.positions)
         if is_last:
-            self._forget_call(call)
+            self.work.settle(call)
         return [Deliver(request.deliver, outcome._replace(is_last=is_last))]
 
     def _drop_items(self, call: Call, positions: Sequence[int]) -> Decisions:
@@ -473,7 +508,7 @@ class Schedule(Board):
     def _drop(self, calls: Collection[Call]) -> Decisions:
         decisions = self._stop_running(calls)
         decisions += [decision for call in calls for decision in self._give_back(call)]
-        self.queue = deque(job for job in self.queue if not job.call.settled)
+        self.work.remove(lambda job: job.call.settled)
         return decisions
 
     def _stop_running(self, calls: Collection[Call]) -> Decisions:

@@ -1,16 +1,17 @@
-"""The records of scheduling: slots, calls, jobs, and the decisions that the schedule hands out."""
+"""Slots: what each is doing, and what may come next."""
 
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple
 
-from ._records import NO_LIMITS, Request
+from ._records import NO_LIMITS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Iterator
 
-    from ._records import Death, Group, Limits, Outcome
+    from ._jobs import Job
+    from ._records import Death, Group
 
 
 class State(enum.Enum):
@@ -23,79 +24,36 @@ class State(enum.Enum):
     CLOSING = "closing"
 
 
-class Call:
-    """What is known of a request while something of it is missing."""
-
-    __slots__ = ("claimed", "group", "left", "parcel", "request", "settled")
-
-    def __init__(self, request: Request) -> None:
-        self.request, self.group, self.parcel = request, request.group, request.parcel
-        self.left: range | set[int] = range(request.size)  # positions of which there is no outcome
-        self.claimed = False  # its owner has said that it may run
-        self.settled = False  # there is an outcome of all
-
-    def take(self, positions: Sequence[int]) -> bool:
-        """Note that there is an outcome of some items; return whether that makes it one of all."""
-        if len(positions) == len(self.left):
-            self.left = range(0)
-            return True
-        if isinstance(self.left, range):
-            self.left = set(self.left)
-        self.left.difference_update(positions)
-        return False
-
-    @property
-    def positions_left(self) -> Sequence[int]:
-        """The positions of which there is no outcome, in order."""
-        return self.left if isinstance(self.left, range) else sorted(self.left)
-
-    def settle(self) -> None:
-        """Let go of what was needed to run it; a worker may still be at something of it that nobody wants.
-
-        The parcel goes first: who reads the request, and then finds that, has both.
-        """
-        self.settled, self.parcel = True, None
-        self.request = self.request.emptied()
-
-    def __repr__(self) -> str:
-        state = "settled" if self.settled else f"{len(self.left)} left"
-        return f"<Call of {self.request.size} items, {state}>"
+#: From each state those that may follow. A worker that is being killed stays in its state until that is noticed; if it answers
+#: before, there is nothing more to come of it, and it is closing, or gone already.
+TRANSITIONS: dict[State, frozenset[State]] = {
+    State.EMPTY: frozenset({State.BUILDING}),
+    State.BUILDING: frozenset({State.IDLE, State.CLOSING, State.EMPTY}),
+    State.IDLE: frozenset({State.BUSY, State.CLOSING, State.EMPTY}),
+    State.BUSY: frozenset({State.IDLE, State.CLOSING, State.EMPTY}),
+    State.CLOSING: frozenset({State.EMPTY}),
+}
 
 
-class Job:
-    """Items of one call that go out in one message; never changed."""
+class Killing(NamedTuple):
+    """A worker's end that was decided: nothing more is sent to it."""
 
-    def __init__(self, call: Call, positions: Sequence[int], attempt: int = 1, avoid: int | None = None) -> None:
-        self.call, self.positions, self.attempt = call, positions, attempt
-        self.avoid = avoid  # the slot that this item's worker died in
-
-    def some(self, positions: Sequence[int]) -> Job:
-        """Return a job of some of its items."""
-        return Job(self.call, positions, self.attempt, self.avoid)
-
-    def split(self, positions: Sequence[int], parts: int) -> list[Job]:
-        """Return jobs of about the same size for some of its items."""
-        size = -(-len(positions) // parts)
-        return [self.some(positions[at : at + size]) for at in range(0, len(positions), size)]
-
-    def __repr__(self) -> str:
-        return f"<Job {list(self.positions)}{'' if self.attempt == 1 else f' attempt {self.attempt}'}>"
+    is_late: bool = False  # its message was over a time limit
+    place: int | None = None  # ... with this item of it
+    is_done: bool = False
 
 
 class Slot:
     """What is known of one slot."""
 
     state: State = State.EMPTY
+    killing: Killing | None = None
     job: Job | None = None
     seq = 0  # of the latest message
     group: Group | None = None  # for whom it is being built
     limits = NO_LIMITS  # of that group
     kwargs_keys: tuple[str, ...] = ()  # what its object is built from, for messages
     life = 0  # counts the workers that this slot has had
-    doomed = False  # its worker is to be killed: nothing more is sent to it
-    expired = False  # ... for being over a time limit
-    expired_place: int | None = None
-    gone = False  # ... and that was done
     deaths = 0  # in a row, without finishing anything
     death: Death | None = None  # the latest one
     tasks = 0  # finished by the present worker
@@ -113,75 +71,103 @@ class Slot:
         """For whom it works at the moment."""
         return self.job.call.group if self.job is not None else self.group
 
+    @property
+    def is_killed(self) -> bool:
+        """True if its worker was killed, which may not have been noticed."""
+        return self.killing is not None and self.killing.is_done
+
     def __repr__(self) -> str:
         job = f" {list(self.job.positions)}" if self.job is not None else ""
-        return f"<Slot {self.index} {self.state.value}{job}>"
+        return f"<Slot {self.index} {self.state.value}{job}{' being killed' * (self.killing is not None)}>"
 
 
-# --- decisions ----------------------------------------------------------------------------------------
+class SlotTable:
+    """All slots, by index and by state.
 
-# `slot` and `seq` are a slot and the number of its message.
+    Parameters
+    ----------
+    n_slots : int
+        Number of slots; more can be added.
+    """
 
+    def __init__(self, n_slots: int) -> None:
+        self._slots: list[Slot] = []
+        # In the order in which they came to it.
+        self._by_state: dict[State, dict[int, None]] = {state: {} for state in State}
+        # Those that are to be built even if no job waits.
+        self._warm: dict[int, None] = {}
+        self._seq = 0
+        self.grow(n_slots)
 
-class StartWorker(NamedTuple):
-    """Open a worker for a slot and have it build its object, which shall see so many slots as ``n_jobs``."""
+    def grow(self, n_slots: int) -> None:
+        """Add slots, until there are so many."""
+        for index in range(len(self._slots), n_slots):
+            self._slots.append(Slot(index))
+            self._by_state[State.EMPTY][index] = None
 
-    slot: int
-    seq: int
-    limits: Limits
-    n_jobs: int
+    def __len__(self) -> int:
+        return len(self._slots)
 
+    def __getitem__(self, index: int) -> Slot:
+        return self._slots[index]
 
-class SendJob(NamedTuple):
-    """Send a job to a slot's worker."""
+    def __iter__(self) -> Iterator[Slot]:
+        return iter(self._slots)
 
-    slot: int
-    seq: int
-    job: Job
+    def __repr__(self) -> str:
+        return f"[{' '.join(slot.state.value for slot in self._slots)}]"
 
+    def first(self, n_slots: int) -> list[Slot]:
+        """Return the first so many slots."""
+        return self._slots[:n_slots]
 
-class StopJob(NamedTuple):
-    """Ask a worker to stop its message after the current item."""
+    def indices(self, state: State) -> dict[int, None]:
+        """Return the indices of those in a state, in the order in which they came to it; not to be changed."""
+        return self._by_state[state]
 
-    slot: int
-    seq: int
+    # --- what becomes of one --------------------------------------------------------------------------
 
+    def enter(self, slot: Slot, state: State) -> None:
+        """Have a slot go from its state to another one."""
+        assert state in TRANSITIONS[slot.state], f"{slot!r} can't be {state.value} next"  # noqa: S101 - a fault of ours
+        del self._by_state[slot.state][slot.index]
+        self._by_state[state][slot.index] = None
+        slot.state = state
+        if state in (State.IDLE, State.EMPTY):
+            slot.killing = None
 
-class ShareJob(NamedTuple):
-    """Ask a worker to give back what is left of its message, if that will take a while."""
+    def new_message(self, slot: Slot) -> int:
+        """Return the number of a slot's next message."""
+        self._seq += 1
+        slot.seq = self._seq
+        return self._seq
 
-    slot: int
-    seq: int
+    def free_after_work(self, slot: Slot) -> None:
+        """Note that a slot has answered; its worker may be about to be killed all the same."""
+        if slot.killing is None:
+            self.enter(slot, State.IDLE)
+        else:
+            self.enter(slot, State.EMPTY if slot.killing.is_done else State.CLOSING)
 
+    # --- those to be built even if no job waits -------------------------------------------------------
 
-class CloseWorker(NamedTuple):
-    """End a slot's worker in an orderly way; if it is not the one of that life any more, it was killed meanwhile."""
+    def warm(self, slot: Slot) -> None:
+        """Have a slot built as soon as it is empty."""
+        self._warm[slot.index] = None
 
-    slot: int
-    seq: int
-    life: int
+    def leave_cold(self, slot: Slot) -> None:
+        """Have it built no more, or note that it is."""
+        self._warm.pop(slot.index, None)
 
+    def leave_all_cold(self) -> None:
+        """Have none built any more unless a job waits."""
+        self._warm.clear()
 
-class KillWorker(NamedTuple):
-    """End a slot's worker at once, if it still is the one of that life."""
+    def is_to_be_warm(self, slot: Slot) -> bool:
+        """Tell whether a slot is to be built, or being built, though no job waits."""
+        return slot.index in self._warm
 
-    slot: int
-    life: int
-
-
-class Deliver(NamedTuple):
-    """Hand an outcome to whom it concerns."""
-
-    deliver: Callable[[Outcome], object]
-    outcome: Outcome
-
-
-class FailGroup(NamedTuple):
-    """Something ended a whole group: tell its owner."""
-
-    group: Group
-    error: BaseException
-
-
-Decision: TypeAlias = StartWorker | SendJob | StopJob | ShareJob | CloseWorker | KillWorker | Deliver | FailGroup
-Decisions: TypeAlias = list[Decision]
+    @property
+    def to_be_warm(self) -> list[Slot]:
+        """All such slots."""
+        return [self._slots[index] for index in self._warm]

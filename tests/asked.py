@@ -10,8 +10,8 @@ from joblib_stateful._records import NO_LIMITS, Group, Limits, Outcome, Request
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+    from joblib_stateful._jobs import Call
     from joblib_stateful._messages import AfterError
-    from joblib_stateful._slots import Call
 
 
 class Asked:

@@ -9,21 +9,21 @@ import pytest
 
 from asked import Asked, who_asked
 from joblib_stateful import errors
-from joblib_stateful._records import Death, Group, Limits, Report
-from joblib_stateful._schedule import Schedule
-from joblib_stateful._slots import (
+from joblib_stateful._decisions import (
     CloseWorker,
     Decision,
     Decisions,
     Deliver,
     FailGroup,
-    Job,
     KillWorker,
     SendJob,
     ShareJob,
     StartWorker,
     StopJob,
 )
+from joblib_stateful._jobs import Job
+from joblib_stateful._records import Death, Group, Limits, Report
+from joblib_stateful._schedule import Schedule
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -742,7 +742,7 @@ def test_a_call_that_its_owner_cancelled_is_never_sent_nor_told_of() -> None:
     play.submit(first, second, third)
     assert play.finished(0) == ["settle", "send [0] to 0"]
     assert not second.heard_of
-    assert list(map(who_asked, play.schedule.calls_of())) == [third]
+    assert list(map(who_asked, play.schedule.work.calls_of())) == [third]
 
 
 def test_an_owner_is_asked_once_and_only_when_its_call_is_sent() -> None:
@@ -780,7 +780,7 @@ def test_only_calls_of_which_nothing_was_sent_count_as_not_started() -> None:
     # What is left of the batch waits again, but it has been sent before.
     play.died_at(0, 0)
     assert told(play.schedule.drop_not_started()) == ["settle", "settle"]
-    assert list(map(who_asked, play.schedule.calls_of())) == [split]
+    assert list(map(who_asked, play.schedule.work.calls_of())) == [split]
 
 
 def test_what_comes_of_a_group_after_it_was_stopped_does_not_run() -> None:
@@ -815,7 +815,7 @@ def test_one_error_in_a_large_group_is_one_look_at_its_calls() -> None:
 
     play = with_objects(200)
     play.submit(*(a_call(1, group, after_error="finish_running") for _ in range(3200)))
-    play.schedule.queue = Queue(play.schedule.queue)
+    play.schedule.work.jobs = Queue(play.schedule.work.jobs)
     told_of = play.finished(0, failed={0})
     assert (told_of.count("settle"), len([word for word in told_of if word.startswith("stop")])) == (3001, 199)
     assert looks <= 2 * 3000

@@ -22,26 +22,26 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from asked import Asked, who_asked
 from joblib_stateful import errors
-from joblib_stateful._records import Death, Group, Limits, Report
-from joblib_stateful._schedule import Schedule
-from joblib_stateful._slots import (
+from joblib_stateful._decisions import (
     CloseWorker,
     Decision,
     Decisions,
     Deliver,
     FailGroup,
-    Job,
     KillWorker,
     SendJob,
     ShareJob,
     StartWorker,
-    State,
     StopJob,
 )
+from joblib_stateful._records import Death, Group, Limits, Report
+from joblib_stateful._schedule import Schedule
+from joblib_stateful._slots import State
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from joblib_stateful._jobs import Job
     from joblib_stateful._messages import AfterError
 
 _AFTER_ERROR: tuple[AfterError, ...] = ("go_on", "finish_running", "drop")
@@ -104,7 +104,7 @@ class ScheduleMachine(RuleBasedStateMachine):
             assert decision.slot not in self.lives, "the slot's old worker is still there"
             group = self.schedule.slots[decision.slot].group
             assert group is not None
-            assert decision.slot < decision.n_jobs == min(group.n_slots, self.schedule.n_slots)
+            assert decision.slot < decision.n_jobs == min(group.n_slots, len(self.schedule.slots))
             self.lives[decision.slot] = Life(
                 self.schedule.slots[decision.slot].life, decision.limits, message=decision.seq
             )
@@ -120,9 +120,9 @@ class ScheduleMachine(RuleBasedStateMachine):
             assert job.call.request.budget is not None
             assert len(job.positions) > 1
             assert job.call.group.sharing
-            assert not self.schedule.queue
+            assert not self.schedule.work.jobs
             width = job.call.group.n_slots
-            assert any(slot.state is State.IDLE for slot in self.schedule.slots[:width])
+            assert any(slot.state is State.IDLE for slot in self.schedule.slots.first(width))
         elif isinstance(decision, CloseWorker):
             life = self.lives[decision.slot]
             assert life.number == decision.life
@@ -155,7 +155,7 @@ class ScheduleMachine(RuleBasedStateMachine):
             item = call, position
             assert position not in call.heard_of, "it has an outcome already"
             assert self.blamed[item] <= call.limits.retries
-            if self.schedule.width(call.group) > 1:
+            if self.schedule.work.width(call.group) > 1:
                 assert self.blamed_in.get(item) != send.slot, "it killed its worker here before"
         max_tasks = self.schedule.max_tasks
         assert max_tasks is None or life.n_run + len(send.job.positions) <= max_tasks
@@ -211,20 +211,20 @@ class ScheduleMachine(RuleBasedStateMachine):
         self.map, self.narrow = Group(on_error=_ignore), Group(on_error=_ignore, n_slots=data.draw(st.integers(1, 2)))
         self.groups += [self.map, self.narrow]
 
-    @precondition(lambda self: self.schedule.groups())
+    @precondition(lambda self: self.schedule.work.groups())
     @rule(data=st.data())
     def drop(self, data: st.DataObject) -> None:
         group = self._draw_group(data)
-        calls = self.schedule.calls_of(group)
+        calls = self.schedule.work.calls_of(group)
         self.carry_out(self.schedule.drop(group))
         assert all(call.settled for call in calls)
 
-    @precondition(lambda self: self.schedule.groups())
+    @precondition(lambda self: self.schedule.work.groups())
     @rule(data=st.data())
     def stop_after_running(self, data: st.DataObject) -> None:
         group = self._draw_group(data)
         self.carry_out(self.schedule.stop_after_running(group))
-        assert not any(job.call.group is group for job in self.schedule.queue)
+        assert not any(job.call.group is group for job in self.schedule.work.jobs)
         if group is self.plain:  # what is submitted by itself goes on with another one
             self.plain = Group()
             self.groups.append(self.plain)
@@ -249,7 +249,7 @@ class ScheduleMachine(RuleBasedStateMachine):
         self.cancelled.add(data.draw(st.sampled_from(self._cancellable())))
 
     def drop_what_has_not_started(self, _: st.DataObject) -> None:
-        calls = [call for call in self.schedule.calls_of() if not call.claimed]
+        calls = [call for call in self.schedule.work.calls_of() if not call.claimed]
         assert not any(who_asked(call).heard_of - set(call.request.faults) for call in calls)
         self.carry_out(self.schedule.drop_not_started())
         assert all(call.settled for call in calls)
@@ -278,7 +278,7 @@ class ScheduleMachine(RuleBasedStateMachine):
         max_restarts, again = data.draw(st.integers(0, 2)), data.draw(st.booleans())
         group = Group(on_error=_ignore, n_slots=data.draw(st.sampled_from([1, 9])))
         self.groups.append(group)
-        slots = self.schedule.slots[: group.n_slots]
+        slots = self.schedule.slots.first(group.n_slots)
         wanted = [slot.index for slot in slots if slot.state in (State.EMPTY, State.CLOSING)]
         given_up = [index for index in wanted if again and self.unblamed[index] > max_restarts]
         decisions = self.schedule.warm(group, Limits(init_timeout=5.0, max_restarts=max_restarts), again=again)
@@ -292,9 +292,9 @@ class ScheduleMachine(RuleBasedStateMachine):
 
     def grow(self, data: st.DataObject) -> None:
         n_slots = data.draw(st.integers(1, 4))
-        before = self.schedule.n_slots
+        before = len(self.schedule.slots)
         self.carry_out(self.schedule.grow(n_slots))
-        assert self.schedule.n_slots == len(self.schedule.slots) == max(before, n_slots)
+        assert len(self.schedule.slots) == len(self.schedule.slots) == max(before, n_slots)
 
     def close(self, _: st.DataObject) -> None:
         if len(self.calls) > 5:
@@ -357,7 +357,7 @@ class ScheduleMachine(RuleBasedStateMachine):
             self._finish(slot, 1, {0})
             return
         self._finish(slot, 0, set(), was_refused=True)
-        waiting = [(j.call, tuple(j.positions)) for j in self.schedule.queue]
+        waiting = [(j.call, tuple(j.positions)) for j in self.schedule.work.jobs]
         running = [(life.job.call, tuple(life.job.positions)) for life in self.lives.values() if life.job]
         for position in () if stopping else job.positions:
             assert (job.call, (position,)) in [*waiting, *running]
@@ -476,7 +476,7 @@ class ScheduleMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), age=st.integers(1, 5))
     def late_news(self, data: st.DataObject, age: int) -> None:
-        slot = data.draw(st.sampled_from(self.schedule.slots))
+        slot = data.draw(st.sampled_from(list(self.schedule.slots)))
         index, seq = slot.index, slot.seq - age
         before = self._snapshot()
         assert self.schedule.built(index, seq) == []
@@ -496,11 +496,11 @@ class ScheduleMachine(RuleBasedStateMachine):
     def each_item_is_in_one_place(self) -> None:
         places: Counter[tuple[Asked, int]] = Counter()
         running = [slot.job for slot in self.schedule.slots if slot.job is not None]
-        for job in (*self.schedule.queue, *running):
+        for job in (*self.schedule.work.jobs, *running):
             if not job.call.settled:
                 places.update((who_asked(job.call), position) for position in job.positions)
         assert max(places.values(), default=1) == 1
-        for open_call in self.schedule.calls_of():
+        for open_call in self.schedule.work.calls_of():
             call = who_asked(open_call)
             waits_for = {position for owner, position in places if owner is call}
             assert waits_for == set(open_call.left) == set(range(call.size)) - call.heard_of
@@ -508,19 +508,21 @@ class ScheduleMachine(RuleBasedStateMachine):
 
     @invariant()
     def no_job_waits_that_nobody_wants(self) -> None:
-        assert all(job.call in self.schedule.calls_of() and not job.call.group.stopping for job in self.schedule.queue)
+        assert all(
+            job.call in self.schedule.work.calls_of() and not job.call.group.stopping for job in self.schedule.work.jobs
+        )
 
     @invariant()
     def no_job_waits_while_a_slot_is_free(self) -> None:
         schedule = self.schedule
-        for job in schedule.queue:
-            own = [slot for slot in schedule.slots[: job.call.group.n_slots] if slot.index != job.avoid]
+        for job in schedule.work.jobs:
+            own = [slot for slot in schedule.slots.first(job.call.group.n_slots) if slot.index != job.avoid]
             n_building = len([slot for slot in own if slot.state is State.BUILDING])
             for slot in own:
                 # No more are built than there are jobs for.
                 assert slot.state is not State.EMPTY or n_building
                 # In turn, an object that was used waits for those that are being built.
-                assert slot.state is not State.IDLE or (schedule.in_turn and n_building)
+                assert slot.state is not State.IDLE or (schedule.work.in_turn and n_building)
 
     @invariant()
     def as_many_are_built_as_jobs_wait(self) -> None:
@@ -528,7 +530,9 @@ class ScheduleMachine(RuleBasedStateMachine):
         schedule = self.schedule
         coming = [slot.index for slot in schedule.slots if slot.state is State.BUILDING]
         empty = [slot.index for slot in schedule.slots if slot.state is State.EMPTY]
-        fewest_first = sorted(schedule.queue, key=lambda job: (schedule.width(job.call.group), job.avoid is None))
+        fewest_first = sorted(
+            schedule.work.jobs, key=lambda job: (schedule.work.width(job.call.group), job.avoid is None)
+        )
         for job in fewest_first:
             own = [index for index in coming if index < job.call.group.n_slots and index != job.avoid]
             if own:
@@ -538,7 +542,7 @@ class ScheduleMachine(RuleBasedStateMachine):
 
     @invariant()
     def somebody_works_while_a_call_is_open(self) -> None:
-        assert self.lives or not self.schedule.calls_of()
+        assert self.lives or not self.schedule.work.calls_of()
 
     @invariant()
     def slots_are_what_the_workers_are(self) -> None:
@@ -551,11 +555,11 @@ class ScheduleMachine(RuleBasedStateMachine):
                 assert slot.seq == life.message
         # Counted apart for speed; a wrong count would show only much later.
         for state in State:
-            assert set(schedule._by_state[state]) == {slot.index for slot in schedule.slots if slot.state is state}
+            assert set(schedule.slots.indices(state)) == {slot.index for slot in schedule.slots if slot.state is state}
 
     @invariant()
     def nobody_stays_when_all_is_done(self) -> None:
-        if self.schedule.closing and not self.schedule.queue:
+        if self.schedule.closing and not self.schedule.work.jobs:
             assert not self._idle()
 
     # --- the end --------------------------------------------------------------------------------------
@@ -607,11 +611,11 @@ class ScheduleMachine(RuleBasedStateMachine):
         return [slot for slot, life in lives if life.message is life.closing is None and not life.doomed]
 
     def _cancellable(self) -> list[Asked]:
-        waiting = [who_asked(call) for call in self.schedule.calls_of() if not call.claimed]
+        waiting = [who_asked(call) for call in self.schedule.work.calls_of() if not call.claimed]
         return [call for call in waiting if call.request.claim and call not in self.cancelled]
 
     def _draw_group(self, data: st.DataObject) -> Group:
-        groups = self.schedule.groups()
+        groups = self.schedule.work.groups()
         return groups[data.draw(st.integers(0, len(groups) - 1))]
 
     def _job(self, slot: int) -> Job:
@@ -658,8 +662,8 @@ class ScheduleMachine(RuleBasedStateMachine):
             return
         assert group.error is not None or any(isinstance(d, FailGroup) and d.group is group for d in decisions)
         if group.on_error is not None:
-            assert not any(call.group is group for call in self.schedule.calls_of())
-        assert not any(job.call.group is group for job in self.schedule.queue)
+            assert not any(call.group is group for call in self.schedule.work.calls_of())
+        assert not any(job.call.group is group for job in self.schedule.work.jobs)
 
     def _snapshot(self) -> object:
         slots = [dict(vars(slot)) for slot in self.schedule.slots]
