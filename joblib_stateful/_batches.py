@@ -32,6 +32,9 @@ class Inbox:
         """Wait until there is something, or for so many seconds."""
         self._wakeup.wait_for(lambda: self.news, timeout)
 
+    def __repr__(self) -> str:
+        return f"<Inbox {len(self.news)} news>"
+
 
 class Batch:
     """Consecutive items that go out together: one task of joblib's.
@@ -133,3 +136,6 @@ class Batch:
     def is_taken(self) -> bool:
         """True if all of it was taken in turn."""
         return self._n_taken == self.size
+
+    def __repr__(self) -> str:
+        return f"<Batch {self.first} to {self.first + self.size - 1}, {len(self.outcomes)} outcomes to take>"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
-from collections import deque
+from collections import Counter, deque
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -145,6 +145,11 @@ class Core:
             if entry is not None:
                 entry[1].disown()
 
+    def __repr__(self) -> str:
+        built = self.packed.spec.build
+        name = "without objects" if built is None else f"of {getattr(built, '__qualname__', built)}"
+        return f"<Core {name} engine={self.engine.name!r} {self._schedule!r}>"
+
     # --- for callers ----------------------------------------------------------------------------------
 
     def accept(self, request: Request) -> None:
@@ -270,6 +275,14 @@ class Core:
         with self._lock:
             groups = self._schedule.work.groups()
         return any(group.on_error is None for group in groups)
+
+    def counts(self) -> str:
+        """Say how many slots are in which state, and how many calls wait; for people."""
+        with self._lock:
+            states = Counter(slot.state.value for slot in self._schedule.slots if slot.state is not State.EMPTY)
+            n_queued = len(self._schedule.work.jobs)
+        words = [f"{states[state.value]} {state.value}" for state in State if states[state.value]]
+        return ", ".join(words + [f"{n_queued} queued"] * bool(n_queued))
 
     @property
     def has_workers(self) -> bool:

@@ -378,7 +378,8 @@ class StatefulExecutor(NotCopied, Executor):
     def __repr__(self) -> str:
         built = self._core.packed.spec.build
         name = "no object" if built is None else getattr(built, "__qualname__", repr(built))
-        return f"<StatefulExecutor {name} n_jobs={self.n_jobs} engine={self._engine.name!r}>"
+        counts = "shut down" if self._core.is_closed else self._core.counts()
+        return f"<StatefulExecutor {name} n_jobs={self.n_jobs} engine={self._engine.name!r}{counts and f': {counts}'}>"
 
 
 def _close(core: Core) -> None:

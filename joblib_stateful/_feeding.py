@@ -62,6 +62,9 @@ class Feeder:
         packing = self._pull(self._input, plan.batching.next_batch(room, remaining))
         return self._batch_of(packing) if packing.count else None
 
+    def __repr__(self) -> str:
+        return f"<Feeder {self.n_pulled} pulled{', over' * self.is_over}{', slow' * self.is_slow}>"
+
     def end(self) -> None:
         """Pull nothing more."""
         source, self._input, self.is_over = self._input, None, True

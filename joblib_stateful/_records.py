@@ -78,6 +78,10 @@ class Group:
     def __init__(self, on_error: Callable[[BaseException], None] | None = None, n_slots: int = sys.maxsize) -> None:
         self.on_error, self.n_slots = on_error, n_slots
 
+    def __repr__(self) -> str:
+        state = f" failed: {self.error!r}" if self.error is not None else " stopping" if self.stopping else ""
+        return f"<Group {id(self):#x}{state}>"
+
 
 class Request:
     """Work from one caller, for one message if all goes well: one or more items. Never changed.

@@ -71,6 +71,9 @@ class Results:
             self._present = None
         return batch.first, outcome
 
+    def __repr__(self) -> str:
+        return f"<Results {self.n_running} running, next: {list(self._next)[:3]}>"
+
     def end(self) -> None:
         """Let joblib's call end; everything that was sent has come back, or is about to."""
         self._call.end()

@@ -111,6 +111,9 @@ class Lease:
         self._entry = entry
         self._released = False
 
+    def __repr__(self) -> str:
+        return f"<Lease{' released' * self._released} of {self.core!r}>"
+
     def has_left_overs(self) -> bool:
         """Tell, once, whether items that nobody waits for may run where these slots are wanted."""
         found, self._entry.has_left_overs = self._entry.has_left_overs, False

@@ -79,6 +79,9 @@ class Progress:
         #: While items run, the worker itself writes at `PLACE` and `SINCE`, and looks at `STOP`.
         self.numbers: Any = array("q", bytes(8 * self.SIZE)) if numbers is None else numbers
 
+    def __repr__(self) -> str:
+        return f"<Progress message {self.seq} {self.phase.name.lower()} item {self.place}>"
+
     def copy(self) -> Progress:
         """Return what it says now, in memory of its own."""
         return Progress(array("q", self.numbers))
@@ -232,6 +235,10 @@ class Worker:
         self._memory = Memory()
         self._definer: Definer | None = None  # of what the message under way is answered with
         self._surroundings: Surroundings | None = None  # taken over from the program
+
+    def __repr__(self) -> str:
+        built = type(self.object).__name__ if self.has_object else "no object"
+        return f"<Worker slot={self._slot} pid={self._pid}: {built}, {self.progress!r}>"
 
     @property
     def info(self) -> WorkerInfo:

@@ -1140,6 +1140,19 @@ def test_the_repr_tells_what_it_is() -> None:
     assert repr(StatefulExecutor(n_jobs=1)) == "<StatefulExecutor no object n_jobs=1 engine='loky'>"
 
 
+def test_its_repr_says_what_it_is_at() -> None:
+    gate = threading.Event()
+    with StatefulExecutor(n_jobs=2, engine="threads") as executor:
+        executor.warm_up()
+        futures = [executor.submit(gate.wait) for _ in range(3)]
+        assert repr(executor) == "<StatefulExecutor no object n_jobs=2 engine='threads': 2 busy, 1 queued>"
+        gate.set()
+        for future in futures:
+            future.result(60)
+        executor.submit(abs, -1).result(60)
+    assert repr(executor) == "<StatefulExecutor no object n_jobs=2 engine='threads': shut down>"
+
+
 # --- callbacks ----------------------------------------------------------------------------------------
 
 
