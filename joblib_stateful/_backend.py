@@ -1,39 +1,29 @@
 """The joblib backend ``"stateful"``: joblib's contract on top of a shared executor, and nothing else.
 
-A `StatefulBackend` that a user makes, by `parallel_config` or by hand, only holds a configuration. Each
-`joblib.Parallel` call gets a copy bound to it, because joblib does not tell a backend for which of several
-calls under the same configuration it is started, aborted or ended.
+A `StatefulBackend` that a user makes, by `parallel_config` or by hand, only holds a configuration. Each `joblib.Parallel` call
+gets a `ParallelCall`, because joblib does not tell a backend for which of several calls under the same configuration it is
+started, aborted or ended.
 """
 
 from __future__ import annotations
 
 import copy
-import multiprocessing
-import os
-import sys
 import warnings
 import weakref
-from concurrent.futures import Future
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 # Not documented, but how joblib's own backends hand a call over to another one.
 from joblib._parallel_backends import FallbackToBackend, SequentialBackend
-from joblib.disk import memstr_to_bytes
-from joblib.parallel import AutoBatchingMixin, ParallelBackendBase, get_active_backend
+from joblib.parallel import ParallelBackendBase, get_active_backend
 
-from . import _check, _locks, _safely, _shared, engines, errors
-from ._copies import refuse
+from . import _check, _shared, engines, errors
 from ._executor import as_builder
-from ._futures import Resolver
-from ._lazy import call_all
 from ._nesting import check_call
-from ._noticing import Memory
-from ._outcome import packing_error_of, stand_in
-from ._progress import Progress, Ticker, check_progress
-from ._records import NO_LIMITS, Group, Request
+from ._parallel_call import ParallelCall, sharing_of
+from ._progress import check_progress
+from ._records import NO_LIMITS
 from ._spec import make_spec
-from ._transport import Sharing
 from ._words import count, unknown_option
 from ._worker import current
 
@@ -42,21 +32,15 @@ if TYPE_CHECKING:
 
     from joblib import Parallel
 
-    from ._core import Core
     from ._progress import ProgressLike
-    from ._surroundings import Surroundings
+    from ._records import Limits
     from ._worker import Worker
 
-_log = _safely.Log()
-
-# After Ctrl-C, what runs has this long to end before its worker is killed.
-_INTERRUPT_GRACE = 0.5
-_DROPPED = "This task was dropped, because its Parallel call ended before it ran."
 # What joblib itself passes to `configure` besides what the user gave.
 _JOBLIBS_OWN = ("prefer", "require", "verbose", "context", "max_nbytes", "temp_folder", "mmap_mode")
 
 
-class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]  # joblib is untyped
+class StatefulBackend(ParallelBackendBase):  # type: ignore[misc]  # joblib is untyped
     """The joblib backend ``"stateful"``: tasks run in workers that each have an object of their own.
 
     Parameters
@@ -166,19 +150,7 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         self._was_asked = False  # for that number
         self._ran_inline = False
         self._inline_lease: _shared.Lease | None = None
-        self._bar_lock = _locks.Lock()  # joblib reports finished batches in several threads
         self._warned = False
-        # Of a copy bound to one Parallel call:
-        self._bound_to: Parallel | None = None
-        self._slots: int | None = None
-        self._lease: _shared.Lease | None = None
-        self._group = Group()
-        self._memory = Memory()
-        self._raised: BaseException | None = None
-        self._surroundings: Surroundings | None = None
-        self._bar = Progress(False, None)
-        self._ticker: Ticker | None = None
-        self._sharing = Sharing()
 
     # --- configuration --------------------------------------------------------------------------------
 
@@ -210,8 +182,6 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         """Return the number of slots that a Parallel call with this ``n_jobs`` gets."""
         if n_jobs == 0:
             raise ValueError("n_jobs == 0 in Parallel has no meaning")
-        if self._slots is not None:
-            return self._slots
         if n_jobs is None:
             n_jobs = self._default
         if n_jobs == 1 or not self._has_workers():
@@ -247,29 +217,21 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         n_jobs: int = 1,
         parallel: Parallel | None = None,
         **backend_kwargs: Any,
-    ) -> int:
-        """Get ready for one Parallel call, on a copy of this backend that is bound to it."""
-        if self._bound_to is None or self._bound_to is not parallel:
-            own = {name: value for name, value in backend_kwargs.items() if name not in _JOBLIBS_OWN}
-            # joblib sets inner_max_num_threads after it has made a backend.
-            options = {**self._options, "inner_max_num_threads": self.inner_max_num_threads, **own}
-            bound = StatefulBackend(nesting_level=self.nesting_level, **options)
-            slots = self._slots_for(n_jobs, bound, own)
-            if slots == 1:
-                # Once; not for calls nested in another one, nor for those within a worker, which are in its care.
-                if not self._ran_inline and not self.nesting_level and current() is None:
-                    bound._warn_of_unused()
-                self._ran_inline = True
-                self._renew_inline()
-                raise FallbackToBackend(SequentialBackend(nesting_level=self.nesting_level))
-            bound._bound_to, bound._slots = parallel, slots
-            bound._sharing = _sharing_of(**backend_kwargs)
-            raise FallbackToBackend(bound)
-        slots = self.effective_n_jobs(n_jobs)
-        self.parallel = parallel
-        if self._lease is None:
-            self._lease = self._prepare(slots)()
-        return slots
+    ) -> NoReturn:
+        """Have joblib use what runs one Parallel call with this configuration, or run the calls inline."""
+        own = {name: value for name, value in backend_kwargs.items() if name not in _JOBLIBS_OWN}
+        # joblib sets inner_max_num_threads after it has made a backend.
+        options = {**self._options, "inner_max_num_threads": self.inner_max_num_threads, **own}
+        config = StatefulBackend(nesting_level=self.nesting_level, **options)
+        slots = self._slots_for(n_jobs, config, own)
+        if slots == 1:
+            # Once; not for calls nested in another one, nor for those within a worker, which are in its care.
+            if not self._ran_inline and not self.nesting_level and current() is None:
+                config._warn_of_unused()
+            self._ran_inline = True
+            self._renew_inline()
+            raise FallbackToBackend(SequentialBackend(nesting_level=self.nesting_level))
+        raise FallbackToBackend(ParallelCall(config, parallel, slots, sharing_of(**backend_kwargs)))
 
     def _warn_of_unused(self) -> None:
         """Warn of options that need a worker, where joblib runs the calls in this process."""
@@ -311,7 +273,8 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         if self._options["worker_env"] is not None:
             _check.check_env(self._options["worker_env"], n_jobs, self._engine)
 
-    def _prepare(self, slots: int) -> Callable[[], _shared.Lease]:
+    def prepare(self, slots: int) -> Callable[[], _shared.Lease]:
+        """Return what takes a lease of an executor with so many slots; nothing is started yet."""
         spec = self._spec
         check_call(self._options["worker"], self._engine)
         if spec.worker_kwargs is not None and slots < len(spec.worker_kwargs):
@@ -323,6 +286,22 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
             env = env[:slots]
         envs = _check.check_env(env, slots, self._engine)
         return _shared.prepare(spec, slots, self._engine, envs, self.inner_max_num_threads)
+
+    @property
+    def engine(self) -> engines.Engine:
+        """What its workers are."""
+        return self._engine
+
+    @property
+    def limits(self) -> Limits:
+        """How long and how often."""
+        return self._limits
+
+    @property
+    def progress(self) -> ProgressLike:
+        """What is to be shown."""
+        found: ProgressLike = self._options["progress"]
+        return found
 
     @property
     def has_worker(self) -> bool:
@@ -366,146 +345,20 @@ class StatefulBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
             raise
         return lease
 
+    def submit(self, func: Any, callback: Any = None) -> NoReturn:  # noqa: ARG002 - joblib's signature
+        """Refuse what comes from no Parallel call."""
+        raise errors.ShutdownError(
+            "This backend runs only what a Parallel call gives it: use it by parallel_config(backend=...) or "
+            "Parallel(backend=...), or submit to a StatefulExecutor."
+        )
+
     def __reduce__(self) -> Any:
-        """Copy or pickle the configuration; a backend at work refuses that."""
-        if self._bound_to is not None or self._lease is not None:
-            refuse(
-                self,
-                "it is at work for a Parallel call. Copy the backend that you gave to parallel_config or Parallel.",
-            )
+        """Copy or pickle the configuration."""
         options = {**self._options, "inner_max_num_threads": self.inner_max_num_threads}
         return partial(StatefulBackend, nesting_level=self.nesting_level, **options), ()
 
     def __deepcopy__(self, _: Any) -> Self:
         return copy.copy(self)  # what it holds is never changed, and engines are what they are
-
-    # --- one Parallel call ----------------------------------------------------------------------------
-
-    @property
-    def _core(self) -> Core:
-        if self._lease is None:
-            raise errors.ShutdownError(
-                "This backend runs only what a Parallel call gives it: use it by parallel_config(backend=...) or "
-                "Parallel(backend=...), or submit to a StatefulExecutor."
-            )
-        return self._lease.core
-
-    def start_call(self) -> None:
-        """Begin a Parallel call."""
-        # Its calls fail with it; that is how joblib learns of it.
-        self._group = Group(on_error=lambda _: None, n_slots=self._slots or 1)
-        self._raised = None
-        self._surroundings = self._engine.surroundings()
-        lease, environment = self._lease, None if self._lease is None else self._core.environment
-        if lease is not None and environment is not None and environment.changes():
-            # Within `with Parallel() as parallel`, since the call before.
-            lease.release()
-            self._lease = self._prepare(self.effective_n_jobs(None))()
-        if self.nesting_level == 0:
-            self._bar = Progress(self._options["progress"], getattr(self.parallel, "n_tasks", None))
-            self._bar.open()
-            if self._bar.has_words:
-                self._ticker = Ticker(self._show_building)
-
-    def submit(self, func: Callable[[], Any], callback: Callable[[Future[Any]], None] | None = None) -> Future[Any]:
-        """Run a batch of joblib's in a worker."""
-        for function, _, _ in getattr(func, "items", ())[:1]:  # of a batch of joblib's; the others are like it
-            check_call(function, self._core.engine)
-        future: Future[Any] = Future()
-        transport = self._core.engine.transport
-        definer = transport.definer(memory=self._memory)
-        parcel, faults = transport.pack_all([(call_all, (func,), {})], sharing=self._sharing, definer=definer)
-        # joblib counts the tasks of a batch before it submits it.
-        first = getattr(self.parallel, "n_dispatched_tasks", 0) - getattr(callback, "batch_size", 0)
-        index = max(first, 0)
-        request = Request(
-            1,
-            self._group,
-            # A future that runs: nobody can cancel it, and if it is dropped that is an error.
-            Resolver(future, _DROPPED, _that_can_be_handled),
-            self._limits,
-            parcel=parcel,
-            faults={0: packing_error_of(faults[0], index)} if faults else None,
-            first=index,
-            surroundings=self._surroundings,
-        )
-        future.set_running_or_notify_cancel()
-        if callback is not None:
-            future.add_done_callback(callback)
-        self._core.accept(request)
-        return future
-
-    def retrieve_result_callback(self, out: Future[Any]) -> Any:
-        """Return what a batch returned, or raise what it raised."""
-        error = out.exception()
-        if error is not None:
-            self._raised = error
-            raise error
-        return out.result()
-
-    def batch_completed(self, batch_size: int, duration: float) -> None:
-        """Learn how long a batch took, and show it."""
-        super().batch_completed(batch_size, duration)
-        self._show(lambda bar: bar.add(batch_size))
-
-    def _show_building(self) -> None:
-        lease = self._lease
-        if lease is not None:
-            self._show(lambda bar: bar.say(lease.core.building(self._group)))
-
-    def _show(self, change: Callable[[Progress], None]) -> None:
-        try:
-            with self._bar_lock:
-                change(self._bar)
-        except Exception:  # noqa: BLE001 - in a callback thread of joblib's, an error would keep it from going on
-            self._bar = Progress(False, None)
-            _log.exception("The progress of a Parallel call could not be shown; the call goes on without.")
-
-    def abort_everything(self, ensure_ready: bool = True) -> None:  # noqa: FBT001, FBT002, ARG002 - joblib's signature; workers always stay ready
-        """Drop what is queued; what runs may finish, unless it hangs or the user has had enough of it."""
-        reason = sys.exception()
-        if self._lease is None:
-            return
-        if reason is None or reason is self._raised:
-            self._core.drop(self._group)
-        elif _safely.is_a(reason, KeyboardInterrupt):
-            self._core.interrupt(self._group, _INTERRUPT_GRACE)
-        elif _safely.is_a(reason, multiprocessing.TimeoutError):  # joblib's own timeout
-            self._core.interrupt(self._group, 0.0)
-        else:
-            self._core.drop(self._group)
-
-    def stop_call(self) -> None:
-        """End a Parallel call."""
-        if self._ticker is not None:
-            self._ticker.end()
-        if self._lease is not None:
-            self._core.engine.flush()
-        with self._bar_lock:
-            self._bar.close()
-
-    def terminate(self) -> None:
-        """Give the executor back; it keeps its objects for the next call."""
-        self.reset_batch_stats()
-        if self._sharing.held is not None:
-            self._sharing.held.clear()
-        lease, self._lease = self._lease, None
-        if lease is not None:
-            lease.release()
-
-
-def _that_can_be_handled(error: BaseException) -> BaseException:
-    """Return an exception, or what stands for it with which joblib comes to its end."""
-    return error if _safely.can_be_handled(error) else stand_in(error)
-
-
-def _sharing_of(
-    max_nbytes: int | str | None = "1M", mmap_mode: Any = "r", temp_folder: str | None = None, **_: Any
-) -> Sharing:
-    """Return how arrays travel under joblib's own arguments for that."""
-    threshold = memstr_to_bytes(max_nbytes) if isinstance(max_nbytes, str) else max_nbytes
-    folder = temp_folder or os.environ.get("JOBLIB_TEMP_FOLDER") or None
-    return Sharing(None if mmap_mode is None else threshold, mmap_mode or "r", folder, held={}, named="all")
 
 
 # Options that say how many workers there are where ``n_jobs`` doesn't.

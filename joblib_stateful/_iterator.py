@@ -382,9 +382,9 @@ class StatefulMap(NotCopied, Generic[T]):
         # start (W7 of `python -m benchmarks`).
         n_first = plan.n_jobs if plan.length is None else min(plan.n_jobs, plan.length)
         self._core.begin(self._group, plan.limits, self._feeder.surroundings, n_first)
-        from ._parallel import ParallelCall
+        from ._parallel import BatchGenerator
 
-        self._results = Results(ParallelCall(self._core, ordered=plan.ordered), ordered=plan.ordered)
+        self._results = Results(BatchGenerator(self._core, ordered=plan.ordered), ordered=plan.ordered)
         return self._results
 
     # --- the end --------------------------------------------------------------------------------------

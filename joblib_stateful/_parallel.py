@@ -59,7 +59,7 @@ class _Fed(Parallel):  # type: ignore[misc]  # joblib is untyped
         pass
 
 
-class ParallelCall:
+class BatchGenerator:
     """One call of `joblib.Parallel`, whose tasks are batches; used by one thread at a time.
 
     Parameters

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ._batches import Batch
-    from ._parallel import ParallelCall
+    from ._parallel import BatchGenerator
     from ._records import Outcome
 
 
@@ -16,13 +16,13 @@ class Results:
 
     Parameters
     ----------
-    call : ParallelCall
+    call : BatchGenerator
         By which they go out and come back.
     ordered : bool
         In the order of the input, or as they come.
     """
 
-    def __init__(self, call: ParallelCall, *, ordered: bool) -> None:
+    def __init__(self, call: BatchGenerator, *, ordered: bool) -> None:
         self._call, self._ordered = call, ordered
         #: Batches that were sent, and of which the consumer has not been told that all is there.
         self.n_running = 0
