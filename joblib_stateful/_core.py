@@ -11,7 +11,7 @@ import threading
 import weakref
 from collections import Counter, deque
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from . import _clock, _exit, _idle, _locks, _safely, errors
 from ._decisions import (
@@ -26,11 +26,11 @@ from ._decisions import (
     StartWorker,
     StopJob,
 )
-from ._definitions import Peer
 from ._interrupts import uninterrupted, wait_for
 from ._limits import CloseWatch, IdleWatch, LimitWatch
+from ._links import Link
 from ._messages import Build, BuildFailed, Built, Failure, Finish, Ran, Reply, Run
-from ._outcome import NonsenseError, init_error_of, packing_error_of, receive, report_of, report_without
+from ._outcome import NonsenseError, init_error_of, packing_error_of, read_answer, receive, report_without
 from ._records import Death, Group, Limits, Outcome, Report
 from ._schedule import Schedule
 from ._slots import State
@@ -96,13 +96,10 @@ class Core:
         self._changed = threading.Condition(self._lock)
         self._schedule = Schedule(n_jobs, max_tasks=max_tasks, in_turn=engine.is_synchronous)
         self._name_kwargs()
-        self._workers: list[tuple[int, EngineWorker] | None] = [None] * n_jobs  # (life, worker)
+        self._links: list[Link | None] = [None] * n_jobs
         # Threads that bring an answer, and so run users' code: each with the worker whose answer it is.
         self._answering: dict[int, _Answering] = {}
-        self._targets: list[Any] = [None] * n_jobs  # (worker, digest) of the function that it has
-        self._peers: list[tuple[EngineWorker | None, Peer]] = [(None, Peer(is_parent=True))] * n_jobs
         self._surroundings: Surroundings | None = None  # of the latest call
-        self._told: dict[int, tuple[EngineWorker, Surroundings]] = {}  # what the worker of each slot has taken over
         #: What the workers were started with; None where they share this process's, or are elsewhere.
         self.environment = Environment() if engine.has_processes and not engine.is_remote else None
         self._limits = LimitWatch(n_jobs, self._changed, self._is_under_way, self._expire, self._condemn)
@@ -123,9 +120,7 @@ class Core:
         if more <= 0:  # another thread was faster
             return []
         self.packed, self._envs, self.n_jobs = other.packed, other._envs, other.n_jobs
-        self._workers += [None] * more
-        self._targets += [None] * more
-        self._peers += [(None, Peer(is_parent=True))] * more
+        self._links += [None] * more
         self._limits.grow(self.n_jobs)
         decisions = self._schedule.grow(self.n_jobs)
         self._name_kwargs()
@@ -141,9 +136,9 @@ class Core:
         self._changed = threading.Condition(self._lock)
         self._schedule = Schedule(self.n_jobs)
         self._schedule.closing = self.is_disowned = True
-        for entry in self._workers:
-            if entry is not None:
-                entry[1].disown()
+        for link in self._links:
+            if link is not None:
+                link.worker.disown()
 
     def __repr__(self) -> str:
         built = self.packed.spec.build
@@ -202,9 +197,9 @@ class Core:
     def _pages_of(self, group: Group) -> list[tuple[int, int, Progress]]:
         """Return the numbers and sizes of messages under way for a group, and what is seen of each."""
         return [
-            (slot.seq, len(slot.job.positions), entry[1].progress)
-            for slot, entry in zip(self._schedule.slots, self._workers, strict=True)
-            if entry and slot.job and slot.owner is group
+            (slot.seq, len(slot.job.positions), link.worker.progress)
+            for slot, link in zip(self._schedule.slots, self._links, strict=True)
+            if link and slot.job and slot.owner is group
         ]
 
     @property
@@ -256,7 +251,7 @@ class Core:
 
     def local_worker(self) -> Worker:
         """Return the worker of slot 0 itself; only of a synchronous engine, once its object stands."""
-        worker = self._worker(0).local
+        worker = self._link(0).worker.local
         assert worker is not None  # noqa: S101 - the caller knows the engine
         return worker
 
@@ -292,7 +287,7 @@ class Core:
     @property
     def has_started(self) -> bool:
         """True once a worker was opened."""
-        return any(self._workers)
+        return any(self._links)
 
     @property
     def is_closed(self) -> bool:
@@ -327,8 +322,8 @@ class Core:
         """Kill what was given so many seconds to end, with a warning for each worker."""
         with self._lock:
             closing = [slot.state is State.CLOSING for slot in self._schedule.slots]
-            workers = list(self._workers)
-        unended = [(index, entry[1]) for index, entry in enumerate(workers) if entry and closing[index]]
+            links = list(self._links)
+        unended = [(index, link.worker) for index, link in enumerate(links) if link and closing[index]]
         for index, worker in unended:
             self._closes.tell(index, worker, seconds)
         self.kill()
@@ -385,9 +380,9 @@ class Core:
         elif isinstance(decision, StartWorker):
             return self._start(decision)
         elif isinstance(decision, StopJob):
-            self._worker(decision.slot).progress.ask_to_stop(decision.seq)
+            self._link(decision.slot).worker.progress.ask_to_stop(decision.seq)
         elif isinstance(decision, ShareJob):
-            self._worker(decision.slot).progress.ask_to_share(decision.seq)
+            self._link(decision.slot).worker.progress.ask_to_share(decision.seq)
         elif isinstance(decision, CloseWorker):
             self._close_worker(decision)
         elif isinstance(decision, KillWorker):
@@ -400,10 +395,10 @@ class Core:
         if fail.group.on_error is not None:
             fail.group.on_error(fail.error)
 
-    def _worker(self, slot: int) -> EngineWorker:
-        entry = self._workers[slot]
-        assert entry is not None  # noqa: S101 - decisions about a worker follow its start
-        return entry[1]
+    def _link(self, slot: int) -> Link:
+        link = self._links[slot]
+        assert link is not None  # noqa: S101 - decisions about a worker follow its start
+        return link
 
     def _start(self, start: StartWorker) -> Decisions:
         if self.environment is not None:
@@ -421,65 +416,32 @@ class Core:
             slot = self._schedule.slots[start.slot]
             wanted = slot.seq == start.seq and not slot.is_killed
             if wanted:
-                self._workers[start.slot] = (slot.life, worker)
+                link = self._links[start.slot] = Link(slot.life, worker)
                 worker.on_idle_death = partial(_died_idle, weakref.ref(self), start.slot, slot.life)
         if not wanted:  # killed between the decision and now
             return self._answer(start.slot, start.seq, Death(reason="it was killed before it started"))
-        surroundings = self._surroundings
-        if surroundings is not None:
-            self._told[start.slot] = worker, surroundings
-        definitions = self._peer(start.slot, worker).take(self.packed.needs)
-        message = message._replace(definitions=definitions, surroundings=surroundings, depth=self._depth)
+        message = link.build(message._replace(depth=self._depth), self.packed.needs, self._surroundings)
         watched = self._limits.begin(worker, message, start.limits.init_timeout)
-        decisions = self._exchange(start.slot, worker, message)
+        decisions = self._exchange(start.slot, link, message)
         _exit.register()
         if watched is not None:
             self._limits.watch(start.slot, watched)
         return decisions
 
     def _send(self, send: SendJob) -> Decisions:
-        call, job, worker = send.job.call, send.job, self._worker(send.slot)
+        call, job, link = send.job.call, send.job, self._link(send.slot)
         request = call.request  # before the parcel, which goes before it
         parcel = call.parcel
-        target_id, packed, needs = request.target or (None, None, ())
         if parcel is None:  # settled between the decision and now: dropped by its owner
-            return self._answer(send.slot, send.seq, self._nothing_run(send.seq))
+            return self._answer(send.slot, send.seq, self._nothing_run(send.seq), link)
         if len(job.positions) != request.size or parcel.n_values != request.size:
             try:
                 parcel = self._part_of(call, parcel, job.positions)
             except Exception as error:  # noqa: BLE001 - want of memory: these items' errors
                 return self._unsendable(send, error)
-        if self._targets[send.slot] == (worker, target_id):
-            packed, needs = None, ()  # it has this function already
-        elif target_id is not None:
-            self._targets[send.slot] = (worker, target_id)
-        surroundings = request.surroundings
-        if surroundings is not None:
-            if self._told.get(send.slot) == (worker, surroundings):
-                surroundings = None
-            else:
-                self._told[send.slot] = worker, surroundings
-        timed = request.limits.item_timeout is not None
-        definitions = ()
-        peer = self._peer(send.slot, worker)
-        if needs or parcel.needs or peer.has_lost:
-            definitions = peer.take((*needs, *parcel.needs))
-            parcel = parcel._replace(needs=())
-        message = Run(
-            send.seq,
-            request.mode,
-            target_id,
-            packed,
-            parcel,
-            request.after_error,
-            timed,
-            request.budget,
-            definitions,
-            self._schedule.work.width(call.group),
-            surroundings,
-        )
-        watched = self._limits.begin(worker, message, request.limits.item_timeout)
-        decisions = self._exchange(send.slot, worker, message)
+        message = link.run(send.seq, request, parcel, self._schedule.work.width(call.group))
+        watched = self._limits.begin(link.worker, message, request.limits.item_timeout)
+        decisions = self._exchange(send.slot, link, message)
         if watched is not None:
             self._limits.watch(send.slot, watched)
         return decisions
@@ -496,12 +458,6 @@ class Core:
             self._changed.notify_all()
         return decisions
 
-    def _peer(self, slot: int, worker: EngineWorker) -> Peer:
-        """Return what a worker knows and is known of."""
-        if self._peers[slot][0] is not worker:
-            self._peers[slot] = worker, Peer(is_parent=True)
-        return self._peers[slot][1]
-
     def _part_of(self, call: Call, parcel: Parcel, positions: Sequence[int]) -> Parcel:
         """Return the parcel of some of a call's items."""
         transport, places = self.engine.transport, positions
@@ -517,49 +473,50 @@ class Core:
                 call.parcel = parcel
         return transport.select(parcel, places)
 
-    def _exchange(self, slot: int, worker: EngineWorker, message: Build | Run) -> Decisions:
+    def _exchange(self, slot: int, link: Link, message: Build | Run) -> Decisions:
         """Send a message; return what follows from the reply, if that is there already."""
-        on_reply = partial(self._received, slot, message.seq, worker)
+        worker, on_reply = link.worker, partial(self._received, slot, message.seq, link)
         try:
             reply = worker.send(message, on_reply)
         except BaseException as error:
             if not self.engine.is_synchronous:  # a fault of the engine, whose worker can't be relied on any more
                 worker.kill()
-                return self._answer(slot, message.seq, Death(worker.pid, reason=f"{type(error).__name__}: {error}"))
+                death = Death(worker.pid, reason=f"{type(error).__name__}: {error}")
+                return self._answer(slot, message.seq, death, link)
             # A Ctrl-C, and the object is none the worse for it.
-            self._peer(slot, worker).start_anew()
+            link.peer.start_anew()
             if isinstance(message, Run):
                 reply = self._nothing_run(message.seq)
                 self._note(
                     partial(self._schedule.drop_running, slot)
-                )  # or the rest of a batch that was cut short would run first
+                )  # or the rest of a batch that was cut short would run
             else:
                 reply = Death(reason="its construction was interrupted")
-            self._perform(self._answer(slot, message.seq, reply))
+            self._perform(self._answer(slot, message.seq, reply, link))
             raise
-        return [] if reply is None else self._answer(slot, message.seq, reply)
+        return [] if reply is None else self._answer(slot, message.seq, reply, link)
 
     def _nothing_run(self, seq: int) -> Ran:
         return Ran(seq, 0, self.engine.transport.pack_all(())[0], {}, 0.0)
 
-    def _received(self, slot: int, seq: int, worker: EngineWorker, reply: Reply | Death) -> None:
+    def _received(self, slot: int, seq: int, link: Link, reply: Reply | Death) -> None:
         thread = threading.get_ident()
-        before, self._answering[thread] = self._answering.get(thread), _Answering(worker)
+        before, self._answering[thread] = self._answering.get(thread), _Answering(link.worker)
         try:
-            self._perform(self._answer(slot, seq, reply))
+            self._perform(self._answer(slot, seq, reply, link))
         finally:
             answering = self._answering.pop(thread)
             answering.is_over = True
             if before is not None:
                 self._answering[thread] = before
 
-    def _answer(self, slot: int, seq: int, reply: Reply | Death) -> Decisions:
-        """Note a reply, so that whoever waits for it has an outcome, whatever goes wrong here."""
+    def _answer(self, slot: int, seq: int, reply: Reply | Death, link: Link | None = None) -> Decisions:
+        """Note a reply, so that whoever waits for it has an outcome, whatever goes wrong here; without a link it never began."""
         try:
-            if isinstance(reply, Ran):
-                decisions = self._answer_of_run(slot, seq, reply)
+            if link is not None and isinstance(reply, Ran):
+                decisions = self._answer_of_run(slot, seq, reply, link)
             else:
-                decisions = self._answer_of_build(slot, seq, reply)
+                decisions = self._answer_of_build(slot, seq, reply, link)
         except BaseException as error:
             if self.engine.is_synchronous and _safely.is_a(error, KeyboardInterrupt):  # the caller's own
                 raise
@@ -567,29 +524,19 @@ class Core:
         self._idle.restart()
         return decisions
 
-    def _answer_of_run(self, slot: int, seq: int, reply: Ran) -> Decisions:
+    def _answer_of_run(self, slot: int, seq: int, reply: Ran, link: Link) -> Decisions:
         schedule, transport = self._schedule, self.engine.transport
-        if reply.was_refused or any(
-            failure.what in ("function", "surroundings") for failure in reply.failures.values()
-        ):
-            self._targets[slot] = None
-            self._told.pop(slot, None)
-        worker = self._worker(slot)
-        pid, peer = worker.pid, self._peer(slot, worker)
-        if reply.was_refused:  # with all that came with it
-            peer.start_anew()
-        if reply.was_lost:
-            peer.has_lost = True
+        link.note(reply)
         if reply.definitions:  # in the order of answers, for later ones may refer to them
-            receive(peer, reply.definitions, transport)
+            receive(link.peer, reply.definitions, transport)
         if self.engine.is_synchronous or not (
             reply.failures or (not reply.values.joint and any(map(transport.runs_code, reply.values.frames)))
         ):
             job = schedule.slots[slot].job
             try:
-                report = self._report(job, reply, slot, pid, peer)
+                report = read_answer(job, reply, self.engine, slot, link)
             except NonsenseError as error:
-                return self._end_damaged(slot, seq, str(error))
+                return self._end_damaged(slot, seq, link.worker, str(error))
             with self._lock:
                 decisions = schedule.finished(slot, seq, report)
                 self._changed.notify_all()
@@ -603,15 +550,15 @@ class Core:
                 self._perform(decisions)
             except BaseException:  # noqa: BLE001 - what this answer says must be told all the same
                 _log.exception("What was to be done behind a worker's answer has failed:")
-            decisions = [] if job is None else self._what_came_of(job, reply, slot, pid, peer)
+            decisions = [] if job is None else self._what_came_of(job, reply, slot, link)
         return decisions
 
-    def _what_came_of(self, job: Job, reply: Ran, slot: int, pid: int | None, peer: Peer) -> Decisions:
+    def _what_came_of(self, job: Job, reply: Ran, slot: int, link: Link) -> Decisions:
         try:
             try:
-                report = self._report(job, reply, slot, pid, peer)
+                report = read_answer(job, reply, self.engine, slot, link)
             except NonsenseError as error:
-                report = report_without(job, reply, error, slot, pid)
+                report = report_without(job, reply, error, slot, link.worker.pid)
             with self._lock:
                 decisions = self._schedule.reported(job, report)
                 self._changed.notify_all()
@@ -621,11 +568,10 @@ class Core:
                 self._changed.notify_all()
         return decisions
 
-    def _answer_of_build(self, slot: int, seq: int, reply: Reply | Death) -> Decisions:
+    def _answer_of_build(self, slot: int, seq: int, reply: Reply | Death, link: Link | None) -> Decisions:
         schedule, decoded = self._schedule, None
-        if isinstance(reply, BuildFailed):  # before the lock is taken, for that runs users' code
-            peer = self._peers[slot][1]
-            decoded = init_error_of(slot, self.packed.spec.kwargs(slot), reply, self.engine, peer)
+        if link is not None and isinstance(reply, BuildFailed):  # before the lock is taken, for that runs users' code
+            decoded = init_error_of(slot, self.packed.spec.kwargs(slot), reply, self.engine, link.peer)
         with self._lock:
             if isinstance(reply, Built):
                 decisions = schedule.built(slot, seq, reply.seconds)
@@ -637,20 +583,7 @@ class Core:
             self._changed.notify_all()
         return decisions
 
-    def _report(self, job: Job | None, reply: Ran, slot: int, pid: int | None, peer: Peer) -> Report:
-        if job is None or job.call.settled:  # nobody wants it: don't unpack it
-            return report_of(None, reply, self.engine, slot, pid, peer=peer)
-        try:
-            return report_of(job, reply, self.engine, slot, pid, peer=peer)
-        except BaseException as error:
-            if isinstance(error, NonsenseError) or (
-                self.engine.is_synchronous and _safely.is_a(error, KeyboardInterrupt)
-            ):
-                raise
-            return report_without(job, reply, error, slot, pid)
-
-    def _end_damaged(self, slot: int, seq: int, what: str) -> Decisions:
-        worker = self._worker(slot)
+    def _end_damaged(self, slot: int, seq: int, worker: EngineWorker, what: str) -> Decisions:
         worker.condemn(what)
         with self._lock:
             decisions = self._schedule.died(slot, seq, Death(worker.pid, started=True, reason=why_condemned(what)))
@@ -664,23 +597,23 @@ class Core:
             found = self._schedule.slots[slot]
             job = found.job if found.seq == seq else None
             decisions = [] if job is None else self._schedule.fail(job.call, error)
-            entry = self._workers[slot] if found.seq == seq else None
+            link = self._links[slot] if found.seq == seq else None
             self._changed.notify_all()
-        if entry is not None:
-            entry[1].kill()
+        if link is not None:
+            link.worker.kill()
             with self._lock:
                 reason = f"its answer could not be taken: {_safely.full_name_of(type(error))}"
-                decisions += self._schedule.died(slot, seq, Death(entry[1].pid, started=True, reason=reason))
+                decisions += self._schedule.died(slot, seq, Death(link.worker.pid, started=True, reason=reason))
                 self._changed.notify_all()
         return decisions
 
     def _close_worker(self, close: CloseWorker) -> None:
-        entry = self._workers[close.slot]
-        if entry is not None and entry[0] == close.life:
+        link = self._links[close.slot]
+        if link is not None and link.life == close.life:
             closed = partial(self._closed, close)
             if not self.engine.is_synchronous:  # there the caller itself closes the object
-                self._closes.watch(close.slot, entry[1], close.seq, partial(closed, None))
-            entry[1].close(Finish(close.seq), closed)
+                self._closes.watch(close.slot, link.worker, close.seq, partial(closed, None))
+            link.worker.close(Finish(close.seq), closed)
 
     def died_idle(self, slot: int, life: int, death: Death) -> None:
         """Note that a worker is gone that had nothing to do; for the worker."""
@@ -695,9 +628,9 @@ class Core:
         self._forget_alarms()
 
     def _kill(self, kill: KillWorker) -> Decisions:
-        entry = self._workers[kill.slot]
-        if entry is not None and entry[0] == kill.life:
-            entry[1].kill()
+        link = self._links[kill.slot]
+        if link is not None and link.life == kill.life:
+            link.worker.kill()
         with self._lock:
             decisions = self._schedule.killed(kill.slot, kill.life)
             self._changed.notify_all()
@@ -738,8 +671,8 @@ class Core:
     # --- looking --------------------------------------------------------------------------------------
 
     def _info(self, index: int, make: type[WorkerInfo]) -> WorkerInfo:
-        slot, entry = self._schedule.slots[index], self._workers[index]
-        pid = None if entry is None or slot.state is State.EMPTY or slot.is_killed else entry[1].pid
+        slot, link = self._schedule.slots[index], self._links[index]
+        pid = None if link is None or slot.state is State.EMPTY or slot.is_killed else link.worker.pid
         return make(
             index=index,
             n_jobs=self.n_jobs,

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from ._definitions import Peer
     from ._jobs import Job
+    from ._links import Link
     from ._messages import BuildFailed, Failure, Ran
     from ._transport import Transport
     from .engines import Engine
@@ -70,6 +71,22 @@ def _unpack(job: Job, reply: Ran, engine: Engine, slot: int, pid: int | None) ->
         found = iter(values)
         values = [None if place in reply.failures else next(found) for place in range(reply.n_run)]
     return Report(reply.n_run, values, faults, reply.seconds, reply.values.nbytes, reply.was_refused)
+
+
+def read_answer(job: Job | None, reply: Ran, engine: Engine, slot: int, link: Link) -> Report:
+    """Unpack a reply to a job, whatever goes wrong with that; without a job, or if nobody wants it any more, only count.
+
+    Raises NonsenseError if the worker can't have sent that, and on a synchronous engine a Ctrl-C.
+    """
+    pid = link.worker.pid
+    if job is None or job.call.settled:
+        return report_of(None, reply, engine, slot, pid, peer=link.peer)
+    try:
+        return report_of(job, reply, engine, slot, pid, peer=link.peer)
+    except BaseException as error:
+        if isinstance(error, NonsenseError) or (engine.is_synchronous and _safely.is_a(error, KeyboardInterrupt)):
+            raise
+        return report_without(job, reply, error, slot, pid)
 
 
 def report_without(job: Job, reply: Ran, error: BaseException, slot: int, pid: int | None) -> Report:
