@@ -374,6 +374,8 @@ class StatefulMap(NotCopied, Generic[T]):
         if _locks.is_held():
             raise RuntimeError("A map in a finaliser would wait for what the thread is at in which that runs.")
         plan = self._plan
+        if self._is_indexed:
+            from . import _public  # noqa: F401 - before there are results that would be lost if it failed
         self._core, self._give_back = plan.open()
         self._progress.open()
         if plan.synchronous and self._progress.is_wanted and not self._core.has_objects:

@@ -8,10 +8,25 @@ waited for. It costs 18 µs of CPU time per batch.
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 from typing import TYPE_CHECKING, Any
 
-from joblib import Parallel
-from joblib.parallel import ParallelBackendBase
+
+@contextlib.contextmanager
+def _start_method_left_open() -> Iterator[None]:
+    """Let joblib ask which start method multiprocessing has, which would settle it: the program may still want to set one."""
+    is_settled = multiprocessing.get_start_method(allow_none=True) is not None
+    try:
+        yield
+    finally:
+        if not is_settled:
+            multiprocessing.set_start_method(None, force=True)
+
+
+with _start_method_left_open():
+    from joblib import Parallel
+    from joblib.parallel import ParallelBackendBase
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -71,20 +86,21 @@ class BatchGenerator:
     """
 
     def __init__(self, core: Core, *, ordered: bool) -> None:
-        self._parallel = _Fed(
-            n_jobs=core.n_jobs,
-            backend=_Backend(core),
-            return_as="generator" if ordered else "generator_unordered",
-            pre_dispatch=1,
-            batch_size=1,
-            # What a surrounding parallel_config says is meant for other calls.
-            verbose=0,
-            prefer=None,
-            require=None,
-            temp_folder=None,
-            max_nbytes=None,
-            mmap_mode=None,
-        )
+        with _start_method_left_open():
+            self._parallel = _Fed(
+                n_jobs=core.n_jobs,
+                backend=_Backend(core),
+                return_as="generator" if ordered else "generator_unordered",
+                pre_dispatch=1,
+                batch_size=1,
+                # What a surrounding parallel_config says is meant for other calls.
+                verbose=0,
+                prefer=None,
+                require=None,
+                temp_folder=None,
+                max_nbytes=None,
+                mmap_mode=None,
+            )
         self._batches: Generator[Batch, None, None] | None = None
 
     def send(self, batch: Batch) -> None:

@@ -169,7 +169,7 @@ def _open_owned(
         """Hold the executor until the map is done with it."""
 
     def opening() -> tuple[Core, Callable[[], None]]:
-        executor.warn_of_changes(10)  # who has asked for the first result
+        executor.warn_of_changes(8)  # who has asked for the first result
         return core, give_back
 
     return core.engine, core.n_jobs, opening
