@@ -70,16 +70,20 @@ class _ReapedOnce:
         return code
 
 
-class Popen(_ReapedOnce, popen_loky_posix.Popen):  # type: ignore[misc]  # loky is not typed
-    """A process of loky's, started by a command of ours."""
-
-    DupFd = OpenFile
+class _Popen(_ReapedOnce, popen_loky_posix.Popen):  # type: ignore[misc]  # loky is not typed
+    """A process of loky's, of a program that may have no standard streams."""
 
     def __init__(self, process_obj: Any) -> None:
         _flush_streams()
         self.returncode = None
         self._fds: list[int] = []
         self._launch(process_obj)
+
+
+class Popen(_Popen):
+    """A process of loky's, started by a command of ours."""
+
+    DupFd = OpenFile
 
     def _launch(self, process_obj: Any) -> None:
         spawn._check_not_importing_main()
@@ -112,7 +116,7 @@ class Popen(_ReapedOnce, popen_loky_posix.Popen):  # type: ignore[misc]  # loky 
         return fd
 
 
-class PopenOfLoky(_ReapedOnce, popen_loky_posix.Popen):  # type: ignore[misc]  # loky is not typed
+class PopenOfLoky(_Popen):
     """A process that loky's own command starts."""
 
     __module__ = popen_loky_posix.__name__  # which loky takes for its command
