@@ -23,7 +23,7 @@ from loky.backend import popen_loky_posix, spawn
 from loky.backend.fork_exec import fork_exec
 
 from .._surroundings import standard_first
-from .._system import NO_SIGNAL
+from .._system import NO_SIGNAL, raise_no_signal
 from ._loky_child import OpenFile
 from ._starting import interpreter_flags
 
@@ -101,6 +101,7 @@ class Popen(_Popen):
             ends.callback(os.close, theirs)
             # No pipe, for only to a socket one can write without a signal if the process has died.
             ours, far_end = map(ends.enter_context, socket.socketpair())
+            raise_no_signal(ours)
             self._fds += theirs, far_end.fileno(), resource_tracker._resource_tracker._fd  # type: ignore[attr-defined]  # below
             program = _PROGRAM.format(pipe=far_end.fileno())
             command = [sys.executable, *interpreter_flags(), "-c", program]
