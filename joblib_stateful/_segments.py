@@ -7,6 +7,7 @@ kernel frees both when the last process lets go of them, however that ends.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import mmap
@@ -33,6 +34,9 @@ _SPARE_SHARE = 16
 # So much is read at a time where that makes a copy of it.
 _READ_BYTES = 1 << 20
 
+# A folder of Linux whose files lie in memory.
+_IN_MEMORY = "/dev/shm"  # noqa: S108 - what is opened there has no name
+
 #: Of segments and their like, in the order in which they are made.
 numbers = itertools.count(1)
 
@@ -55,8 +59,18 @@ def _open_once(what: str, folder: str | None) -> int:
         except OSError as error:
             if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EACCES):  # old kernels, sandboxes
                 raise
-    with tempfile.TemporaryFile(dir=folder) as file:
+    with _temporary_file(folder) as file:
         return os.dup(file.fileno())
+
+
+def _temporary_file(folder: str | None) -> Any:
+    try:
+        return tempfile.TemporaryFile(dir=folder)
+    except FileNotFoundError:
+        if folder is None:  # no folder for temporary files can be written to
+            with contextlib.suppress(OSError):
+                return tempfile.TemporaryFile(dir=_IN_MEMORY)
+        raise
 
 
 def _write(fd: int, buffer: memoryview, offset: int = 0) -> None:

@@ -81,10 +81,15 @@ NO_WAIT = int(getattr(socket, "MSG_DONTWAIT", 0))
 CLOEXEC = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0)) if HAS_CLOEXEC else 0
 #: A program may have given SIGPIPE back its default action, as command line tools do, and would be killed with a worker.
 NO_SIGNAL = int(getattr(socket, "MSG_NOSIGNAL", 0))
-#: The same as an option of the socket, for macOS.
-NO_SIGNAL_OPTION: int | None = getattr(socket, "SO_NOSIGPIPE", None)
+_NO_SIGNAL_OPTION: int | None = getattr(socket, "SO_NOSIGPIPE", None)
 #: What ends a process without asking it; on Windows the other one does.
 KILL: int = getattr(signal, "SIGKILL", signal.SIGTERM)
+
+
+def raise_no_signal(end: socket.socket) -> None:
+    """Have a socket raise no SIGPIPE, where that can't be said of each message (macOS)."""
+    if not NO_SIGNAL and _NO_SIGNAL_OPTION is not None:
+        end.setsockopt(socket.SOL_SOCKET, _NO_SIGNAL_OPTION, 1)
 
 
 def signal_numbers(*names: str) -> list[int]:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from contract import on
 from joblib_stateful import StatefulExecutor, stateful_map
+from needs import needs
 from test_map_tools import crash, new_scene, orders, parallel_engines
 
 LIMIT = 60.0
@@ -206,7 +207,9 @@ def test_joblibs_calls_say_it_too(engine: str, tmp_path: Path) -> None:
     assert "building" not in last
 
 
-@pytest.mark.parametrize(("name", "kind"), [("jupyter-console", "tqdm.std"), ("jupyter-lab", "tqdm.auto")])
+@pytest.mark.parametrize(
+    ("name", "kind"), [pytest.param("jupyter-console", "tqdm.std", marks=needs("proc")), ("jupyter-lab", "tqdm.auto")]
+)
 def test_a_kernel_that_a_console_has_started_gets_a_bar_of_text(name: str, kind: str, tmp_path: Path) -> None:
     pytest.importorskip("ipykernel")
     pytest.importorskip("ipywidgets")

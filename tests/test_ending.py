@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from joblib_stateful import _system
+from needs import needs
+
 if TYPE_CHECKING:
     from conftest import RunProgram, StartProgram
 
@@ -68,8 +71,10 @@ def test_ctrl_c_while_workers_start(program: StartProgram, milliseconds: int) ->
     running.wait_for("pulled")
     time.sleep(milliseconds / 1000)  # what is tested: each moment of a worker's start
     running.ctrl_c()
-    _, _, err = running.ends_within(2)
-    assert_only_the_parent_speaks(err)
+    code, _, err = running.ends_within(2)
+    assert code == -signal.SIGINT
+    if _system.HAS_SIGMASK:  # else it strikes a process that is being born, too
+        assert_only_the_parent_speaks(err)
     running.leaves_nothing()
 
 
@@ -220,6 +225,7 @@ def test_workers_die_with_a_killed_parent(program: StartProgram, items: str, sig
     running.leaves_nothing(within=3)
 
 
+@needs("setsig")
 def test_workers_die_with_a_killed_parent_while_c_code_holds_the_gil(program: StartProgram) -> None:
     running = program(
         """

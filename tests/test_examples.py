@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from needs import needs
+
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -154,7 +156,11 @@ def program_of(page: Path) -> tuple[str, str]:
     return "\n\n".join(blocks), "".join(printed)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=needs("records") if page.stem == "debugging" else ()) for page in PAGES],
+    ids=lambda page: page.stem,
+)
 def test_documentation(page: Path, tmp_path: Path) -> None:
     text, printed = program_of(page)
     if not text:

@@ -66,8 +66,12 @@ def test_where_no_processes_are_listed(run_program: RunProgram, *, has_tools: bo
     assert "is killed alone, for this system lists no processes" in done.err
 
 
-@pytest.mark.parametrize("home", ["/nonexistent", None])
-def test_a_user_without_a_name_or_a_home_who_may_write_nowhere(run_program: RunProgram, home: str | None) -> None:
+@pytest.mark.parametrize(
+    ("home", "without"), [("/nonexistent", {}), (None, {}), (None, {"JOBLIB_STATEFUL_WITHOUT": "memfd"})]
+)
+def test_a_user_without_a_name_or_a_home_who_may_write_nowhere(
+    run_program: RunProgram, home: str | None, without: dict[str, str]
+) -> None:
     """As where a container is run with any user's number."""
     pytest.importorskip("numpy")
     read_only = (
@@ -88,7 +92,7 @@ def test_a_user_without_a_name_or_a_home_who_may_write_nowhere(run_program: RunP
         run_all()
         """,
         within=among_mounts(f"{read_only}; cd .; {unset}", user=NAMELESS),
-        env={"TMPDIR": "/nonexistent", **({"HOME": home} if home else {})},
+        env={"TMPDIR": "/nonexistent", **({"HOME": home} if home else {}), **without},
     )
     assert (done.code, done.out, done.err) == (0, _FOUND, "")
 

@@ -212,7 +212,7 @@ def test_a_process_that_could_not_be_started(monkeypatch: pytest.MonkeyPatch) ->
     def fail(*_: Any) -> None:
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr("joblib_stateful.engines._loky_popen.Popen._launch", fail)
+    monkeypatch.setattr("joblib_stateful.engines._loky_process.WorkerProcess._Popen", fail)
     with pytest.raises(errors.WorkerInitError) as caught:
         list(stateful_map(abs, [1], n_jobs=1, max_restarts=1))
     says(caught.value, "slot 0", "could not be started, 2 times", "Too many open files", "ulimit -a", "fewer workers")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from joblib_stateful import _segments
+from needs import needs
 from programs import among_mounts
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ FEW_FILES = """
 """
 
 
-@pytest.mark.parametrize(("limit", "start"), [(256, True), (100, False)])
+@pytest.mark.parametrize(("limit", "start"), [(256, True), pytest.param(100, False, marks=needs("rlimit"))])
 def test_32_workers_among_few_file_descriptors(run_program: RunProgram, limit: int, *, start: bool) -> None:
     pytest.importorskip("resource")
     done = run_program(FEW_FILES, str(limit))
@@ -162,6 +163,7 @@ def test_32_workers_among_few_file_descriptors(run_program: RunProgram, limit: i
     assert done.err == ""
 
 
+@needs("sendfds", "rlimit")
 def test_arrays_under_way_leave_file_descriptors_to_others(run_program: RunProgram) -> None:
     pytest.importorskip("numpy")
     done = run_program(

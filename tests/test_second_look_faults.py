@@ -12,6 +12,7 @@ import pytest
 
 from joblib_stateful import StatefulExecutor, _core, call_worker, shutdown, stateful_map
 from joblib_stateful._core import Core
+from needs import needs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -184,6 +185,7 @@ class Talker:
         raise ValueError("at the end")
 
 
+@needs("records")
 def test_records_go_on_behind_a_handler_that_wants_to_end_the_program(handler: EndsTheProgram) -> None:
     assert list(stateful_map(Talker, range(4), n_jobs=1)) == [*range(4)]
     assert [text for text in handler.seen if text.startswith("item")] == [f"item {item}" for item in range(4)]

@@ -15,6 +15,7 @@ import pytest
 from joblib import parallel_config
 
 from joblib_stateful import errors, get_worker, get_worker_info
+from needs import needs
 
 sklearn = pytest.importorskip("sklearn")
 
@@ -149,6 +150,7 @@ def test_a_fit_that_crashes_its_worker_is_named_and_the_next_one_works() -> None
     assert len(search.cv_results_["mean_test_score"]) == 2
 
 
+@needs("sendfds", "memfd")
 def test_large_data_are_shared(tmp_path: Path) -> None:
     data = np.random.default_rng(0).normal(size=(3000, 60))
 

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from joblib_stateful import _system
+
 if TYPE_CHECKING:
     from conftest import RunProgram, StartProgram
 
@@ -42,8 +44,9 @@ def test_ctrl_c_strikes_while_a_result_is_being_loaded(program: StartProgram, us
     code, _, err = one.ends_within(4)
     assert code != 0
     assert (one.folder / "interrupted").exists()
-    assert err.count("Traceback") == 1, err
-    assert err.rstrip().endswith("KeyboardInterrupt"), err
+    if _system.HAS_SIGMASK:  # else it strikes a process that is being born, too
+        assert err.count("Traceback") == 1, err
+        assert err.rstrip().endswith("KeyboardInterrupt"), err
     one.leaves_nothing()
 
 

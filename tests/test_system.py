@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import os
 import subprocess
 import sys
@@ -85,6 +86,15 @@ def test_questions_are_seen(text: str) -> None:
     assert list(questions(text))
 
 
+@functools.cache
+def lacking() -> set[str]:
+    """Return what this system lacks itself, whatever is switched off in the environment."""
+    env = {name: value for name, value in os.environ.items() if name != "JOBLIB_STATEFUL_WITHOUT"}
+    program = "from joblib_stateful import _system; print(*_system.MISSING)"
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
 def test_what_is_named_in_the_environment_is_missing() -> None:
     program = "from joblib_stateful import _system; print(_system.HAS_FORK, _system.HAS_PROC, sorted(_system.MISSING))"
 
@@ -161,6 +171,34 @@ def test_without_one_of_these_the_same_comes_out(name: str, run_program: RunProg
     pytest.importorskip("numpy")
     done = run_program(PROGRAM, env={"JOBLIB_STATEFUL_WITHOUT": name})
     assert done.code == 0, done.err
-    has_records = name not in ("records", "poll", "all") and "records" not in _system.MISSING
+    has_records = not {name, *lacking()} & {"records", "poll", "all"}
     assert done.out == f"records {4 if has_records else 0}\n"
     assert ("item" in done.err) is not has_records, done.err
+
+
+def test_lokys_own_command_needs_no_streams_nor_options_nor_a_folder_of_its_own(
+    run_program: RunProgram, tmp_path: Path
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in ("types", "queue", "threading"):
+        (folder / f"{name}.py").write_text('raise ImportError("not the standard one")')
+    done = run_program(
+        f"""
+        import os, sys
+        from joblib_stateful import stateful_map
+
+        def look(item):
+            import queue
+            return item, queue.Queue.__name__, os.environ.get("PYTHONSAFEPATH")
+
+        if __name__ == "__main__":
+            os.chdir({str(folder)!r})
+            sys.warnoptions[:] = []  # though the flag has put one there
+            out, sys.stdin, sys.stdout, sys.stderr = sys.stdout, None, None, None
+            print(*stateful_map(look, range(2), n_jobs=2), file=out)
+        """,
+        within=["env", "PYTHONDEVMODE=1"],
+        env={"JOBLIB_STATEFUL_WITHOUT": "start"},
+    )
+    assert (done.code, done.out) == (0, "(0, 'Queue', None) (1, 'Queue', None)\n"), done.err

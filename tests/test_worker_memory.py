@@ -11,9 +11,16 @@ import pytest
 
 from contract import on
 from joblib_stateful import StatefulExecutor, call_worker, errors, stateful_map
+from needs import needs
 
 _MB = 2**20
 _ROOM = 160 * _MB
+
+
+@pytest.fixture(autouse=True)
+def _address_space_is_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In workers with more than one thread, glibc takes 64 MB of addresses, and no memory, when it is first out of some."""
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
 
 
 class Tight:
@@ -108,6 +115,7 @@ def test_a_result_too_large_for_a_worker_is_its_items_error(large: Any, batch_si
     assert len({result.value[2] for result in found if result.ok}) == 1
 
 
+@needs("sendfds")
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_a_large_array_needs_no_copy_in_the_worker(batch_size: int) -> None:
     pytest.importorskip("numpy")

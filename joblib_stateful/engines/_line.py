@@ -19,9 +19,9 @@ from .._system import (
     HAS_RCVTIMEO,
     IS_WINDOWS,
     NO_SIGNAL,
-    NO_SIGNAL_OPTION,
     NO_WAIT,
     SENDS_FILES,
+    raise_no_signal,
 )
 from .._transport import Parcel
 
@@ -105,8 +105,7 @@ class Line:
 
     def __init__(self, end: socket.socket) -> None:
         end.settimeout(None)  # whatever `socket.setdefaulttimeout` says
-        if not NO_SIGNAL and NO_SIGNAL_OPTION is not None:
-            end.setsockopt(socket.SOL_SOCKET, NO_SIGNAL_OPTION, 1)
+        raise_no_signal(end)
         self._end = end
         weakref.finalize(self, end.close).atexit = False
         # What has come of a message that is not complete: its beginning, its open files, and from its header on all of

@@ -54,6 +54,8 @@ class Process(BaseProcess):
 
 def process_with(state: dict[str, Any]) -> Process:
     """Return what the parent's process is here."""
+    for name in state.pop("only_to_start", ()):
+        os.environ.pop(name, None)
     process = Process.__new__(Process)
     vars(process).update(state)
     return process

@@ -23,7 +23,7 @@ from loky.backend import popen_loky_posix, spawn
 from loky.backend.fork_exec import fork_exec
 
 from .._surroundings import standard_first
-from .._system import NO_SIGNAL
+from .._system import NO_SIGNAL, raise_no_signal
 from ._loky_child import OpenFile
 from ._starting import interpreter_flags
 
@@ -70,16 +70,20 @@ class _ReapedOnce:
         return code
 
 
-class Popen(_ReapedOnce, popen_loky_posix.Popen):  # type: ignore[misc]  # loky is not typed
-    """A process of loky's, started by a command of ours."""
-
-    DupFd = OpenFile
+class _Popen(_ReapedOnce, popen_loky_posix.Popen):  # type: ignore[misc]  # loky is not typed
+    """A process of loky's, of a program that may have no standard streams."""
 
     def __init__(self, process_obj: Any) -> None:
         _flush_streams()
         self.returncode = None
         self._fds: list[int] = []
         self._launch(process_obj)
+
+
+class Popen(_Popen):
+    """A process of loky's, started by a command of ours."""
+
+    DupFd = OpenFile
 
     def _launch(self, process_obj: Any) -> None:
         spawn._check_not_importing_main()
@@ -97,6 +101,7 @@ class Popen(_ReapedOnce, popen_loky_posix.Popen):  # type: ignore[misc]  # loky 
             ends.callback(os.close, theirs)
             # No pipe, for only to a socket one can write without a signal if the process has died.
             ours, far_end = map(ends.enter_context, socket.socketpair())
+            raise_no_signal(ours)
             self._fds += theirs, far_end.fileno(), resource_tracker._resource_tracker._fd  # type: ignore[attr-defined]  # below
             program = _PROGRAM.format(pipe=far_end.fileno())
             command = [sys.executable, *interpreter_flags(), "-c", program]
@@ -112,7 +117,7 @@ class Popen(_ReapedOnce, popen_loky_posix.Popen):  # type: ignore[misc]  # loky 
         return fd
 
 
-class PopenOfLoky(_ReapedOnce, popen_loky_posix.Popen):  # type: ignore[misc]  # loky is not typed
+class PopenOfLoky(_Popen):
     """A process that loky's own command starts."""
 
     __module__ = popen_loky_posix.__name__  # which loky takes for its command

@@ -18,6 +18,7 @@ from loky.backend.process import LokyProcess
 
 from .. import _system
 from . import _loky_child
+from ._starting import by_lokys_command
 
 
 class WorkerProcess(LokyProcess):  # type: ignore[misc]  # loky is not typed
@@ -29,11 +30,12 @@ class WorkerProcess(LokyProcess):  # type: ignore[misc]  # loky is not typed
             from ._loky_popen import Popen
 
             return Popen(process_obj)
-        if _system.IS_WINDOWS:
-            return LokyProcess._Popen(process_obj)
-        from ._loky_popen import PopenOfLoky
+        with by_lokys_command(process_obj):
+            if _system.IS_WINDOWS:
+                return LokyProcess._Popen(process_obj)
+            from ._loky_popen import PopenOfLoky
 
-        return PopenOfLoky(process_obj)
+            return PopenOfLoky(process_obj)
 
     def start(self) -> None:
         """Start it."""

@@ -71,6 +71,19 @@ def start(tracker: Any) -> None:
 
 
 @contextlib.contextmanager
+def by_lokys_command(process: Any) -> Iterator[None]:
+    """Have loky's own command start a process meanwhile, whatever the program's warning options and its current folder."""
+    from loky.backend import resource_tracker
+
+    start(resource_tracker)
+    if not sys.flags.safe_path and _SAFE_PATH not in {**os.environ, **process.env} and _hides_modules():
+        process.env = {**process.env, _SAFE_PATH: "1"}
+        process.only_to_start = (_SAFE_PATH,)
+    with _all_warnoptions():
+        yield
+
+
+@contextlib.contextmanager
 def _standard_modules_first() -> Iterator[None]:
     """Keep what is started meanwhile from taking files of the current folder for standard modules.
 
