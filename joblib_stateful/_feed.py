@@ -183,13 +183,12 @@ class Feed:
 
     def wait_for(self, predicate: Callable[[], Any], timeout: float | None = None) -> None:
         """Wait, in the consumer's thread, until something is so, or for so many seconds."""
-        self._core.engine.wait_for(self._wakeup, predicate, timeout)
+        self._wakeup.wait_for(predicate, timeout)
 
     def wake(self) -> None:
         """Have a consumer that waits look again."""
         self._on_news()
         self._wakeup.wake()
-        self._core.engine.ring()
 
     def sent(self) -> list[Call]:
         """Return the batches that were sent and are not settled."""

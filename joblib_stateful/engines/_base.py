@@ -7,12 +7,11 @@ retries, limits, order and the rest are the executor's and the same on every eng
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping
 
-    from .._interrupts import Wakeup
     from .._messages import Failure, Finish, Message, Reply
     from .._records import Death
     from .._surroundings import Surroundings
@@ -103,16 +102,6 @@ class Engine(ABC):
     def for_slots(self, n_slots: int) -> Engine:  # noqa: ARG002 - for engines whose slots must know of each other
         """Return the engine for one executor with so many slots; more may be opened later."""
         return self
-
-    def wait_for(self, wakeup: Wakeup, predicate: Callable[[], Any], timeout: float | None = None) -> None:
-        """Wait, in a consumer's thread, until something is so; meanwhile answers may be taken in that thread.
-
-        Whoever makes it so wakes who waits, and then calls `ring`.
-        """
-        wakeup.wait_for(predicate, timeout)
-
-    def ring(self) -> None:  # noqa: B027 - nothing to do where consumers only wait
-        """Have a consumer that takes answers look whether what it waits for is so."""
 
     def session(self) -> Hashable:
         """Return what tells one connection from another, for engines that have one: workers belong to theirs."""

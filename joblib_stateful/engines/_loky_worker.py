@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import math
 import multiprocessing
 import multiprocessing.context
 import queue
 import threading
-import time
 import weakref
 from functools import partial
 from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .. import _locks, _system
 from .._log_levels import watch as log_levels
-from .._messages import NOTHING, Build, BuildFailed, Failure, Finished, Ran, Refused, Run, answer_to
+from .._messages import NOTHING, Build, BuildFailed, Built, Failure, Finished, Ran, Refused, Run, answer_to
 from .._records import Death
 from .._safely import Log, name_of, text_of
 from .._segments import numbers, spares
@@ -27,10 +25,8 @@ from ..errors import why_condemned
 from ._answers import fault_in
 from ._base import EngineWorker
 from ._buffers import in_line, segments_in
-from ._deaths import deaths
 from ._ending import at_the_end, in_thread
 from ._line import Line, encode
-from ._listening import Listening, listen
 from ._log_reader import reader
 from ._process_tree import kill_tree
 from ._shared_numbers import SharedNumbers
@@ -54,18 +50,14 @@ if TYPE_CHECKING:
     from .._messages import Finish, Message, Reply
     from .._transport import Transport
     from ._log_reader import Channel
+    from ._reader import Reader, Source
 
     _OnReply: TypeAlias = Callable[[Reply | Death], None]
 
 _log = Log()
 
-# What a process has sent before its end is there to be read, and then the end of it, unless a child of it keeps its line
-# open. (Linux would let it be read later, too.)
-_DRAIN_SECONDS = 0.2
 # A process that is seen to be gone is reaped at once; this only guards against one that can't be.
 _REAP_SECONDS = 2.0
-# So often somebody looks whether a thread that is to end has begun to run users' code instead, for which nobody waits.
-_LOOK_SECONDS = 0.05
 # A process that has given its last answer has so long to end by itself: for exit handlers, which may have data to save.
 _END_SECONDS = 10.0
 # What a worker has logged by its end is handled before it counts as closed, unless handlers take longer.
@@ -75,11 +67,11 @@ _HANDLE_SECONDS = 5.0
 class LokyWorker(EngineWorker):
     """One worker process.
 
-    What it answers comes by a line of its own, to which a thread listens, or a consumer. One thread notices the ends of all.
+    What it answers comes by a line of its own, and is heard by its executor's `Reader`, as is its end.
     """
 
-    def __init__(self, transport: Transport, env: Mapping[str, str], listening: Listening, slot: int = 0) -> None:
-        self._transport, self._listening = transport, listening
+    def __init__(self, transport: Transport, env: Mapping[str, str], reader: Reader, slot: int = 0) -> None:
+        self._transport, self._reader = transport, reader
         self._env, self._slot = dict(env), slot
         self._logs: Channel | None = None  # by which log records come
         self._told: Levels | None = None  # which of them are wanted
@@ -88,12 +80,11 @@ class LokyWorker(EngineWorker):
         self._process: WorkerProcess | None = None
         self._lifeline: Connection | None = None  # open as long as the process shall live
         self._line: Line | None = None
-        self._listener: threading.Thread | None = None
+        self._source: Source | None = None  # the reader's record of it
         self._awaited: tuple[Message, _OnReply] | None = None  # the message under way
         self._lent: list[Any] = []  # the segments that went with it
         self._number = next(numbers)  # by which it is noted who has what
         self._least = 0  # the number of the message that it said it was at before that one
-        self._delivering: threading.Thread | None = None  # who has an answer noted, and so may run users' code
         self._fault = ""  # what it says that can't be
         self._has_finished = False  # the last answer was that to `Finish`
         self._killed = False  # or gone by itself: nothing can be sent to it
@@ -125,6 +116,7 @@ class LokyWorker(EngineWorker):
         with self._lock:
             self._killed = True
             if self._process is not None:
+                self._reader.look_after()
                 # Its death is noticed, and so the message under way is answered.
                 _kill_and_reap(self._process)
             if self._awaited is None:
@@ -142,18 +134,19 @@ class LokyWorker(EngineWorker):
         # Or multiprocessing would wait for it at exit, and complain that it is no child of this process.
         multiprocessing.process._children.discard(self._process)  # type: ignore[attr-defined]
         self._lock = _locks.Lock()
-        self._process = self._line = None
+        self._process = self._line = self._source = None
         self._killed = True
 
     # --- the process ----------------------------------------------------------------------------------
 
     def _start(self) -> None:
+        self._reader.look_after()
         with standard_files():
             self._start_process()
 
     def _start_process(self) -> None:
         # A pipe for each worker, because only one process can be signalled for an open file.
-        self._logs = logs = reader.open(self._slot, id(self._listening))
+        self._logs = logs = reader.open(self._slot, id(self._reader))
         if logs is not None:  # also if nobody needs this worker any more, and it is collected
             weakref.finalize(self, reader.finish, logs).atexit = False
         theirs, self._lifeline = multiprocessing.Pipe(duplex=False)
@@ -169,23 +162,10 @@ class LokyWorker(EngineWorker):
         self._process, self.pid = process, process.pid
         spares.begin(self._number)
         weakref.finalize(self, spares.end, self._number).atexit = False
-        self._line.look_often()
-        self._listen(self._line)
-        deaths.watch(process, partial(_gone, weakref.ref(self)))
-
-    def _listen(self, line: Line) -> None:
-        """Have a new thread take the answers."""
-        args = line, weakref.ref(self), self._listening
-        before = self._listener
-        self._listener = threading.Thread(target=listen, args=args, name="joblib_stateful-listen", daemon=True)
-        try:
-            self._listener.start()
-        except BaseException:
-            self._listener = before
-            raise
+        self._source = self._reader.watch(self, self._line, process)
 
     def gone(self) -> None:
-        """Learn, in a thread that must not be kept, that the process is gone."""
+        """Learn, in a thread that must not be kept, that the process is gone, and that no answer of it is left."""
         if self._line is None or self._has_finished:
             return
         try:
@@ -194,35 +174,16 @@ class LokyWorker(EngineWorker):
             self._ended()
 
     def _ended(self) -> None:
-        listener, line = self._listener, self._line
-        if listener is None or line is None:  # it was let go before, or a fork has been told to forget it
-            return
-        self._hear_the_end(line)
         with self._lock:
+            if self._line is None:  # it was let go before, or a fork has been told to forget it
+                return
             awaited = self._nothing_expected()
             self._killed, self._lent = True, []
-        if self._has_finished:
-            return
         death = self._autopsy(None if awaited is None else awaited[0])
         self._let_go()
         on_death = self.on_idle_death if awaited is None else awaited[1]
         if on_death is not None:
             on_death(death)
-
-    def _hear_the_end(self, line: Line) -> None:
-        """Wait until nothing more is received from a process that is gone."""
-        self._wait_for_listener(_DRAIN_SECONDS)  # it may still be reading the last answer
-        line.hang_up()
-        self._wait_for_listener()
-
-    def _wait_for_listener(self, seconds: float = math.inf) -> None:
-        """Wait, at most so long, until nothing more is received: not for what users' code does with the last answer."""
-        end = time.monotonic() + seconds
-        while (listener := self._listener) is not None and self._delivering is not listener:
-            rest = end - time.monotonic()
-            listener.join(max(0.0, min(rest, _LOOK_SECONDS)))
-            if not listener.is_alive() or rest <= 0:
-                return
 
     def _give_up(self, error: BaseException) -> Death:
         """Let go of a process that could not be started, or to which a message could not be sent."""
@@ -260,7 +221,7 @@ class LokyWorker(EngineWorker):
     def _close(self, message: Finish, on_closed: Callable[[Failure | None], None]) -> None:
         answers: queue.SimpleQueue[Reply | Death] = queue.SimpleQueue()
         with self._lock:
-            failure, process, line = None, self._process, self._line
+            failure, process = None, self._process
         try:
             if process is not None:
                 self._make_heard()
@@ -269,8 +230,6 @@ class LokyWorker(EngineWorker):
         finally:
             if process is not None:
                 _see_off(process, _END_SECONDS)
-            if line is not None:
-                self._hear_the_end(line)
             self._let_go()
             if self._logs is not None and not reader.is_mine():
                 self._logs.done.wait(_HANDLE_SECONDS)
@@ -302,7 +261,7 @@ class LokyWorker(EngineWorker):
             self.progress = self.progress.copy()
             spares.end(self._number)
             self._lent = []  # they are not used again, for nobody has said that nobody looks into them
-            self._process = self._numbers = self._lifeline = self._line = None
+            self._process = self._numbers = self._lifeline = self._line = self._source = None
 
     # --- messages -------------------------------------------------------------------------------------
 
@@ -311,9 +270,6 @@ class LokyWorker(EngineWorker):
         self._least = least if 0 <= least < message.seq else 0
         self._awaited = message, on_reply
         _at_work.add(self)
-        if self.is_called:
-            assert self._line is not None  # noqa: S101 - the process is started
-            self._listening.take_back(self._line)
 
     def _nothing_expected(self) -> tuple[Message, _OnReply] | None:
         awaited, self._awaited = self._awaited, None
@@ -346,12 +302,6 @@ class LokyWorker(EngineWorker):
         """Note that what has come is no answer, for when it is asked how the process has ended."""
         self._fault = self._fault or f"{name_of(type(error))}: {text_of(error)}"
 
-    def runs_code(self, reply: Reply | Refused) -> bool:
-        """Tell whether users' code may run when an answer is taken."""
-        if not isinstance(reply, Ran) or reply.failures:
-            return True
-        return not reply.values.joint and any(map(self._transport.runs_code, reply.values.frames))
-
     def answer_without(self, nbytes: int) -> Reply:
         """Return the answer to the message under way for which there was no memory here."""
         awaited = self._awaited
@@ -370,82 +320,80 @@ class LokyWorker(EngineWorker):
 
     def owes_answer(self, seq: int) -> bool:
         """Tell whether a message of which the worker says that it is done with isn't answered, though somebody listens."""
-        # While its thread is busy with the answer before, this one may wait to be sent.
-        return self.progress.sent != seq and (self._listener is None or self._delivering is not self._listener)
+        source = self._source
+        # While something is done with the answer before, this one may wait to be sent.
+        return self.progress.sent != seq and (source is None or not source.is_busy)
 
     @property
-    def has_sent_answer(self) -> bool:
-        """True if the worker says that it has answered the message under way."""
+    def sent(self) -> int:
+        """The number of the message under way if the worker says that it has answered it; else 0."""
         awaited = self._awaited
-        return awaited is not None and self.progress.sent == awaited[0].seq
-
-    def is_heard_by(self, thread: threading.Thread) -> bool:
-        """Tell whether a thread is the one that listens to it."""
-        return self._listener is thread
+        return awaited[0].seq if awaited is not None and self.progress.sent == awaited[0].seq else 0
 
     def answer_elsewhere(self) -> None:
         """Have further answers taken by another thread than the calling one, which brings one."""
-        with self._lock:
-            if self._line is not None and self._delivering is not None:
-                if self._delivering is self._listener:
-                    self._listen(self._line)
-                else:
-                    self._listening.let_listen(self._line)
+        source = self._source
+        if source is not None:
+            self._reader.hear_elsewhere(source)
 
     def _make_heard(self) -> None:
         with contextlib.suppress(RuntimeError):  # there is no room for one more thread: it may come back
             self.answer_elsewhere()
 
-    def deliver(self, reply: Reply | Refused, kept: Collection[int] | None) -> None:
-        """Take an answer, and the numbers of the segments that the worker still looks into; None if they aren't known."""
+    def note(
+        self, reply: Reply | Refused, kept: Collection[int] | None
+    ) -> tuple[Reply, Callable[[Reply | Death], None], bool] | None:
+        """Count the message under way as answered.
+
+        Return the answer, who is to be called with it, and whether that may run users' code; None if nobody waits for it.
+
+        Parameters
+        ----------
+        reply : Built, BuildFailed, Ran, Finished or Refused
+            The answer.
+        kept : collection of int or None
+            The numbers of the segments that the worker still looks into; None if they aren't known.
+        """
         with self._lock:
             awaited = self._awaited
             if awaited is None:
-                return
+                return None
+            message, on_reply = awaited
             if isinstance(reply, Refused):
-                reply = answer_to(awaited[0], reply)
+                reply = answer_to(message, reply)
                 self._told = None  # what came with the message is lost, too
-            if awaited[0].seq != reply.seq:
-                raise ValueError(f"an answer to message {reply.seq} has come for {awaited[0].seq}")
+            if message.seq != reply.seq:
+                raise ValueError(f"an answer to message {reply.seq} has come for {message.seq}")
             self._nothing_expected()
             lent, self._lent = self._lent, []
         for segment in lent:
             if kept is not None and segment.number not in kept:
                 segment.lent.discard((self._number, reply.seq))
         self._has_finished = isinstance(reply, Finished)
-        thread = self._delivering = threading.current_thread()
-        try:
-            awaited[1](reply)
-        except BaseException:  # noqa: BLE001 - a callback's; the other messages must be answered all the same
-            _log.exception("What was to be done with a worker's answer has failed:")
-        finally:
-            if self._delivering is thread:  # no other one has begun meanwhile
-                self._delivering = None
+        return reply, on_reply, self._runs_code(message, reply)
+
+    def _runs_code(self, message: Message, reply: Reply) -> bool:
+        """Tell whether users' code may run when an answer is taken: to load it, or because somebody is called with it."""
+        if not isinstance(reply, Ran) or not isinstance(message, Run):
+            return not isinstance(reply, Built)
+        if message.mode == "call" or reply.failures:
+            return True
+        return not reply.values.joint and any(map(self._transport.runs_code, reply.values.frames))
 
     @property
-    def is_called(self) -> bool:
-        """True if the answer to the message under way is not a consumer's: it may run what users want done with it."""
-        awaited = self._awaited
-        return awaited is not None and not (isinstance(awaited[0], Run) and awaited[0].mode != "call")
+    def is_damaged(self) -> bool:
+        """True if it has said what can't be."""
+        return bool(self._fault)
 
-    def watch_the_end(self) -> None:
-        """See to it that a process that can't be heard any more ends."""
-        process = self._process
-        if process is not None and not self._has_finished:
-            with contextlib.suppress(OSError, ValueError):
-                if self._fault or not wait([process.sentinel], _REAP_SECONDS):
-                    kill_tree(process)
+    @property
+    def ends_by_itself(self) -> bool:
+        """True if its process is gone, or has been told to end."""
+        return self._process is None or self._has_finished
 
 
 # These hold no worker, so that one that nobody needs is collected, and its process ends with its lifeline. One that has
 # something to do is needed, also if its executor was dropped: for the answer.
 _at_work: set[LokyWorker] = set()
-
-
-def _gone(worker: weakref.ref[LokyWorker]) -> None:
-    found = worker()
-    if found is not None:
-        found.gone()
 
 
 def _put(line: Line, message: Message, segments: Sequence[Any], levels: Levels | None = None) -> None:
