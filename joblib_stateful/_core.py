@@ -17,9 +17,9 @@ from . import _clock, _exit, _idle, _locks, _safely, errors
 from ._definitions import Peer
 from ._interrupts import uninterrupted, wait_for
 from ._limits import CloseWatch, IdleWatch, LimitWatch
-from ._messages import Build, BuildFailed, Built, Failure, Finish, Ran, Reply, Run
+from ._messages import Build, BuildFailed, Built, Death, Failure, Finish, Ran, Reply, Run
 from ._outcome import NonsenseError, init_error_of, packing_error_of, receive, report_of, report_without
-from ._records import Call, Death, Group, Limits, Report
+from ._records import Call, Group, Limits, Report
 from ._schedule import Schedule
 from ._slots import (
     CloseWorker,

@@ -1,7 +1,7 @@
 """The records that travel between the rooms of the parent; frozen where nobody needs to change them.
 
-`WorkerSpec`, `Limits`, `Group` and `Call` go down to the schedule, `Report` and `Death` come up to it. What goes to
-workers and comes back is in `_messages`, what users are given in `_public`.
+`WorkerSpec`, `Limits`, `Group` and `Call` go down to the schedule, `Report` comes up to it. What goes to workers and comes
+back is in `_messages`, what users are given in `_public`.
 
 Each program makes these classes when it starts: a dataclass takes a millisecond, a named tuple a tenth of that, a plain
 class a hundredth.
@@ -162,18 +162,3 @@ class Report(NamedTuple):
     seconds: float = 0.0
     result_bytes: int = 0
     was_refused: bool = False  # there was no room for all of these items at once
-
-
-class Death(NamedTuple):
-    """How a worker ended without being asked to.
-
-    ``started`` says whether it had begun the message it was sent, ``place`` which item of it ran (None: none,
-    its work was done and the reply was under way), ``n_finished`` how many items were behind it.
-    """
-
-    pid: int | None = None
-    exitcode: int | None = None
-    started: bool = False
-    place: int | None = None
-    n_finished: int = 0
-    reason: str = ""

@@ -37,7 +37,8 @@ from ._words import count
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from ._records import Call, Death, Group, Limits, Report
+    from ._messages import Death
+    from ._records import Call, Group, Limits, Report
 
 # A part should take several times as long as its message costs parent and worker, a millisecond (`docs/performance.md`);
 # 3 to 30 ms do as well with two slots (W3 of `python -m benchmarks`).

@@ -5,10 +5,12 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING, TypeAlias
 
-from ._records import NO_LIMITS, Call, Death, Group, Limits, Report
+from ._records import NO_LIMITS, Call, Group, Limits, Report
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from ._messages import Death
 
 
 class State(enum.Enum):

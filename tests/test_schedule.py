@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from joblib_stateful import errors
-from joblib_stateful._records import Call, Death, Group, Limits, Report
+from joblib_stateful._messages import Death
+from joblib_stateful._records import Call, Group, Limits, Report
 from joblib_stateful._schedule import Schedule
 from joblib_stateful._slots import (
     CloseWorker,

@@ -21,7 +21,8 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from joblib_stateful import errors
-from joblib_stateful._records import Call, Death, Group, Limits, Report
+from joblib_stateful._messages import Death
+from joblib_stateful._records import Call, Group, Limits, Report
 from joblib_stateful._schedule import Schedule
 from joblib_stateful._slots import (
     CloseWorker,

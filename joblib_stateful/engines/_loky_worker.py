@@ -12,12 +12,11 @@ import weakref
 from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
-from .. import _locks, _system
+from .. import _system
 from .._log_levels import watch as log_levels
-from .._messages import NOTHING, Build, BuildFailed, Built, Failure, Finished, Ran, Refused, Run, answer_to
-from .._records import Death
+from .._messages import NOTHING, Build, BuildFailed, Built, Death, Failure, Finished, Ran, Refused, Run, answer_to
 from .._safely import Log, name_of, text_of
 from .._segments import numbers, spares
 from .._worker import Progress
@@ -28,6 +27,7 @@ from ._buffers import in_line, segments_in
 from ._ending import at_the_end, in_thread
 from ._line import Line, encode
 from ._log_reader import reader
+from ._mailbox import Mailbox
 from ._process_tree import kill_tree
 from ._shared_numbers import SharedNumbers
 from ._starting import standard_files, start
@@ -50,9 +50,8 @@ if TYPE_CHECKING:
     from .._messages import Finish, Message, Reply
     from .._transport import Transport
     from ._log_reader import Channel
+    from ._mailbox import Awaited, OnReply
     from ._reader import Reader, Source
-
-    _OnReply: TypeAlias = Callable[[Reply | Death], None]
 
 _log = Log()
 
@@ -81,24 +80,22 @@ class LokyWorker(EngineWorker):
         self._lifeline: Connection | None = None  # open as long as the process shall live
         self._line: Line | None = None
         self._source: Source | None = None  # the reader's record of it
-        self._awaited: tuple[Message, _OnReply] | None = None  # the message under way
         self._lent: list[Any] = []  # the segments that went with it
         self._number = next(numbers)  # by which it is noted who has what
         self._least = 0  # the number of the message that it said it was at before that one
         self._fault = ""  # what it says that can't be
         self._has_finished = False  # the last answer was that to `Finish`
-        self._killed = False  # or gone by itself: nothing can be sent to it
-        self._lock = _locks.Lock()  # guards all these; held while the process is started or killed
+        # Its lock guards all these, too; it is held while the process is started or killed.
+        self._mailbox = Mailbox()
 
-    def send(self, message: Message, on_reply: _OnReply) -> Death | None:
+    def send(self, message: Message, on_reply: OnReply) -> Death | None:
         """Hand the message to the process, which is started with the first one."""
-        with self._lock:
+        with self._mailbox.lock:
             try:
-                if self._killed:
+                if not self._expect(message, on_reply):
                     return Death(self.pid, reason="it was killed")
                 if self._process is None:
                     self._start()
-                self._expect(message, on_reply)
                 self._transmit(message)
             except Exception as error:  # noqa: BLE001 - out of processes, threads, memory or file descriptors
                 return self._give_up(error)
@@ -113,13 +110,13 @@ class LokyWorker(EngineWorker):
 
     def kill(self) -> None:
         """Kill the process and what it started."""
-        with self._lock:
-            self._killed = True
+        with self._mailbox.lock:
+            self._mailbox.close()
             if self._process is not None:
                 self._reader.look_after()
                 # Its death is noticed, and so the message under way is answered.
                 _kill_and_reap(self._process)
-            if self._awaited is None:
+            if self._mailbox.awaited is None:
                 self._let_go()
 
     def condemn(self, what: str) -> None:
@@ -133,9 +130,9 @@ class LokyWorker(EngineWorker):
         _at_work.discard(self)
         # Or multiprocessing would wait for it at exit, and complain that it is no child of this process.
         multiprocessing.process._children.discard(self._process)  # type: ignore[attr-defined]
-        self._lock = _locks.Lock()
+        self._mailbox = Mailbox()
+        self._mailbox.close()
         self._process = self._line = self._source = None
-        self._killed = True
 
     # --- the process ----------------------------------------------------------------------------------
 
@@ -174,20 +171,21 @@ class LokyWorker(EngineWorker):
             self._ended()
 
     def _ended(self) -> None:
-        with self._lock:
+        with self._mailbox.lock:
             if self._line is None:  # it was let go before, or a fork has been told to forget it
                 return
+            self._mailbox.close()
             awaited = self._nothing_expected()
-            self._killed, self._lent = True, []
-        death = self._autopsy(None if awaited is None else awaited[0])
+            self._lent = []
+        death = self._autopsy(None if awaited is None else awaited.message)
         self._let_go()
-        on_death = self.on_idle_death if awaited is None else awaited[1]
+        on_death = self.on_idle_death if awaited is None else awaited.on_reply
         if on_death is not None:
             on_death(death)
 
     def _give_up(self, error: BaseException) -> Death:
         """Let go of a process that could not be started, or to which a message could not be sent."""
-        with self._lock:
+        with self._mailbox.lock:
             self._nothing_expected()
             process = self._process
             if process is not None:
@@ -220,7 +218,7 @@ class LokyWorker(EngineWorker):
 
     def _close(self, message: Finish, on_closed: Callable[[Failure | None], None]) -> None:
         answers: queue.SimpleQueue[Reply | Death] = queue.SimpleQueue()
-        with self._lock:
+        with self._mailbox.lock:
             failure, process = None, self._process
         try:
             if process is not None:
@@ -236,7 +234,7 @@ class LokyWorker(EngineWorker):
             on_closed(failure)
 
     def _close_at_exit(self, message: Finish, on_closed: Callable[[Failure | None], None]) -> None:
-        with self._lock:
+        with self._mailbox.lock:
             process = self._process
 
         def closed(reply: Reply | Death) -> None:
@@ -250,8 +248,8 @@ class LokyWorker(EngineWorker):
 
     def _let_go(self) -> None:
         """Hold nothing open for a process that is gone; what it was doing can still be read."""
-        with self._lock:
-            self._killed = True  # nothing can be sent to it any more
+        with self._mailbox.lock:
+            self._mailbox.close()
             if self._lifeline is not None:
                 self._lifeline.close()
             if self._logs is not None:
@@ -265,16 +263,17 @@ class LokyWorker(EngineWorker):
 
     # --- messages -------------------------------------------------------------------------------------
 
-    def _expect(self, message: Message, on_reply: _OnReply) -> None:
+    def _expect(self, message: Message, on_reply: OnReply) -> bool:
+        if not self._mailbox.put(message, on_reply):
+            return False
         least = self.progress.seq
         self._least = least if 0 <= least < message.seq else 0
-        self._awaited = message, on_reply
         _at_work.add(self)
+        return True
 
-    def _nothing_expected(self) -> tuple[Message, _OnReply] | None:
-        awaited, self._awaited = self._awaited, None
+    def _nothing_expected(self) -> Awaited | None:
         _at_work.discard(self)
-        return awaited
+        return self._mailbox.take()
 
     def _transmit(self, message: Message) -> None:
         segments = self._lent = list(segments_in(message))
@@ -290,12 +289,12 @@ class LokyWorker(EngineWorker):
 
     def check(self, reply: Any, kept: Any) -> None:
         """Raise ValueError for what is no answer to the message under way."""
-        awaited = self._awaited
+        awaited = self._mailbox.awaited
         if awaited is None:
-            if self._killed:  # nobody waits for it any more
+            if self._mailbox.is_closed:  # nobody waits for it any more
                 return
             raise ValueError("it sends something, and was asked nothing")
-        if fault := fault_in(awaited[0], reply, kept):
+        if fault := fault_in(awaited.message, reply, kept):
             raise ValueError(f"its answer is none: {fault}")
 
     def note_fault(self, error: BaseException) -> None:
@@ -304,10 +303,10 @@ class LokyWorker(EngineWorker):
 
     def answer_without(self, nbytes: int) -> Reply:
         """Return the answer to the message under way for which there was no memory here."""
-        awaited = self._awaited
+        awaited = self._mailbox.awaited
         if awaited is None:
             raise ValueError(f"it sends {nbytes:,} bytes, and was asked nothing")
-        message = awaited[0]
+        message = awaited.message
         text = f"this program had no memory to receive an answer of {nbytes:,} bytes"
         failure = Failure(None, "MemoryError", text, "", "result")
         if isinstance(message, Run):
@@ -327,8 +326,8 @@ class LokyWorker(EngineWorker):
     @property
     def sent(self) -> int:
         """The number of the message under way if the worker says that it has answered it; else 0."""
-        awaited = self._awaited
-        return awaited[0].seq if awaited is not None and self.progress.sent == awaited[0].seq else 0
+        awaited = self._mailbox.awaited
+        return awaited.message.seq if awaited is not None and self.progress.sent == awaited.message.seq else 0
 
     def answer_elsewhere(self) -> None:
         """Have further answers taken by another thread than the calling one, which brings one."""
@@ -354,8 +353,8 @@ class LokyWorker(EngineWorker):
         kept : collection of int or None
             The numbers of the segments that the worker still looks into; None if they aren't known.
         """
-        with self._lock:
-            awaited = self._awaited
+        with self._mailbox.lock:
+            awaited = self._mailbox.awaited
             if awaited is None:
                 return None
             message, on_reply = awaited
