@@ -104,14 +104,13 @@ class ServedWorker(EngineWorker):
 
     def send(self, message: Message, on_reply: OnReply) -> Reply | Death | None:
         """Hand the message to the thread."""
-        with self._mailbox.lock:
-            if not self._mailbox.put(message, on_reply):
-                return Death(self.pid, reason=self.reason)
-            self._begin(message)
-            self._inbox.put(message)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._serve, name=self._thread_name, daemon=True)
-                self._thread.start()
+        if not self._mailbox.put(message, on_reply):
+            return Death(self.pid, reason=self.reason)
+        self._begin(message)
+        self._inbox.put(message)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._serve, name=self._thread_name, daemon=True)
+            self._thread.start()
         return None
 
     def close(self, message: Finish, on_closed: Callable[[Failure | None], None]) -> None:
@@ -149,15 +148,12 @@ class ServedWorker(EngineWorker):
         while (message := self._inbox.get()) is not None:
             reply = self._answer(message)
             is_over = isinstance(reply, (Death, Finished))
-            with self._mailbox.lock:
-                awaited = self._mailbox.take()
-                if is_over:
-                    self._mailbox.close()
+            awaited = self._mailbox.take()
             if awaited is None:
                 self._end()  # what it may have started after it was killed
                 return
-            self.progress.leave()
             if is_over:
+                self._mailbox.close()
                 self._end()
             awaited.on_reply(reply)
             if is_over:

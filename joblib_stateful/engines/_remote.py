@@ -87,6 +87,11 @@ class RemoteWorker(ServedWorker):
         self.begin(message)
 
     def _answer(self, message: Message) -> Reply | Death:
+        reply = self._answer_of(message)
+        self.progress.leave()
+        return reply
+
+    def _answer_of(self, message: Message) -> Reply | Death:
         try:
             reply = self.exchange(message)
         except errors.EngineError as error:
