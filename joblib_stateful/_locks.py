@@ -54,7 +54,10 @@ def make_lock() -> Lock:
     False
     """
     lock = Lock()
-    number, forget = id(lock), _alive.pop  # bound here: at the end of the interpreter this module may go before the lock
+    number, forget = (
+        id(lock),
+        _alive.pop,
+    )  # bound here: at the end of the interpreter this module may go before the lock
     _alive[number] = weakref.ref(lock, lambda _: forget(number, None))
     return lock
 

@@ -6,10 +6,8 @@ import contextlib
 import errno
 import multiprocessing
 import multiprocessing.context
-import queue
 import threading
 import weakref
-from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
@@ -24,7 +22,7 @@ from ..errors import why_condemned
 from ._answers import fault_in
 from ._base import EngineWorker
 from ._buffers import in_line, segments_in
-from ._ending import at_the_end, in_thread
+from ._ending import in_thread
 from ._line import Line, encode
 from ._log_reader import reader
 from ._mailbox import Mailbox
@@ -85,6 +83,8 @@ class LokyWorker(EngineWorker):
         self._least = 0  # the number of the message that it said it was at before that one
         self._fault = ""  # what it says that can't be
         self._has_finished = False  # the last answer was that to `Finish`
+        self._failure: Failure | None = None  # what that said
+        self._on_closed: Callable[[Failure | None], None] | None = None  # who is told when it is gone
         # Its lock guards all these, too; it is held while the process is started or killed.
         self._mailbox = Mailbox()
 
@@ -102,11 +102,26 @@ class LokyWorker(EngineWorker):
         return None
 
     def close(self, message: Finish, on_closed: Callable[[Failure | None], None]) -> None:
-        """Have the object closed and the process end; a thread waits for that."""
-        try:
-            in_thread("joblib_stateful-close", self._close, message, on_closed)
-        except RuntimeError:  # the interpreter is ending, and loky's own hook will wait for the process
-            self._close_at_exit(message, on_closed)
+        """Have the object closed and the process end, which is killed if something keeps it."""
+        source = self._source
+        if source is not None:
+            self._reader.make_heard(source)
+        with self._mailbox.lock:
+            if self._process is not None:
+                self._on_closed = on_closed
+                self.send(message, self._finished)
+            if self._process is None:  # it was never started, is gone, or could not be told to end
+                self._on_closed = None
+                self._let_go()
+            else:
+                return
+        on_closed(None)
+
+    def _finished(self, reply: Reply | Death) -> None:
+        source = self._source
+        if isinstance(reply, Finished) and source is not None:
+            self._failure = reply.failure
+            self._reader.expect_the_end(source, _END_SECONDS)
 
     def kill(self) -> None:
         """Kill the process and what it started."""
@@ -116,7 +131,7 @@ class LokyWorker(EngineWorker):
                 self._reader.look_after()
                 # Its death is noticed, and so the message under way is answered.
                 _kill_and_reap(self._process)
-            if self._mailbox.awaited is None:
+            if self._mailbox.awaited is None and self._on_closed is None:
                 self._let_go()
 
     def condemn(self, what: str) -> None:
@@ -163,10 +178,10 @@ class LokyWorker(EngineWorker):
 
     def gone(self) -> None:
         """Learn, in a thread that must not be kept, that the process is gone, and that no answer of it is left."""
-        if self._line is None or self._has_finished:
+        if self._line is None:
             return
         try:
-            in_thread("joblib_stateful-death", self._ended)
+            in_thread("joblib_stateful-end", self._ended)
         except RuntimeError:  # there is no room for one more, or the interpreter is ending
             self._ended()
 
@@ -178,7 +193,14 @@ class LokyWorker(EngineWorker):
             awaited = self._nothing_expected()
             self._lent = []
         death = self._autopsy(None if awaited is None else awaited.message)
-        self._let_go()
+        with self._mailbox.lock:
+            self._let_go()
+            on_closed, self._on_closed = self._on_closed, None
+        if on_closed is not None:
+            if self._logs is not None and not reader.is_mine():
+                self._logs.done.wait(_HANDLE_SECONDS)
+            on_closed(self._failure)
+            return
         on_death = self.on_idle_death if awaited is None else awaited.on_reply
         if on_death is not None:
             on_death(death)
@@ -199,8 +221,8 @@ class LokyWorker(EngineWorker):
         process, exitcode = self._process, None
         if process is not None:
             with contextlib.suppress(Exception):
-                process.join(_REAP_SECONDS)
-            if process.exitcode is None:  # somebody else has reaped it
+                process.join(_END_SECONDS if self._has_finished else _REAP_SECONDS)
+            if process.exitcode is None:  # somebody else has reaped it, or it stays (which is not seen on Windows)
                 _kill_and_reap(process)
             exitcode = process.exitcode
         reason = ""
@@ -216,36 +238,6 @@ class LokyWorker(EngineWorker):
         started = bool(reason) or progress.seq == message.seq
         return Death(self.pid, exitcode, started, progress.place, progress.n_finished, reason)
 
-    def _close(self, message: Finish, on_closed: Callable[[Failure | None], None]) -> None:
-        answers: queue.SimpleQueue[Reply | Death] = queue.SimpleQueue()
-        with self._mailbox.lock:
-            failure, process = None, self._process
-        try:
-            if process is not None:
-                self._make_heard()
-                reply = self.send(message, answers.put) or answers.get()
-                failure = reply.failure if isinstance(reply, Finished) else None
-        finally:
-            if process is not None:
-                _see_off(process, _END_SECONDS)
-            self._let_go()
-            if self._logs is not None and not reader.is_mine():
-                self._logs.done.wait(_HANDLE_SECONDS)
-            on_closed(failure)
-
-    def _close_at_exit(self, message: Finish, on_closed: Callable[[Failure | None], None]) -> None:
-        with self._mailbox.lock:
-            process = self._process
-
-        def closed(reply: Reply | Death) -> None:
-            at_the_end(partial(_see_off, process))
-            on_closed(reply.failure if isinstance(reply, Finished) else None)
-
-        if process is None:
-            on_closed(None)
-        elif (death := self.send(message, closed)) is not None:
-            closed(death)
-
     def _let_go(self) -> None:
         """Hold nothing open for a process that is gone; what it was doing can still be read."""
         with self._mailbox.lock:
@@ -258,6 +250,7 @@ class LokyWorker(EngineWorker):
                 self._line.hang_up()
             self.progress = self.progress.copy()
             spares.end(self._number)
+            _at_work.discard(self)
             self._lent = []  # they are not used again, for nobody has said that nobody looks into them
             self._process = self._numbers = self._lifeline = self._line = self._source = None
 
@@ -272,7 +265,8 @@ class LokyWorker(EngineWorker):
         return True
 
     def _nothing_expected(self) -> Awaited | None:
-        _at_work.discard(self)
+        if self._on_closed is None:  # else it is needed until it is gone
+            _at_work.discard(self)
         return self._mailbox.take()
 
     def _transmit(self, message: Message) -> None:
@@ -335,10 +329,6 @@ class LokyWorker(EngineWorker):
         if source is not None:
             self._reader.hear_elsewhere(source)
 
-    def _make_heard(self) -> None:
-        with contextlib.suppress(RuntimeError):  # there is no room for one more thread: it may come back
-            self.answer_elsewhere()
-
     def note(
         self, reply: Reply | Refused, kept: Collection[int] | None
     ) -> tuple[Reply, Callable[[Reply | Death], None], bool] | None:
@@ -379,6 +369,17 @@ class LokyWorker(EngineWorker):
             return True
         return not reply.values.joint and any(map(self._transport.runs_code, reply.values.frames))
 
+    def overstays(self) -> None:
+        """Say that the process is killed, for it should have ended and has not."""
+        if self._has_finished:
+            _log.warning(
+                "The process of a worker (pid %s) was still there %.1f s after its object was done with, and was killed with "
+                "all that it had started. Likely cause: it had started a thread or a process that is not daemonic, for which "
+                "Python waits at the end. Start it with daemon=True, or end it in the object's close().",
+                self.pid,
+                _END_SECONDS,
+            )
+
     @property
     def is_damaged(self) -> bool:
         """True if it has said what can't be."""
@@ -386,12 +387,12 @@ class LokyWorker(EngineWorker):
 
     @property
     def ends_by_itself(self) -> bool:
-        """True if its process is gone, or has been told to end."""
+        """True if its process is let go, or has been told to end."""
         return self._process is None or self._has_finished
 
 
 # These hold no worker, so that one that nobody needs is collected, and its process ends with its lifeline. One that has
-# something to do is needed, also if its executor was dropped: for the answer.
+# something to do is needed, also if its executor was dropped: for the answer, or for what it does at its end.
 _at_work: set[LokyWorker] = set()
 
 
@@ -430,21 +431,6 @@ def _kill_and_reap(process: Any) -> None:
     # Also if it was gone before: multiprocessing keeps those that nobody joined.
     with contextlib.suppress(Exception):
         process.join(_REAP_SECONDS)
-
-
-def _see_off(process: Any, seconds: float) -> None:
-    """Wait until a process that was told to end is gone; kill it if something keeps it."""
-    process.join(seconds)
-    if process.exitcode is not None:
-        return
-    _log.warning(
-        "The process of a worker (pid %s) was still there %.1f s after its object was done with, and was killed with all "
-        "that it had started. Likely cause: it had started a thread or a process that is not daemonic, for which Python "
-        "waits at the end. Start it with daemon=True, or end it in the object's close().",
-        process.pid,
-        seconds,
-    )
-    _kill_and_reap(process)
 
 
 # --- forks ----------------------------------------------------------------------------------------------

@@ -133,6 +133,22 @@ class Reader:
             if source in self._sources:
                 self._leave(source, turn)
 
+    def make_heard(self, source: Source) -> None:
+        """Have a worker heard, which is about to be told to end, whatever is done with earlier answers of it."""
+        turn = source.turn
+        if turn is not None and turn.thread is threading.current_thread():
+            self.look_after()
+        else:
+            with contextlib.suppress(RuntimeError):  # no room for one more thread: the one that reads may come back
+                self.hear_elsewhere(source)
+
+    def expect_the_end(self, source: Source, seconds: float) -> None:
+        """Have a worker's process killed if it is still there after some seconds."""
+        with self._lock:
+            source.due = time.monotonic() + seconds
+            self._due = min(self._due, source.due)
+            self._ring()
+
     def wait_until_over(self, seconds: float) -> None:
         """Wait until the ends of all processes have been noticed, when they are about to end."""
         deadline = time.monotonic() + seconds
@@ -309,15 +325,14 @@ class Reader:
             source.is_open = False
             self._sync(source)
         worker = source.worker()
-        if worker is None or worker.ends_by_itself:
-            return
         if _system.IS_WINDOWS:
             self._end(source)
+        elif worker is None or worker.ends_by_itself:
+            return
         elif worker.is_damaged:
             kill_tree(source.process)
         else:
-            source.due = time.monotonic() + _END_SECONDS
-            self._due = min(self._due, source.due)
+            self.expect_the_end(source, _END_SECONDS)
 
     def _take(self, turn: _Turn, source: Source, worker: LokyWorker, received: Received | Exception) -> bool:
         """Have an answer noted, and done what is to be done with it; False if another thread reads by then."""
@@ -396,13 +411,17 @@ class Reader:
         _clock.call_after(rest, self._look_at_turn)
 
     def _end_overdue(self, now: float) -> None:
-        """End processes that have closed their line, and stay."""
-        sources = list(self._sources)
-        for source in sources:
-            if source.due <= now:
+        """End processes that should have ended, and stay."""
+        with self._lock:
+            overdue = [source for source in self._sources if source.due <= now]
+            for source in overdue:
                 source.due = math.inf
-                kill_tree(source.process)
-        self._due = min((source.due for source in sources), default=math.inf)
+            self._due = min((source.due for source in self._sources), default=math.inf)
+        for source in overdue:
+            worker = source.worker()
+            if worker is not None:
+                worker.overstays()
+            kill_tree(source.process)
 
     def _look(self, now: float) -> None:
         """End workers that say that they have sent what has not come."""
