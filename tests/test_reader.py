@@ -31,12 +31,16 @@ def readers() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "joblib_stateful-reader"]
 
 
-def wait_for_readers(count: int) -> None:
-    """Wait until there are so many of these threads: they end a moment after there is nothing to be heard."""
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait for threads to end, which they do a moment after there is nothing to be heard."""
     deadline = time.monotonic() + 30
-    while len(readers()) != count:
-        assert time.monotonic() < deadline, readers()
+    while not condition():
+        assert time.monotonic() < deadline, threading.enumerate()
         time.sleep(0.002)
+
+
+def wait_for_readers(count: int) -> None:
+    wait_until(lambda: len(readers()) == count)
 
 
 # --- one thread -----------------------------------------------------------------------------------------
@@ -48,12 +52,9 @@ def test_all_slots_have_one_thread_as_long_as_there_are_workers() -> None:
         assert readers() == []
         for _ in range(2):
             executor.warm_up()
+            # That for log records, of all executors, ends when nothing comes.
+            wait_until(lambda: set(threading.enumerate()) - before == set(readers()))
             assert len(readers()) == 1
-            # Log records have a thread for all executors.
-            assert {one.name for one in set(threading.enumerate()) - before} <= {
-                "joblib_stateful-reader",
-                "joblib_stateful-logs",
-            }
             executor.core.release()
             wait_for_readers(0)
     with StatefulExecutor(n_jobs=1) as executor, StatefulExecutor(n_jobs=2) as another:
@@ -303,10 +304,7 @@ def test_callbacks_may_each_wait_for_a_call_of_their_own() -> None:
                 found.append(further.result(30))
 
         executor.submit(int, 0).add_done_callback(ask_again)
-        deadline = time.monotonic() + 60
-        while len(found) < 5:
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
+        wait_until(lambda: len(found) == 5)
         assert sorted(found) == [1, 2, 3, 4, 5]
     wait_for_readers(0)
 
