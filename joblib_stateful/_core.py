@@ -29,9 +29,9 @@ from ._decisions import (
 from ._interrupts import uninterrupted, wait_for
 from ._limits import CloseWatch, IdleWatch, LimitWatch
 from ._links import Link
-from ._messages import Build, BuildFailed, Built, Failure, Finish, Ran, Reply, Run
+from ._messages import Build, BuildFailed, Built, Death, Failure, Finish, Ran, Reply, Run
 from ._outcome import NonsenseError, init_error_of, packing_error_of, read_answer, receive, report_without
-from ._records import Death, Group, Limits, Outcome, Report
+from ._records import Group, Limits, Outcome, Report
 from ._schedule import Schedule
 from ._slots import State
 from ._surroundings import Environment

@@ -60,8 +60,11 @@ def make_lock() -> Lock:
     False
     """
     lock = Lock()
-    number = id(lock)
-    _alive[number] = weakref.ref(lock, lambda _: _alive.pop(number, None))
+    number, forget = (
+        id(lock),
+        _alive.pop,
+    )  # bound here: at the end of the interpreter this module may go before the lock
+    _alive[number] = weakref.ref(lock, lambda _: forget(number, None))
     return lock
 
 

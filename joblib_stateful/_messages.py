@@ -1,7 +1,7 @@
 """What passes between the parent and a worker.
 
 Goes out: `Build`, `Run`, `Finish`. Comes back: `Built`, `BuildFailed`, `Ran`, `Finished`; or `Refused`, which becomes one
-of those. Workers import this module, so
+of those. If nothing can come any more, a `Death` stands for it. Workers import this module, so
 that its classes are those that take least time to make.
 """
 
@@ -26,35 +26,83 @@ AfterError: TypeAlias = Literal["go_on", "finish_running", "drop"]
 
 
 class Build(NamedTuple):
-    """Build the object. ``spec`` is a packed ``(build, args, shared kwargs)`` and the slot's own, packed, or None."""
+    """Build the object.
+
+    Attributes
+    ----------
+    seq : int
+        The message's number: greater than those of all earlier ones to the same worker.
+    slot, n_jobs : int
+        Which slot it is, and of how many.
+    spec : object
+        A packed ``(build, args, shared kwargs)`` and the slot's own kwargs, packed; or None, for no object.
+    definitions : tuple
+        What the spec refers to, and the worker doesn't have yet.
+    surroundings : object
+        What of the program is to be taken over first; None for nothing.
+    depth : int
+        How many workers are above this one, each started in the one before.
+    """
 
     seq: int
     slot: int
     n_jobs: int
     spec: Any
-    definitions: tuple[Any, ...] = ()  # what the spec refers to, and the worker doesn't have yet
+    definitions: tuple[Any, ...] = ()
     surroundings: Surroundings | None = None
-    depth: int = 0  # how many workers are above this one, each started in the one before
+    depth: int = 0
 
 
 class Run(NamedTuple):
-    """Run the values of a parcel, on the object or on the target function."""
+    """Run the values of a parcel, on the object or on the target function.
+
+    Attributes
+    ----------
+    seq : int
+        The message's number.
+    mode : {"item", "args", "kwargs", "call"}
+        How a value is handed to what is called.
+    target_id : str or None
+        Which function is called; None for the object.
+    target : object
+        That function, packed, or None if the worker has it already.
+    parcel : object
+        The values, packed; it has ``n_values`` of them.
+    after_error : {"go_on", "finish_running", "drop"}
+        What the first error does to the rest.
+    timed : bool
+        Somebody wants to know when each item began.
+    budget : float or None
+        Seconds after which what has not begun goes back to the parent.
+    definitions : tuple
+        What target and parcel refer to, and the worker doesn't have yet.
+    n_jobs : int or None
+        Slots of the call that it belongs to; None: as before.
+    surroundings : object
+        What of the program is to be taken over first; None if the worker has it already.
+    """
 
     seq: int
     mode: Mode
     target_id: str | None
-    target: Any  # the packed function, or None if the worker has it already
+    target: Any
     parcel: Parcel
     after_error: AfterError
-    timed: bool = True  # somebody wants to know when each item began
-    budget: float | None = None  # seconds after which what has not begun goes back to the parent
-    definitions: tuple[Any, ...] = ()  # what target and parcel refer to, and the worker doesn't have yet
-    n_jobs: int | None = None  # of the call that it belongs to; None: as before
-    surroundings: Surroundings | None = None  # to be taken over first; None if the worker has them already
+    timed: bool = True
+    budget: float | None = None
+    definitions: tuple[Any, ...] = ()
+    n_jobs: int | None = None
+    surroundings: Surroundings | None = None
 
 
 class Finish(NamedTuple):
-    """Close the object; no further message follows."""
+    """Close the object; no further message follows.
+
+    Attributes
+    ----------
+    seq : int
+        The message's number.
+    """
 
     seq: int
 
@@ -63,18 +111,38 @@ class Finish(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """An exception, as far as it could be packed; the texts serve when it can't be rebuilt."""
+    """An exception, as far as it could be packed; the texts serve when it can't be rebuilt.
+
+    Attributes
+    ----------
+    packed : object
+        The exception; None if it could not be packed.
+    type_name, message, traceback : str
+        What is known of it in any case.
+    what : str
+        What could not be unpacked or packed: ``"item"``, ``"result"``, ``"function"``, ``"spec"`` (of a worker) or
+        ``"surroundings"``; empty if the user's code has raised it.
+    """
 
     packed: Any
     type_name: str
     message: str
     traceback: str
-    # What could not be unpacked or packed: "item", "result", "function" or "spec" (of a worker); or "surroundings".
     what: str = ""
 
 
 class Built(NamedTuple):
-    """The object stands."""
+    """The object stands.
+
+    Attributes
+    ----------
+    seq : int
+        The number of the `Build`.
+    pid : int
+        The worker's process.
+    seconds : float
+        How long it took.
+    """
 
     seq: int
     pid: int
@@ -82,7 +150,19 @@ class Built(NamedTuple):
 
 
 class BuildFailed(NamedTuple):
-    """The constructor raised, or (without a pid) the engine had no place for it."""
+    """The constructor raised, or (without a pid) the engine had no place for it.
+
+    Attributes
+    ----------
+    seq : int
+        The number of the `Build`.
+    pid : int or None
+        The worker's process.
+    failure : Failure
+        What it raised.
+    definitions : tuple
+        What the failure refers to, and the parent doesn't have yet.
+    """
 
     seq: int
     pid: int | None
@@ -91,30 +171,93 @@ class BuildFailed(NamedTuple):
 
 
 class Ran(NamedTuple):
-    """Items ``0 .. n_run - 1`` of the message were run; ``values`` has those that did not fail, in order."""
+    """Items ``0 .. n_run - 1`` of the message were run.
+
+    Attributes
+    ----------
+    seq : int
+        The number of the `Run`.
+    n_run : int
+        How many items were run.
+    values : object
+        A parcel of what those gave that did not fail, in order.
+    failures : dict of int to Failure
+        Those that did, by their place in the message.
+    seconds : float
+        How long they took.
+    definitions : tuple
+        What values and failures refer to, and the parent doesn't have yet.
+    was_refused : bool
+        There was no memory for all of it; none of it was run.
+    was_lost : bool
+        There was no memory for the answer, and this stands for it.
+    """
 
     seq: int
     n_run: int
     values: Parcel
     failures: dict[int, Failure]
     seconds: float
-    definitions: tuple[Any, ...] = ()  # what values and failures refer to, and the parent doesn't have yet
-    was_refused: bool = False  # there was no memory for all of it; none of it was run
-    was_lost: bool = False  # there was no memory for the answer, and this stands for it
+    definitions: tuple[Any, ...] = ()
+    was_refused: bool = False
+    was_lost: bool = False
 
 
 class Finished(NamedTuple):
-    """The object is closed; ``failure`` if its ``close()`` raised."""
+    """The object is closed.
+
+    Attributes
+    ----------
+    seq : int
+        The number of the `Finish`.
+    failure : Failure or None
+        What its ``close()`` raised.
+    """
 
     seq: int
     failure: Failure | None
 
 
 class Refused(NamedTuple):
-    """There was no memory to take a message in, so that not even its number is known."""
+    """There was no memory to take a message in, so that not even its number is known.
+
+    Attributes
+    ----------
+    pid : int
+        The worker's process.
+    reason : str
+        What there was no memory for.
+    """
 
     pid: int
     reason: str
+
+
+class Death(NamedTuple):
+    """How a worker ended without being asked to: what a message is answered with for which no answer can come.
+
+    Attributes
+    ----------
+    pid : int or None
+        Its process.
+    exitcode : int or None
+        How that ended, negative for a signal; None if it isn't known.
+    started : bool
+        It had begun the message it was sent.
+    place : int or None
+        Which item of it ran; None: none, its work was done and the reply was under way.
+    n_finished : int
+        How many items were behind it.
+    reason : str
+        What else is known.
+    """
+
+    pid: int | None = None
+    exitcode: int | None = None
+    started: bool = False
+    place: int | None = None
+    n_finished: int = 0
+    reason: str = ""
 
 
 Message: TypeAlias = Build | Run | Finish

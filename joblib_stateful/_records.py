@@ -196,18 +196,3 @@ class Report(NamedTuple):
     seconds: float = 0.0
     result_bytes: int = 0
     was_refused: bool = False  # there was no room for all of these items at once
-
-
-class Death(NamedTuple):
-    """How a worker ended without being asked to.
-
-    ``started`` says whether it had begun the message it was sent, ``place`` which item of it ran (None: none,
-    its work was done and the reply was under way), ``n_finished`` how many items were behind it.
-    """
-
-    pid: int | None = None
-    exitcode: int | None = None
-    started: bool = False
-    place: int | None = None
-    n_finished: int = 0
-    reason: str = ""

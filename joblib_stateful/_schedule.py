@@ -30,7 +30,8 @@ from ._words import count
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
-    from ._records import Death, Group, Limits, Report, Request
+    from ._messages import Death
+    from ._records import Group, Limits, Report, Request
 
 # A part should take several times as long as its message costs parent and worker, a millisecond (`docs/performance.md`);
 # 3 to 30 ms do as well with two slots (W3 of `python -m benchmarks`).

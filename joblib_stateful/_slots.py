@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ._jobs import Job
-    from ._records import Death, Group
+    from ._messages import Death
+    from ._records import Group
 
 
 class State(enum.Enum):

@@ -51,9 +51,7 @@ SENDS_FILES = _can("sendfds", is_there=hasattr(socket, "send_fds") and not IS_WI
 HAS_CLOEXEC = _can("cloexec", is_there=hasattr(socket, "MSG_CMSG_CLOEXEC"))
 #: Sockets that keep messages apart and in order as a connection does; else as datagrams, of which macOS has only these.
 HAS_SEQPACKET = _can("seqpacket", is_there=hasattr(socket, "SOCK_SEQPACKET") and sys.platform != "darwin")
-#: A socket gives up receiving after a while; else it is asked before whether something is there.
-HAS_RCVTIMEO = _can("rcvtimeo", is_there=hasattr(socket, "SO_RCVTIMEO") and not IS_WINDOWS)
-#: Many sockets are waited for at once, and looked into without waiting; else each has a thread of its own.
+#: Many sockets are waited for at once, however high their numbers, and looked into without waiting; else by `select`.
 HAS_POLL = _can("poll", is_there=hasattr(select, "poll") and hasattr(socket, "MSG_DONTWAIT"))
 #: Sockets of some kind keep messages apart, and are looked into without waiting; else log records stay in the workers.
 CARRIES_RECORDS = _can("records", is_there=HAS_POLL and hasattr(socket, "AF_UNIX") and not IS_WINDOWS)

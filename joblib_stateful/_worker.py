@@ -70,6 +70,19 @@ class Progress:
     Between processes they lie in shared memory. Each number is one aligned integer, so none is ever seen torn (and is
     written twice as fast as a double); those that belong together are written in an order that makes a reader in
     between err on the safe side. Times are in nanoseconds.
+
+    Parameters
+    ----------
+    numbers : sequence of int, optional
+        Where they lie: `SIZE` of them. By default in memory of this process.
+
+    Examples
+    --------
+    >>> progress = Progress()
+    >>> progress.enter(7, Phase.RUNNING)
+    >>> progress.start_item(2)
+    >>> progress.seq, progress.phase.name, progress.place
+    (7, 'RUNNING', 2)
     """
 
     SIZE = 8

@@ -6,22 +6,20 @@ a reply that comes too late can be played exactly, in microseconds and the same 
 
 from __future__ import annotations
 
-import threading
-from typing import TYPE_CHECKING, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, ClassVar
 
 from ._interrupts import interruptible
-from ._messages import Finish, Finished, Phase, Run
-from ._records import Death
+from ._messages import Death, Finish, Finished, Phase, Run
 from ._transport import Pickled
 from ._worker import Progress, Worker
 from .engines import Engine, EngineWorker
+from .engines._mailbox import Mailbox
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from ._messages import Failure, Message, Reply
-
-    _OnReply: TypeAlias = Callable[[Reply | Death], None]
+    from .engines._mailbox import OnReply
 
 __all__ = ["MemoryEngine", "MemoryWorker"]
 
@@ -64,27 +62,31 @@ class MemoryWorker(EngineWorker):
 
     def __init__(self, slot: int, env: Mapping[str, str], life: int, pid: int, *, auto: bool = False) -> None:
         self.slot, self.env, self.life, self.pid = slot, dict(env), life, pid
-        self.pending: Message | None = None
-        self.is_gone = False
         self.progress = Progress()
         self._worker = Worker(Pickled(), self.progress)
         self.local = self._worker if auto else None
-        self._on_reply: _OnReply | None = None
         self._exitcode = 0
-        self._lock = threading.Lock()  # time limits kill from another thread than the test's
+        self._mailbox = Mailbox()  # time limits kill from another thread than the test's
 
-    def send(self, message: Message, on_reply: _OnReply) -> Reply | Death | None:
+    @property
+    def pending(self) -> Message | None:
+        """The message that waits for an answer."""
+        awaited = self._mailbox.awaited
+        return None if awaited is None else awaited.message
+
+    @property
+    def is_gone(self) -> bool:
+        """It crashed, was killed or was closed."""
+        return self._mailbox.is_closed
+
+    def send(self, message: Message, on_reply: OnReply) -> Reply | Death | None:
         """Keep a message until it is answered, or answer at once if the engine is ``auto``."""
-        with self._lock:
-            if self.is_gone:
-                return Death(self.pid, self._exitcode)
-            if self.pending is not None:
-                raise RuntimeError(f"{self!r} was sent a second message before it answered the first: {message!r}")
-            if self.local is None:
-                self.pending, self._on_reply = message, on_reply
-                return None
-        with interruptible():
-            return self.local.handle(message)
+        if self.local is not None and not self.is_gone:
+            with interruptible():
+                return self.local.handle(message)
+        if self.pending is not None:
+            raise RuntimeError(f"{self!r} was sent a second message before it answered the first: {message!r}")
+        return None if self._mailbox.put(message, on_reply) else Death(self.pid, self._exitcode)
 
     def begin(self, place: int = 0) -> None:
         """Show the pending message as under way: time limits run from here, and a kill finds it at work.
@@ -105,9 +107,10 @@ class MemoryWorker(EngineWorker):
     def answer(self) -> None:
         """Handle the pending message as a worker process would, and deliver its reply."""
         self._require_pending()
-        message, on_reply = self._take()
-        if message is not None and on_reply is not None:
-            on_reply(self._worker.handle(message))
+        # Before it is delivered: the answer may bring the next message.
+        awaited = self._mailbox.take()
+        if awaited is not None:
+            awaited.on_reply(self._worker.handle(awaited.message))
 
     def crash(self, exitcode: int = _SIGKILL, place: int | None = 0, *, started: bool = True) -> None:
         """Die. A pending message is answered with a `Death`; if there is none, the next one will be.
@@ -137,7 +140,7 @@ class MemoryWorker(EngineWorker):
         if not self.is_gone:
             reply = self._worker.handle(message)
             failure = reply.failure if isinstance(reply, Finished) else None
-        self.is_gone = True
+        self._mailbox.close()
         on_closed(failure)
 
     def kill(self) -> None:
@@ -146,20 +149,14 @@ class MemoryWorker(EngineWorker):
             self._die(_SIGKILL)
 
     def _die(self, exitcode: int) -> None:
-        self.is_gone, self._exitcode = True, exitcode
-        message, on_reply = self._take()
-        if message is not None and on_reply is not None:
+        self._exitcode = exitcode
+        self._mailbox.close()
+        awaited = self._mailbox.take()
+        if awaited is not None:
             progress = self.progress
-            started = progress.seq == message.seq and progress.phase is not Phase.IDLE
+            started = progress.seq == awaited.message.seq and progress.phase is not Phase.IDLE
             place, n_finished = (progress.place, progress.n_finished) if started else (None, 0)
-            on_reply(Death(self.pid, exitcode, started, place, n_finished))
-
-    def _take(self) -> tuple[Message | None, _OnReply | None]:
-        # Before it is delivered: the answer may bring the next message.
-        with self._lock:
-            taken = self.pending, self._on_reply
-            self.pending = self._on_reply = None
-        return taken
+            awaited.on_reply(Death(self.pid, exitcode, started, place, n_finished))
 
     def _require_pending(self) -> Message:
         if self.pending is None:

@@ -315,15 +315,15 @@ def wait_for_bytes_on_the_way_to(executor: StatefulExecutor) -> None:
 def test_the_end_waits_for_a_worker_that_was_killed_while_it_closed(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    is_seen_off, go_on = threading.Event(), threading.Event()
-    see_off = _loky_worker._see_off
+    is_noticed, go_on = threading.Event(), threading.Event()
+    autopsy = _loky_worker.LokyWorker._autopsy
 
-    def wait(process: Any, seconds: float) -> None:
-        is_seen_off.set()
+    def wait(worker: _loky_worker.LokyWorker, message: Any) -> Any:
+        is_noticed.set()
         go_on.wait()
-        see_off(process, seconds)
+        return autopsy(worker, message)
 
-    monkeypatch.setattr(_loky_worker, "_see_off", wait)
+    monkeypatch.setattr(_loky_worker.LokyWorker, "_autopsy", wait)
     executor = StatefulExecutor(ClosedOnOrder, 1, shared_kwargs={"scene": scene})
     executor.warm_up()
     worker: Any = executor.core._link(0).worker
@@ -331,7 +331,7 @@ def test_the_end_waits_for_a_worker_that_was_killed_while_it_closed(
     closing = threading.Thread(target=executor.shutdown)
     closing.start()
     kill_the_first_in(scene.log("closed")).join()
-    assert is_seen_off.wait(30)
+    assert is_noticed.wait(30)
     process.join(30)
     ending = threading.Thread(target=wait_for_ends, args=(30,))
     ending.start()

@@ -101,15 +101,22 @@ _MODULES = [
     for info in pkgutil.walk_packages(joblib_stateful.__path__, "joblib_stateful.")
     if not info.name.startswith(tuple(_MISSING))
 ]
+# What can't have a docstring of its own: names of engines, and unions of the messages.
+_NO_OFFERS = {"NAMES", "Message", "Reply"}
 _OFFERS = {
     **{f"joblib_stateful.{name}": getattr(joblib_stateful, name) for name in _NAMES - {"engines", "errors"}},
-    **{f"engines.{name}": getattr(engines, name) for name in engines.__all__ if name != "NAMES"},
+    **{f"engines.{name}": getattr(engines, name) for name in engines.__all__ if name not in _NO_OFFERS},
     **{f"engines.{name}": getattr(engines, name) for _, name in _CLUSTERS.values() if name not in _MISSING},
     **{f"testing.{name}": getattr(testing, name) for name in testing.__all__},
 }
 # Nobody makes one of these: the first three are for subclasses, the fourth comes from its engine.
 _ABSTRACT = {"engines.Engine", "engines.EngineWorker", "engines.RemoteWorker", "testing.MemoryWorker"}
-_RECORDS = {"joblib_stateful.WorkerInfo"}  # is given, not made
+# Are given, not made; or made with what they are sent with.
+_MESSAGES = {
+    f"engines.{name}"
+    for name in ["Build", "BuildFailed", "Built", "Death", "Failure", "Finish", "Finished", "Ran", "Refused", "Run"]
+}
+_RECORDS = {"joblib_stateful.WorkerInfo"} | _MESSAGES
 
 
 def sections(thing: Any) -> set[str]:

@@ -22,7 +22,8 @@ from joblib_stateful._decisions import (
     StopJob,
 )
 from joblib_stateful._jobs import Job
-from joblib_stateful._records import Death, Group, Limits, Report
+from joblib_stateful._messages import Death
+from joblib_stateful._records import Group, Limits, Report
 from joblib_stateful._schedule import Schedule
 
 if TYPE_CHECKING:

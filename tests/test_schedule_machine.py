@@ -34,7 +34,8 @@ from joblib_stateful._decisions import (
     StartWorker,
     StopJob,
 )
-from joblib_stateful._records import Death, Group, Limits, Report
+from joblib_stateful._messages import Death
+from joblib_stateful._records import Group, Limits, Report
 from joblib_stateful._schedule import Schedule
 from joblib_stateful._slots import State
 

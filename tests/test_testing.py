@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from joblib_stateful import StatefulExecutor, call_worker, errors, get_worker_info, stateful_map, testing
-from joblib_stateful._messages import Build, Finish, Run
-from joblib_stateful._records import Death
+from joblib_stateful._messages import Build, Death, Finish, Run
 from joblib_stateful._transport import Pickled
 from joblib_stateful.testing import MemoryEngine, MemoryWorker
 

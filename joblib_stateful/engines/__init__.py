@@ -3,7 +3,10 @@
 ``"loky"`` a process of its own (default); ``"threads"`` a thread; ``"inline"`` the calling thread; ``"dask"`` a worker
 process of a Dask cluster; ``"ray"`` a Ray actor.
 To add one, write a subclass of `Engine` and one of `RemoteWorker`, and pass an instance as ``engine=``; a complete one
-is in ``examples/process_engine.py``.
+is in ``examples/process_engine.py``. Where none of its threads shall wait for answers, write one of `EngineWorker` instead. What a
+worker is sent is a `Build`, `Run` or `Finish`; it answers with a `Built`, `BuildFailed`, `Ran` or `Finished`, or with
+`Refused` if there was no memory to take the message in; a `Death` stands for an answer that can't come. `Progress` says what it is
+doing meanwhile.
 """
 
 from __future__ import annotations
@@ -16,13 +19,50 @@ from .. import errors
 from ._base import Engine, EngineWorker
 
 if TYPE_CHECKING:
+    from .._messages import (
+        Build,
+        BuildFailed,
+        Built,
+        Death,
+        Failure,
+        Finish,
+        Finished,
+        Message,
+        Ran,
+        Refused,
+        Reply,
+        Run,
+    )
     from .._transport import Pickled
+    from .._worker import Progress
     from ._dask import DaskEngine as DaskEngine
     from ._ray import RayEngine as RayEngine
     from ._remote import Host, RemoteWorker
 
 # `DaskEngine` and `RayEngine` are here, too, but not for ``import *``: what they need may not be installed.
-__all__ = ["NAMES", "Engine", "EngineWorker", "Host", "Pickled", "RemoteWorker", "get", "loaded"]
+__all__ = [
+    "NAMES",
+    "Build",
+    "BuildFailed",
+    "Built",
+    "Death",
+    "Engine",
+    "EngineWorker",
+    "Failure",
+    "Finish",
+    "Finished",
+    "Host",
+    "Message",
+    "Pickled",
+    "Progress",
+    "Ran",
+    "Refused",
+    "RemoteWorker",
+    "Reply",
+    "Run",
+    "get",
+    "loaded",
+]
 
 _MODULES = {"loky": "_loky", "threads": "_threads", "inline": "_inline", "dask": "_dask", "ray": "_ray"}
 # What has to be installed for some of them.
@@ -34,6 +74,24 @@ _HOMES = {
     "Host": "._remote",
     "RemoteWorker": "._remote",
     "Pickled": ".._transport",
+    "Progress": ".._worker",
+    **dict.fromkeys(
+        (
+            "Build",
+            "BuildFailed",
+            "Built",
+            "Death",
+            "Failure",
+            "Finish",
+            "Finished",
+            "Message",
+            "Ran",
+            "Refused",
+            "Reply",
+            "Run",
+        ),
+        ".._messages",
+    ),
 }
 #: The engines that can be asked for by name.
 NAMES = tuple(_MODULES)

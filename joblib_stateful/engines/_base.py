@@ -7,14 +7,12 @@ retries, limits, order and the rest are the executor's and the same on every eng
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping
 
-    from .._interrupts import Wakeup
-    from .._messages import Failure, Finish, Message, Reply
-    from .._records import Death
+    from .._messages import Death, Failure, Finish, Message, Reply
     from .._surroundings import Surroundings
     from .._transport import Transport
     from .._worker import Progress, Worker
@@ -39,18 +37,43 @@ class EngineWorker(ABC):
     def send(self, message: Message, on_reply: Callable[[Reply | Death], None]) -> Reply | Death | None:
         """Have the worker answer a message; it is started if need be.
 
-        Either return the answer, or return None and call ``on_reply`` with it once, from any thread. A worker
-        whose process is gone, or that could not be started, answers with a `Death`, once it is really gone.
+        Parameters
+        ----------
+        message : Build, Run or Finish
+            What is asked of it; the one before has been answered.
+        on_reply : callable
+            To be called with the answer, once and from any thread, unless that is returned.
+
+        Returns
+        -------
+        Built, BuildFailed, Ran, Finished, Death or None
+            The answer; None if ``on_reply`` will be called with it. A worker whose process is gone, or that could not be
+            started, answers with a `Death`, once it is really gone.
         """
 
     def owes_answer(self, seq: int) -> bool:  # noqa: ARG002 - most engines don't see it
-        """Tell whether a message of which the worker says that it is done with isn't answered, though somebody listens."""
+        """Tell whether a message of which the worker says that it is done with isn't answered, though somebody listens.
+
+        Parameters
+        ----------
+        seq : int
+            The message's number.
+
+        Returns
+        -------
+        bool
+        """
         return False
 
     def condemn(self, what: str) -> None:  # noqa: ARG002 - for engines that can pass it on
-        """End a worker at once whose memory must be damaged, for what it says can't be; ``what`` is wrong with it.
+        """End a worker at once whose memory must be damaged, for what it says can't be.
 
         A message under way is answered with a `Death`.
+
+        Parameters
+        ----------
+        what : str
+            What can't be.
         """
         self.kill()
 
@@ -59,7 +82,15 @@ class EngineWorker(ABC):
 
     @abstractmethod
     def close(self, message: Finish, on_closed: Callable[[Failure | None], None]) -> None:
-        """End the worker in an orderly way; it is idle. Call ``on_closed`` once it is gone, from any thread."""
+        """End the worker in an orderly way; it is idle.
+
+        Parameters
+        ----------
+        message : Finish
+            What has its object closed.
+        on_closed : callable
+            To be called once the worker is gone, from any thread: with what closing the object raised, or None.
+        """
 
     @abstractmethod
     def kill(self) -> None:
@@ -94,25 +125,42 @@ class Engine(ABC):
 
     @abstractmethod
     def open(self, slot: int, env: Mapping[str, str]) -> EngineWorker:
-        """Return a worker for a slot; it need not be started before the first message. Must not block."""
+        """Return a worker for a slot; it need not be started before the first message. Must not block.
+
+        Parameters
+        ----------
+        slot : int
+            Which slot, counted from 0.
+        env : mapping
+            Environment variables for its process; only engines with ``takes_env`` are given any.
+
+        Returns
+        -------
+        EngineWorker
+
+        Raises
+        ------
+        OSError
+            There is no room for one more.
+        """
 
     def lacks_room(self) -> bool:
         """Tell whether another worker would have to wait until one that stands is gone."""
         return False
 
     def for_slots(self, n_slots: int) -> Engine:  # noqa: ARG002 - for engines whose slots must know of each other
-        """Return the engine for one executor with so many slots; more may be opened later."""
-        return self
+        """Return the engine for one executor.
 
-    def wait_for(self, wakeup: Wakeup, predicate: Callable[[], Any], timeout: float | None = None) -> None:
-        """Wait, in a consumer's thread, until something is so; meanwhile answers may be taken in that thread.
+        Parameters
+        ----------
+        n_slots : int
+            How many workers it opens at a time; it may be asked for more later.
 
-        Whoever makes it so wakes who waits, and then calls `ring`.
+        Returns
+        -------
+        Engine
         """
-        wakeup.wait_for(predicate, timeout)
-
-    def ring(self) -> None:  # noqa: B027 - nothing to do where consumers only wait
-        """Have a consumer that takes answers look whether what it waits for is so."""
+        return self
 
     def session(self) -> Hashable:
         """Return what tells one connection from another, for engines that have one: workers belong to theirs."""

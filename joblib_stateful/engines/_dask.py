@@ -22,8 +22,7 @@ from distributed.protocol import to_serialize
 
 from .. import _locks, errors
 from .._frames import PROTOCOL
-from .._messages import Finish, Finished
-from .._records import Death
+from .._messages import Death, Finish, Finished
 from .._sharing import Stored
 from ._base import Engine
 from ._buffers import Handle, with_buffers

@@ -13,8 +13,7 @@ from ._base import Engine, EngineWorker
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from .._messages import Failure, Finish, Message, Reply
-    from .._records import Death
+    from .._messages import Death, Failure, Finish, Message, Reply
 
 
 class InlineWorker(EngineWorker):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import select
 import socket
 import struct
 import weakref
@@ -16,7 +17,6 @@ from .._messages import Ran, Run
 from .._system import (
     CLOEXEC,
     HAS_POLL,
-    HAS_RCVTIMEO,
     IS_WINDOWS,
     NO_SIGNAL,
     NO_WAIT,
@@ -44,8 +44,8 @@ _AT_ONCE = 1 << 12
 _INT = array("i").itemsize
 # What there is no room for is received by so much at a time, and dropped.
 _DROP_BYTES = 1 << 16
-# So often somebody who waits for a message looks whether one can still come, where that was asked for.
-_LOOK_SECONDS = 2
+# So much of a message is received by one look whether all of it is there: that of a few milliseconds.
+_MOST_BYTES = 1 << 22
 # Copied behind its header, so that one call of the system sends both.
 _SHORT = 1 << 16
 
@@ -115,7 +115,6 @@ class Line:
         self._at = 0
         self._n_dropped = 0  # bytes of it for which there was no room
         self._fds: list[int | None] = []
-        self._looks_often = False
         self._space = socket.CMSG_SPACE(self.most_files * _INT) if self.carries_files else 0
         #: Bytes that can be sent without waiting if the other end has read all that was sent before.
         self.at_once = min(_SHORT, end.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // 4)
@@ -160,16 +159,18 @@ class Line:
         """Return the next message.
 
         Raises EOFError if the other end is closed, ValueError if somebody else has written to it, or if a message
-        comes behind another one that was not answered, and NoRoomError for one that there is no memory for. After
-        `look_often` also BlockingIOError, if nothing has come for a while; what has come of a message is kept.
+        comes behind another one that was not answered, and NoRoomError for one that there is no memory for.
         """
-        self._receive(0)
+        self._receive(waits=True)
         return self._received()
 
     def receive_if_there(self) -> Received | None:
-        """Return the next message, or None if not all of it is there; what is there is kept for the next call."""
+        """Return the next message, or None if not all of it is there; what is there is kept for the next call.
+
+        One call takes a part of it only if that is large: there may be more, though it returns None.
+        """
         try:
-            self._receive(NO_WAIT)
+            self._receive(waits=False)
         except BlockingIOError:
             return None
         return self._received()
@@ -182,16 +183,16 @@ class Line:
         got = len(self._start) - _HEADER.size if self._rest is None else self._at
         self._rest = None
         while got < size:
-            got += len(self._receive_more(min(size - got, _SHORT), 0))
+            got += len(self._receive_more(min(size - got, _SHORT), waits=True))
         for fd in self._received()[1]:
             if fd is not None:
                 os.close(fd)
 
-    def _receive(self, flags: int) -> None:
+    def _receive(self, *, waits: bool) -> None:
         if not self._start:
-            self._start, self._fds = self._receive_start(flags)
+            self._start, self._fds = self._receive_start(waits=waits)
         while len(self._start) < _HEADER.size:
-            self._start += self._receive_more(_HEADER.size - len(self._start), flags)
+            self._start += self._receive_more(_HEADER.size - len(self._start), waits=waits)
         if self._rest is None:
             sign, size, n_files, check = _HEADER.unpack_from(self._start)
             is_header = sign == _SIGN and check == _check(size, n_files) and n_files <= self.most_files
@@ -207,28 +208,32 @@ class Line:
             except MemoryError:
                 self._n_dropped, self._rest, self._at = size, bytearray(_DROP_BYTES), size - self._at
         if self._n_dropped:
-            self._drop(flags)
+            self._drop(waits=waits)
             return
         with memoryview(self._rest) as view:
-            self._fill(view, flags)
+            self._fill(view, waits=waits)
 
-    def _fill(self, view: memoryview, flags: int) -> None:
-        while self._at < len(view):
-            self._wait_a_while(flags)
-            n_read = self._end.recv_into(view[self._at :], 0, flags)
+    def _fill(self, view: memoryview, *, waits: bool) -> None:
+        most = len(view) if waits else min(len(view), self._at + _MOST_BYTES)
+        while self._at < most:
+            n_read = self._end.recv_into(view[self._at :], 0, self._flags(waits=waits))
             if not n_read:
                 raise EOFError
             self._at += n_read
+        if self._at < len(view):
+            raise BlockingIOError
 
-    def _drop(self, flags: int) -> None:
+    def _drop(self, *, waits: bool) -> None:
         """Receive the rest of a message, of which `_at` bytes are missing, and keep nothing of it."""
         assert self._rest is not None  # noqa: S101 - it is what they are received into
-        while self._at:
-            self._wait_a_while(flags)
-            n_read = self._end.recv_into(self._rest, min(self._at, len(self._rest)), flags)
+        least = 0 if waits else self._at - _MOST_BYTES
+        while self._at > max(least, 0):
+            n_read = self._end.recv_into(self._rest, min(self._at, len(self._rest)), self._flags(waits=waits))
             if not n_read:
                 raise EOFError
             self._at -= n_read
+        if self._at:
+            raise BlockingIOError
 
     def _received(self) -> Received:
         data = self._start[_HEADER.size :] if self._rest is None else self._rest
@@ -241,32 +246,19 @@ class Line:
             raise NoRoomError(n_dropped)
         return data, fds
 
-    def look_often(self) -> None:
-        """Have `receive` raise BlockingIOError now and then while nothing comes."""
-        if HAS_RCVTIMEO:
-            with contextlib.suppress(OSError):
-                self._end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", _LOOK_SECONDS, 0))
-                return
-        self._looks_often = True
+    def _flags(self, *, waits: bool) -> int:
+        """Return how to receive something; raises BlockingIOError if that would wait, and must not."""
+        if waits:
+            return 0
+        if not HAS_POLL and not select.select([self._end], [], [], 0)[0]:
+            raise BlockingIOError
+        return NO_WAIT
 
-    def _wait_a_while(self, flags: int) -> None:
-        """Wait for something to come, as `look_often` has asked for, where the socket itself does not do so."""
-        if not self._looks_often or flags:
-            return
-        import selectors
-
-        # One that needs no open file of its own, as those of Linux and macOS would.
-        with selectors.PollSelector() if HAS_POLL else selectors.SelectSelector() as selector:
-            selector.register(self._end, selectors.EVENT_READ)
-            if not selector.select(_LOOK_SECONDS):
-                raise BlockingIOError
-
-    def _receive_start(self, flags: int) -> tuple[bytes, list[int | None]]:
+    def _receive_start(self, *, waits: bool) -> tuple[bytes, list[int | None]]:
         # Whole short messages at once: each call of the system lets other threads take their turn.
         if not self.carries_files:
-            return self._receive_more(_AT_ONCE, flags), []
-        self._wait_a_while(flags)
-        data, beside, _, _ = self._end.recvmsg(_AT_ONCE, self._space, flags | CLOEXEC)
+            return self._receive_more(_AT_ONCE, waits=waits), []
+        data, beside, _, _ = self._end.recvmsg(_AT_ONCE, self._space, self._flags(waits=waits) | CLOEXEC)
         fds: list[int | None] = []
         for _, _, numbers in beside:
             for fd in array("i", numbers[: len(numbers) - len(numbers) % _INT]):
@@ -277,9 +269,8 @@ class Line:
             raise EOFError
         return data, fds
 
-    def _receive_more(self, most: int, flags: int) -> bytes:
-        self._wait_a_while(flags)
-        data = self._end.recv(most, flags)
+    def _receive_more(self, most: int, *, waits: bool) -> bytes:
+        data = self._end.recv(most, self._flags(waits=waits))
         if not data:
             raise EOFError
         return data

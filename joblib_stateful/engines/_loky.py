@@ -11,7 +11,7 @@ import multiprocessing
 import sys
 import time
 from multiprocessing import resource_tracker
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import cloudpickle
 
@@ -21,14 +21,13 @@ from .._surroundings import Surroundings
 from ._base import Engine
 from ._ending import wait_for_ends
 from ._line import Line
-from ._listening import Listening
 from ._loky_room import check_room
+from ._reader import Reader, wait_for_deaths
 from ._starting import interpreter_flags, start
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Mapping
+    from collections.abc import Hashable, Mapping
 
-    from .._interrupts import Wakeup
     from .._transport import Transport
     from ._loky_worker import LokyWorker
 
@@ -44,7 +43,7 @@ class LokyEngine(Engine):
     takes_env: ClassVar[bool] = True
 
     def __init__(self) -> None:
-        self._listening = Listening()
+        self._reader = Reader()
         self.transport: Transport = SharedMemory() if Line.carries_files else InLine()
         # What multiprocessing spawns knows the main script by a name that no worker of ours could import it by.
         main = sys.modules.get("__mp_main__")
@@ -67,21 +66,13 @@ class LokyEngine(Engine):
         check_room()
         from ._loky_worker import LokyWorker
 
-        return LokyWorker(self.transport, env, self._listening, slot)
+        return LokyWorker(self.transport, env, self._reader, slot)
 
     def for_slots(self, n_slots: int) -> LokyEngine:  # noqa: ARG002 - however many there are
-        """Return an engine whose workers are listened to together."""
+        """Return an engine whose workers are heard by one thread."""
         engine = copy.copy(self)
-        engine._listening = Listening()
+        engine._reader = Reader()
         return engine
-
-    def wait_for(self, wakeup: Wakeup, predicate: Callable[[], Any], timeout: float | None = None) -> None:
-        """Wait; a consumer that waits again and again takes its workers' answers itself."""
-        self._listening.wait_for(wakeup, predicate, timeout)
-
-    def ring(self) -> None:
-        """Have such a consumer look again."""
-        self._listening.ring()
 
     def surroundings(self) -> Surroundings:
         """Return those of this process."""
@@ -90,15 +81,13 @@ class LokyEngine(Engine):
     def settle(self, seconds: float) -> None:
         """Wait for what is left of workers that were closed or killed."""
         deadline = time.monotonic() + seconds
-        deaths = sys.modules.get(f"{__package__}._deaths")  # which comes with the first worker
-        if deaths is not None:
-            deaths.deaths.wait_for_all(seconds)
+        wait_for_deaths(seconds)
         wait_for_ends(max(0.0, deadline - time.monotonic()))
         self._flush(None, max(_FLUSH_SECONDS, deadline - time.monotonic()))
 
     def flush(self) -> None:
         """Wait until the loggers have had what has come from the workers, unless that takes long."""
-        self._flush(id(self._listening), _FLUSH_SECONDS)
+        self._flush(id(self._reader), _FLUSH_SECONDS)
 
     def _flush(self, owner: Hashable, seconds: float) -> None:
         logs = sys.modules.get(f"{__package__}._log_reader")  # which comes with the first worker

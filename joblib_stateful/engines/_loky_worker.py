@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import math
 import multiprocessing
 import multiprocessing.context
-import queue
 import threading
-import time
 import weakref
-from functools import partial
 from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection, wait
-from typing import TYPE_CHECKING, Any, TypeAlias
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any
 
-from .. import _locks, _system
+from .. import _system
 from .._log_levels import watch as log_levels
-from .._messages import NOTHING, Build, BuildFailed, Failure, Finished, Ran, Refused, Run, answer_to
-from .._records import Death
+from .._messages import NOTHING, Build, BuildFailed, Built, Death, Failure, Finished, Ran, Refused, Run, answer_to
 from .._safely import Log, name_of, text_of
 from .._segments import numbers, spares
 from .._worker import Progress
@@ -27,11 +22,10 @@ from ..errors import why_condemned
 from ._answers import fault_in
 from ._base import EngineWorker
 from ._buffers import in_line, segments_in
-from ._deaths import deaths
-from ._ending import at_the_end, in_thread
+from ._ending import in_thread
 from ._line import Line, encode
-from ._listening import Listening, listen
 from ._log_reader import reader
+from ._mailbox import Mailbox
 from ._process_tree import kill_tree
 from ._shared_numbers import SharedNumbers
 from ._starting import standard_files, start
@@ -54,18 +48,13 @@ if TYPE_CHECKING:
     from .._messages import Finish, Message, Reply
     from .._transport import Transport
     from ._log_reader import Channel
-
-    _OnReply: TypeAlias = Callable[[Reply | Death], None]
+    from ._mailbox import Awaited, OnReply
+    from ._reader import Reader, Source
 
 _log = Log()
 
-# What a process has sent before its end is there to be read, and then the end of it, unless a child of it keeps its line
-# open. (Linux would let it be read later, too.)
-_DRAIN_SECONDS = 0.2
 # A process that is seen to be gone is reaped at once; this only guards against one that can't be.
 _REAP_SECONDS = 2.0
-# So often somebody looks whether a thread that is to end has begun to run users' code instead, for which nobody waits.
-_LOOK_SECONDS = 0.05
 # A process that has given its last answer has so long to end by itself: for exit handlers, which may have data to save.
 _END_SECONDS = 10.0
 # What a worker has logged by its end is handled before it counts as closed, unless handlers take longer.
@@ -75,11 +64,11 @@ _HANDLE_SECONDS = 5.0
 class LokyWorker(EngineWorker):
     """One worker process.
 
-    What it answers comes by a line of its own, to which a thread listens, or a consumer. One thread notices the ends of all.
+    What it answers comes by a line of its own, and is heard by its executor's `Reader`, as is its end.
     """
 
-    def __init__(self, transport: Transport, env: Mapping[str, str], listening: Listening, slot: int = 0) -> None:
-        self._transport, self._listening = transport, listening
+    def __init__(self, transport: Transport, env: Mapping[str, str], reader: Reader, slot: int = 0) -> None:
+        self._transport, self._reader = transport, reader
         self._env, self._slot = dict(env), slot
         self._logs: Channel | None = None  # by which log records come
         self._told: Levels | None = None  # which of them are wanted
@@ -88,46 +77,61 @@ class LokyWorker(EngineWorker):
         self._process: WorkerProcess | None = None
         self._lifeline: Connection | None = None  # open as long as the process shall live
         self._line: Line | None = None
-        self._listener: threading.Thread | None = None
-        self._awaited: tuple[Message, _OnReply] | None = None  # the message under way
+        self._source: Source | None = None  # the reader's record of it
         self._lent: list[Any] = []  # the segments that went with it
         self._number = next(numbers)  # by which it is noted who has what
         self._least = 0  # the number of the message that it said it was at before that one
-        self._delivering: threading.Thread | None = None  # who has an answer noted, and so may run users' code
         self._fault = ""  # what it says that can't be
         self._has_finished = False  # the last answer was that to `Finish`
-        self._killed = False  # or gone by itself: nothing can be sent to it
-        self._lock = _locks.Lock()  # guards all these; held while the process is started or killed
+        self._failure: Failure | None = None  # what that said
+        self._on_closed: Callable[[Failure | None], None] | None = None  # who is told when it is gone
+        # Its lock guards all these, too; it is held while the process is started or killed.
+        self._mailbox = Mailbox()
 
-    def send(self, message: Message, on_reply: _OnReply) -> Death | None:
+    def send(self, message: Message, on_reply: OnReply) -> Death | None:
         """Hand the message to the process, which is started with the first one."""
-        with self._lock:
+        with self._mailbox.lock:
             try:
-                if self._killed:
+                if not self._expect(message, on_reply):
                     return Death(self.pid, reason="it was killed")
                 if self._process is None:
                     self._start()
-                self._expect(message, on_reply)
                 self._transmit(message)
             except Exception as error:  # noqa: BLE001 - out of processes, threads, memory or file descriptors
                 return self._give_up(error)
         return None
 
     def close(self, message: Finish, on_closed: Callable[[Failure | None], None]) -> None:
-        """Have the object closed and the process end; a thread waits for that."""
-        try:
-            in_thread("joblib_stateful-close", self._close, message, on_closed)
-        except RuntimeError:  # the interpreter is ending, and loky's own hook will wait for the process
-            self._close_at_exit(message, on_closed)
+        """Have the object closed and the process end, which is killed if something keeps it."""
+        source = self._source
+        if source is not None:
+            self._reader.make_heard(source)
+        with self._mailbox.lock:
+            if self._process is not None:
+                self._on_closed = on_closed
+                self.send(message, self._finished)
+            if self._process is None:  # it was never started, is gone, or could not be told to end
+                self._on_closed = None
+                self._let_go()
+            else:
+                return
+        on_closed(None)
+
+    def _finished(self, reply: Reply | Death) -> None:
+        source = self._source
+        if isinstance(reply, Finished) and source is not None:
+            self._failure = reply.failure
+            self._reader.expect_the_end(source, _END_SECONDS)
 
     def kill(self) -> None:
         """Kill the process and what it started."""
-        with self._lock:
-            self._killed = True
+        with self._mailbox.lock:
+            self._mailbox.close()
             if self._process is not None:
+                self._reader.look_after()
                 # Its death is noticed, and so the message under way is answered.
                 _kill_and_reap(self._process)
-            if self._awaited is None:
+            if self._mailbox.awaited is None and self._on_closed is None:
                 self._let_go()
 
     def condemn(self, what: str) -> None:
@@ -141,19 +145,20 @@ class LokyWorker(EngineWorker):
         _at_work.discard(self)
         # Or multiprocessing would wait for it at exit, and complain that it is no child of this process.
         multiprocessing.process._children.discard(self._process)  # type: ignore[attr-defined]
-        self._lock = _locks.Lock()
-        self._process = self._line = None
-        self._killed = True
+        self._mailbox = Mailbox()
+        self._mailbox.close()
+        self._process = self._line = self._source = None
 
     # --- the process ----------------------------------------------------------------------------------
 
     def _start(self) -> None:
+        self._reader.look_after()
         with standard_files():
             self._start_process()
 
     def _start_process(self) -> None:
         # A pipe for each worker, because only one process can be signalled for an open file.
-        self._logs = logs = reader.open(self._slot, id(self._listening))
+        self._logs = logs = reader.open(self._slot, id(self._reader))
         if logs is not None:  # also if nobody needs this worker any more, and it is collected
             weakref.finalize(self, reader.finish, logs).atexit = False
         theirs, self._lifeline = multiprocessing.Pipe(duplex=False)
@@ -169,64 +174,40 @@ class LokyWorker(EngineWorker):
         self._process, self.pid = process, process.pid
         spares.begin(self._number)
         weakref.finalize(self, spares.end, self._number).atexit = False
-        self._line.look_often()
-        self._listen(self._line)
-        deaths.watch(process, partial(_gone, weakref.ref(self)))
-
-    def _listen(self, line: Line) -> None:
-        """Have a new thread take the answers."""
-        args = line, weakref.ref(self), self._listening
-        before = self._listener
-        self._listener = threading.Thread(target=listen, args=args, name="joblib_stateful-listen", daemon=True)
-        try:
-            self._listener.start()
-        except BaseException:
-            self._listener = before
-            raise
+        self._source = self._reader.watch(self, self._line, process)
 
     def gone(self) -> None:
-        """Learn, in a thread that must not be kept, that the process is gone."""
-        if self._line is None or self._has_finished:
+        """Learn, in a thread that must not be kept, that the process is gone, and that no answer of it is left."""
+        if self._line is None:
             return
         try:
-            in_thread("joblib_stateful-death", self._ended)
+            in_thread("joblib_stateful-end", self._ended)
         except RuntimeError:  # there is no room for one more, or the interpreter is ending
             self._ended()
 
     def _ended(self) -> None:
-        listener, line = self._listener, self._line
-        if listener is None or line is None:  # it was let go before, or a fork has been told to forget it
-            return
-        self._hear_the_end(line)
-        with self._lock:
+        with self._mailbox.lock:
+            if self._line is None:  # it was let go before, or a fork has been told to forget it
+                return
+            self._mailbox.close()
             awaited = self._nothing_expected()
-            self._killed, self._lent = True, []
-        if self._has_finished:
+            self._lent = []
+        death = self._autopsy(None if awaited is None else awaited.message)
+        with self._mailbox.lock:
+            self._let_go()
+            on_closed, self._on_closed = self._on_closed, None
+        if on_closed is not None:
+            if self._logs is not None and not reader.is_mine():
+                self._logs.done.wait(_HANDLE_SECONDS)
+            on_closed(self._failure)
             return
-        death = self._autopsy(None if awaited is None else awaited[0])
-        self._let_go()
-        on_death = self.on_idle_death if awaited is None else awaited[1]
+        on_death = self.on_idle_death if awaited is None else awaited.on_reply
         if on_death is not None:
             on_death(death)
 
-    def _hear_the_end(self, line: Line) -> None:
-        """Wait until nothing more is received from a process that is gone."""
-        self._wait_for_listener(_DRAIN_SECONDS)  # it may still be reading the last answer
-        line.hang_up()
-        self._wait_for_listener()
-
-    def _wait_for_listener(self, seconds: float = math.inf) -> None:
-        """Wait, at most so long, until nothing more is received: not for what users' code does with the last answer."""
-        end = time.monotonic() + seconds
-        while (listener := self._listener) is not None and self._delivering is not listener:
-            rest = end - time.monotonic()
-            listener.join(max(0.0, min(rest, _LOOK_SECONDS)))
-            if not listener.is_alive() or rest <= 0:
-                return
-
     def _give_up(self, error: BaseException) -> Death:
         """Let go of a process that could not be started, or to which a message could not be sent."""
-        with self._lock:
+        with self._mailbox.lock:
             self._nothing_expected()
             process = self._process
             if process is not None:
@@ -240,8 +221,8 @@ class LokyWorker(EngineWorker):
         process, exitcode = self._process, None
         if process is not None:
             with contextlib.suppress(Exception):
-                process.join(_REAP_SECONDS)
-            if process.exitcode is None:  # somebody else has reaped it
+                process.join(_END_SECONDS if self._has_finished else _REAP_SECONDS)
+            if process.exitcode is None:  # somebody else has reaped it, or it stays (which is not seen on Windows)
                 _kill_and_reap(process)
             exitcode = process.exitcode
         reason = ""
@@ -257,42 +238,10 @@ class LokyWorker(EngineWorker):
         started = bool(reason) or progress.seq == message.seq
         return Death(self.pid, exitcode, started, progress.place, progress.n_finished, reason)
 
-    def _close(self, message: Finish, on_closed: Callable[[Failure | None], None]) -> None:
-        answers: queue.SimpleQueue[Reply | Death] = queue.SimpleQueue()
-        with self._lock:
-            failure, process, line = None, self._process, self._line
-        try:
-            if process is not None:
-                self._make_heard()
-                reply = self.send(message, answers.put) or answers.get()
-                failure = reply.failure if isinstance(reply, Finished) else None
-        finally:
-            if process is not None:
-                _see_off(process, _END_SECONDS)
-            if line is not None:
-                self._hear_the_end(line)
-            self._let_go()
-            if self._logs is not None and not reader.is_mine():
-                self._logs.done.wait(_HANDLE_SECONDS)
-            on_closed(failure)
-
-    def _close_at_exit(self, message: Finish, on_closed: Callable[[Failure | None], None]) -> None:
-        with self._lock:
-            process = self._process
-
-        def closed(reply: Reply | Death) -> None:
-            at_the_end(partial(_see_off, process))
-            on_closed(reply.failure if isinstance(reply, Finished) else None)
-
-        if process is None:
-            on_closed(None)
-        elif (death := self.send(message, closed)) is not None:
-            closed(death)
-
     def _let_go(self) -> None:
         """Hold nothing open for a process that is gone; what it was doing can still be read."""
-        with self._lock:
-            self._killed = True  # nothing can be sent to it any more
+        with self._mailbox.lock:
+            self._mailbox.close()
             if self._lifeline is not None:
                 self._lifeline.close()
             if self._logs is not None:
@@ -301,24 +250,24 @@ class LokyWorker(EngineWorker):
                 self._line.hang_up()
             self.progress = self.progress.copy()
             spares.end(self._number)
+            _at_work.discard(self)
             self._lent = []  # they are not used again, for nobody has said that nobody looks into them
-            self._process = self._numbers = self._lifeline = self._line = None
+            self._process = self._numbers = self._lifeline = self._line = self._source = None
 
     # --- messages -------------------------------------------------------------------------------------
 
-    def _expect(self, message: Message, on_reply: _OnReply) -> None:
+    def _expect(self, message: Message, on_reply: OnReply) -> bool:
+        if not self._mailbox.put(message, on_reply):
+            return False
         least = self.progress.seq
         self._least = least if 0 <= least < message.seq else 0
-        self._awaited = message, on_reply
         _at_work.add(self)
-        if self.is_called:
-            assert self._line is not None  # noqa: S101 - the process is started
-            self._listening.take_back(self._line)
+        return True
 
-    def _nothing_expected(self) -> tuple[Message, _OnReply] | None:
-        awaited, self._awaited = self._awaited, None
-        _at_work.discard(self)
-        return awaited
+    def _nothing_expected(self) -> Awaited | None:
+        if self._on_closed is None:  # else it is needed until it is gone
+            _at_work.discard(self)
+        return self._mailbox.take()
 
     def _transmit(self, message: Message) -> None:
         segments = self._lent = list(segments_in(message))
@@ -334,30 +283,24 @@ class LokyWorker(EngineWorker):
 
     def check(self, reply: Any, kept: Any) -> None:
         """Raise ValueError for what is no answer to the message under way."""
-        awaited = self._awaited
+        awaited = self._mailbox.awaited
         if awaited is None:
-            if self._killed:  # nobody waits for it any more
+            if self._mailbox.is_closed:  # nobody waits for it any more
                 return
             raise ValueError("it sends something, and was asked nothing")
-        if fault := fault_in(awaited[0], reply, kept):
+        if fault := fault_in(awaited.message, reply, kept):
             raise ValueError(f"its answer is none: {fault}")
 
     def note_fault(self, error: BaseException) -> None:
         """Note that what has come is no answer, for when it is asked how the process has ended."""
         self._fault = self._fault or f"{name_of(type(error))}: {text_of(error)}"
 
-    def runs_code(self, reply: Reply | Refused) -> bool:
-        """Tell whether users' code may run when an answer is taken."""
-        if not isinstance(reply, Ran) or reply.failures:
-            return True
-        return not reply.values.joint and any(map(self._transport.runs_code, reply.values.frames))
-
     def answer_without(self, nbytes: int) -> Reply:
         """Return the answer to the message under way for which there was no memory here."""
-        awaited = self._awaited
+        awaited = self._mailbox.awaited
         if awaited is None:
             raise ValueError(f"it sends {nbytes:,} bytes, and was asked nothing")
-        message = awaited[0]
+        message = awaited.message
         text = f"this program had no memory to receive an answer of {nbytes:,} bytes"
         failure = Failure(None, "MemoryError", text, "", "result")
         if isinstance(message, Run):
@@ -370,82 +313,87 @@ class LokyWorker(EngineWorker):
 
     def owes_answer(self, seq: int) -> bool:
         """Tell whether a message of which the worker says that it is done with isn't answered, though somebody listens."""
-        # While its thread is busy with the answer before, this one may wait to be sent.
-        return self.progress.sent != seq and (self._listener is None or self._delivering is not self._listener)
+        source = self._source
+        # While something is done with the answer before, this one may wait to be sent.
+        return self.progress.sent != seq and (source is None or not source.is_busy)
 
     @property
-    def has_sent_answer(self) -> bool:
-        """True if the worker says that it has answered the message under way."""
-        awaited = self._awaited
-        return awaited is not None and self.progress.sent == awaited[0].seq
-
-    def is_heard_by(self, thread: threading.Thread) -> bool:
-        """Tell whether a thread is the one that listens to it."""
-        return self._listener is thread
+    def sent(self) -> int:
+        """The number of the message under way if the worker says that it has answered it; else 0."""
+        awaited = self._mailbox.awaited
+        return awaited.message.seq if awaited is not None and self.progress.sent == awaited.message.seq else 0
 
     def answer_elsewhere(self) -> None:
         """Have further answers taken by another thread than the calling one, which brings one."""
-        with self._lock:
-            if self._line is not None and self._delivering is not None:
-                if self._delivering is self._listener:
-                    self._listen(self._line)
-                else:
-                    self._listening.let_listen(self._line)
+        source = self._source
+        if source is not None:
+            self._reader.hear_elsewhere(source)
 
-    def _make_heard(self) -> None:
-        with contextlib.suppress(RuntimeError):  # there is no room for one more thread: it may come back
-            self.answer_elsewhere()
+    def note(
+        self, reply: Reply | Refused, kept: Collection[int] | None
+    ) -> tuple[Reply, Callable[[Reply | Death], None], bool] | None:
+        """Count the message under way as answered.
 
-    def deliver(self, reply: Reply | Refused, kept: Collection[int] | None) -> None:
-        """Take an answer, and the numbers of the segments that the worker still looks into; None if they aren't known."""
-        with self._lock:
-            awaited = self._awaited
+        Return the answer, who is to be called with it, and whether that may run users' code; None if nobody waits for it.
+
+        Parameters
+        ----------
+        reply : Built, BuildFailed, Ran, Finished or Refused
+            The answer.
+        kept : collection of int or None
+            The numbers of the segments that the worker still looks into; None if they aren't known.
+        """
+        with self._mailbox.lock:
+            awaited = self._mailbox.awaited
             if awaited is None:
-                return
+                return None
+            message, on_reply = awaited
             if isinstance(reply, Refused):
-                reply = answer_to(awaited[0], reply)
+                reply = answer_to(message, reply)
                 self._told = None  # what came with the message is lost, too
-            if awaited[0].seq != reply.seq:
-                raise ValueError(f"an answer to message {reply.seq} has come for {awaited[0].seq}")
+            if message.seq != reply.seq:
+                raise ValueError(f"an answer to message {reply.seq} has come for {message.seq}")
             self._nothing_expected()
             lent, self._lent = self._lent, []
         for segment in lent:
             if kept is not None and segment.number not in kept:
                 segment.lent.discard((self._number, reply.seq))
         self._has_finished = isinstance(reply, Finished)
-        thread = self._delivering = threading.current_thread()
-        try:
-            awaited[1](reply)
-        except BaseException:  # noqa: BLE001 - a callback's; the other messages must be answered all the same
-            _log.exception("What was to be done with a worker's answer has failed:")
-        finally:
-            if self._delivering is thread:  # no other one has begun meanwhile
-                self._delivering = None
+        return reply, on_reply, self._runs_code(message, reply)
+
+    def _runs_code(self, message: Message, reply: Reply) -> bool:
+        """Tell whether users' code may run when an answer is taken: to load it, or because somebody is called with it."""
+        if not isinstance(reply, Ran) or not isinstance(message, Run):
+            return not isinstance(reply, Built)
+        if message.mode == "call" or reply.failures:
+            return True
+        return not reply.values.joint and any(map(self._transport.runs_code, reply.values.frames))
+
+    def overstays(self) -> None:
+        """Say that the process is killed, for it should have ended and has not."""
+        if self._has_finished:
+            _log.warning(
+                "The process of a worker (pid %s) was still there %.1f s after its object was done with, and was killed with "
+                "all that it had started. Likely cause: it had started a thread or a process that is not daemonic, for which "
+                "Python waits at the end. Start it with daemon=True, or end it in the object's close().",
+                self.pid,
+                _END_SECONDS,
+            )
 
     @property
-    def is_called(self) -> bool:
-        """True if the answer to the message under way is not a consumer's: it may run what users want done with it."""
-        awaited = self._awaited
-        return awaited is not None and not (isinstance(awaited[0], Run) and awaited[0].mode != "call")
+    def is_damaged(self) -> bool:
+        """True if it has said what can't be."""
+        return bool(self._fault)
 
-    def watch_the_end(self) -> None:
-        """See to it that a process that can't be heard any more ends."""
-        process = self._process
-        if process is not None and not self._has_finished:
-            with contextlib.suppress(OSError, ValueError):
-                if self._fault or not wait([process.sentinel], _REAP_SECONDS):
-                    kill_tree(process)
+    @property
+    def ends_by_itself(self) -> bool:
+        """True if its process is let go, or has been told to end."""
+        return self._process is None or self._has_finished
 
 
 # These hold no worker, so that one that nobody needs is collected, and its process ends with its lifeline. One that has
-# something to do is needed, also if its executor was dropped: for the answer.
+# something to do is needed, also if its executor was dropped: for the answer, or for what it does at its end.
 _at_work: set[LokyWorker] = set()
-
-
-def _gone(worker: weakref.ref[LokyWorker]) -> None:
-    found = worker()
-    if found is not None:
-        found.gone()
 
 
 def _put(line: Line, message: Message, segments: Sequence[Any], levels: Levels | None = None) -> None:
@@ -483,21 +431,6 @@ def _kill_and_reap(process: Any) -> None:
     # Also if it was gone before: multiprocessing keeps those that nobody joined.
     with contextlib.suppress(Exception):
         process.join(_REAP_SECONDS)
-
-
-def _see_off(process: Any, seconds: float) -> None:
-    """Wait until a process that was told to end is gone; kill it if something keeps it."""
-    process.join(seconds)
-    if process.exitcode is not None:
-        return
-    _log.warning(
-        "The process of a worker (pid %s) was still there %.1f s after its object was done with, and was killed with all "
-        "that it had started. Likely cause: it had started a thread or a process that is not daemonic, for which Python "
-        "waits at the end. Start it with daemon=True, or end it in the object's close().",
-        process.pid,
-        seconds,
-    )
-    _kill_and_reap(process)
 
 
 # --- forks ----------------------------------------------------------------------------------------------

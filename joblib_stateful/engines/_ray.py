@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import ray
 
 from .. import errors
-from .._messages import NO_ROOM, Finish, Finished, Refused
-from .._records import Death
+from .._messages import NO_ROOM, Death, Finish, Finished, Refused
 from .._sharing import Stored
 from ._base import Engine
 from ._buffers import Handle, with_buffers

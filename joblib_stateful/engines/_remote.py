@@ -8,33 +8,26 @@ from __future__ import annotations
 
 import contextlib
 import pickle
-import queue
-import threading
 from abc import abstractmethod
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
-from .. import _locks, errors
-from .._messages import Build, BuildFailed, Built, Failure, Finish, Finished, Phase, Refused, Run, answer_to
-from .._records import Death
+from .. import errors
+from .._messages import Build, BuildFailed, Built, Death, Failure, Finish, Finished, Phase, Refused, Run, answer_to
 from .._safely import name_of, text_of
 from .._signals import hold_back
 from .._worker import Progress, Worker, set_process_worker
 from ..errors import why_condemned
 from ._answers import fault_in
-from ._base import EngineWorker
+from ._mailbox import ServedWorker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from .._messages import Message, Reply
     from .._transport import Transport
-
-    _OnReply: TypeAlias = Callable[[Reply | Death], None]
 
 __all__ = ["Host", "RemoteWorker"]
 
 
-class RemoteWorker(EngineWorker):
+class RemoteWorker(ServedWorker):
     """A worker whose answers are waited for in a thread.
 
     Subclasses say how a message is exchanged for its answer, and how the far end is ended. The rest of what an engine's
@@ -64,14 +57,7 @@ class RemoteWorker(EngineWorker):
     """
 
     def __init__(self) -> None:
-        self.progress = Progress()
-        # None wakes the thread to see that it is over.
-        self._inbox: queue.SimpleQueue[tuple[Message, _OnReply] | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
-        self._lock = _locks.Lock()  # guards the three below
-        self._under_way: tuple[Message, _OnReply] | None = None
-        self.is_gone = False
-        self.was_killed = False
+        super().__init__("joblib_stateful-remote")
 
     @abstractmethod
     def exchange(self, message: Message) -> Reply | Refused | Death:
@@ -89,23 +75,6 @@ class RemoteWorker(EngineWorker):
         end was to be killed.
         """
 
-    def explain(self) -> str:
-        """Say what it is waiting for, if that is of interest to whom it took too long."""
-        return ""
-
-    def send(self, message: Message, on_reply: _OnReply) -> Reply | Death | None:
-        """Hand the message to the thread."""
-        with self._lock:
-            if self.is_gone:
-                return Death(self.pid, reason="it was killed")
-            self._under_way = message, on_reply
-            self.begin(message)
-            self._inbox.put((message, on_reply))
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._serve, name="joblib_stateful-remote", daemon=True)
-                self._thread.start()
-        return None
-
     def begin(self, message: Message) -> None:
         """Have the time of a message, or of its only item, run from now; to be called again if it had to wait."""
         # By this side's clock, because the far end is idle and takes it at once.
@@ -114,57 +83,15 @@ class RemoteWorker(EngineWorker):
         if isinstance(message, Run) and message.parcel.n_values == 1:
             self.progress.start_item(0)
 
-    def close(self, message: Finish, on_closed: Callable[[Failure | None], None]) -> None:
-        """Have the object closed, and end the far end."""
-
-        def finished(reply: Reply | Death) -> None:
-            on_closed(reply.failure if isinstance(reply, Finished) else None)
-
-        if self._thread is None or self.send(message, finished) is not None:
-            on_closed(None)
-
-    def kill(self) -> None:
-        """End the far end; what it was doing is answered with a `Death`."""
-        with self._lock:
-            if self.is_gone:
-                return
-            self.is_gone = self.was_killed = True
-            under_way, self._under_way = self._under_way, None
-        explanation = ""
-        with contextlib.suppress(Exception):  # the cluster is just being closed
-            explanation = self.explain()
-        self._end()
-        self._inbox.put(None)
-        if under_way is not None:
-            message, on_reply = under_way
-            on_reply(self._death(message, explanation))
-
-    def disown(self) -> None:
-        """Leave the far end to the process that this one was forked from."""
-        self._lock = _locks.Lock()
-        self.is_gone, self._thread, self._under_way = True, None, None
-
-    def _serve(self) -> None:
-        while (received := self._inbox.get()) is not None:
-            message, on_reply = received
-            reply = self._answer(message)
-            is_over = isinstance(reply, (Death, Finished))
-            with self._lock:
-                counts = not self.is_gone
-                self.is_gone |= is_over
-                self._under_way = None
-            if not counts:
-                self._end()  # what it may have started after it was killed
-                return
-            self.progress.leave()
-            if is_over:
-                self._end()
-            on_reply(reply)
-            if is_over:
-                return
-            del message, on_reply, reply, received  # hold nothing while waiting
+    def _begin(self, message: Message) -> None:
+        self.begin(message)
 
     def _answer(self, message: Message) -> Reply | Death:
+        reply = self._answer_of(message)
+        self.progress.leave()
+        return reply
+
+    def _answer_of(self, message: Message) -> Reply | Death:
         try:
             reply = self.exchange(message)
         except errors.EngineError as error:
@@ -180,10 +107,6 @@ class RemoteWorker(EngineWorker):
         if isinstance(reply, Built):
             self.pid = reply.pid
         return reply
-
-    def _death(self, message: Message, reason: str) -> Death:
-        place = self.progress.place if isinstance(message, Run) else None
-        return Death(self.pid, started=True, place=place, reason=reason)
 
     def _end(self) -> None:
         with contextlib.suppress(Exception):  # it is gone already, or nobody can reach it any more
