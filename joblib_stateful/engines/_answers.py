@@ -6,19 +6,35 @@ value that was damaged is its item's error when it can't be loaded; here it is a
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from .._messages import Build, BuildFailed, Built, Failure, Finished, Ran, Refused, Run
-from .._segments import Range
+from .._segments import Arena, Range
 from .._sharing import SharedFrame
 from .._transport import Parcel
+from ._buffers import without_arena
+from ._line import NoRoomError, decode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
-    from .._messages import Message
+    from .._messages import Message, Reply
+    from ._line import Received
+
+    Answer: TypeAlias = tuple[Reply, Collection[int] | None]
+
+
+class Asked(Protocol):
+    """A worker with a message under way."""
+
+    def check(self, reply: Any, kept: Any) -> None:
+        """Raise ValueError for what is no answer to that."""
+
+    def answer_without(self, nbytes: int) -> Reply:
+        """Return what stands for an answer for which there was no room."""
 
 
 def fault_in(message: Message, reply: Any, kept: Any = ()) -> str:
@@ -110,3 +126,34 @@ def _are_definitions(definitions: Any) -> bool:
 
 def _is_failure(failure: Any) -> bool:
     return type(failure) is Failure and _are(str, failure[1:5])
+
+
+def answer_in(worker: Asked, received: Received | Exception) -> Answer:
+    """Return a worker's answer, and the numbers of the segments that it still looks into; None if that isn't known.
+
+    Raises ValueError, or what loading raises, for what is no answer.
+    """
+    if isinstance(received, NoRoomError):
+        return worker.answer_without(received.size), None
+    if isinstance(received, Exception):
+        raise received
+    data, fds = received
+    try:
+        reply, kept = decode(data)
+    except MemoryError:
+        return worker.answer_without(len(data)), None
+    worker.check(reply, kept)
+    if isinstance(reply, Ran) and fds:
+        reply = _copied_out(reply, fds[0])
+    return reply, kept
+
+
+def _copied_out(reply: Ran, fd: int | None) -> Ran:
+    """Return a reply with copies of what the worker laid into its arena, which it uses for the next one."""
+    arena = Arena(-1 if fd is None else fd)  # without one, reading says so, for each item that needs it
+    if fault := fault_in_ranges(reply, fd):
+        raise ValueError(fault)
+    reply = without_arena(reply, arena)
+    with contextlib.suppress(OSError):
+        arena.trim()
+    return reply

@@ -18,7 +18,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from .. import _locks
 from .._safely import Log
@@ -29,7 +29,6 @@ from ._log_channel import DROPPED, HEADER, MOST_BYTES, MOST_RECORDS
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-    from ._reader import Reader
 
 _log = Log()
 # So long records are handled between two looks at what has come.
@@ -99,6 +98,13 @@ class Channel:
 _handler = logging.NullHandler()
 
 
+class Lookout(Protocol):
+    """Who sees that log records have come."""
+
+    def look_at_logs(self) -> None:
+        """Look again: what had come is handled."""
+
+
 class LogReader:
     """The thread, as long as something comes, and the socket to which all workers write."""
 
@@ -110,7 +116,7 @@ class LogReader:
         self._thread: threading.Thread | None = None
         self._ends: tuple[socket.socket, socket.socket] | None = None  # ours, and the workers'
         self._is_taking = False  # some of what has come is on its way to the loggers
-        self._lookouts: weakref.WeakSet[Reader] = weakref.WeakSet()  # who is to look again when the thread ends
+        self._lookouts: weakref.WeakSet[Lookout] = weakref.WeakSet()  # who is to look again when the thread ends
 
     def open(self, slot: int, owner: Hashable) -> Channel | None:
         """Return a way for the records of a worker that is to be started; None if there is none."""
@@ -136,7 +142,7 @@ class LogReader:
                 raise OSError("there are no workers with a way for log records")
             return os.dup(self._ends[0].fileno())
 
-    def begin(self, lookout: Reader | None = None) -> None:
+    def begin(self, lookout: Lookout | None = None) -> None:
         """Have what has come handled, and then a lookout look again."""
         with self._lock:
             if self._ends is None:

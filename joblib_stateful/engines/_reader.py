@@ -17,27 +17,20 @@ import socket
 import threading
 import time
 import weakref
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .. import _clock, _locks, _system
-from .._messages import Ran
 from .._safely import Log
-from .._segments import Arena
-from ._answers import fault_in_ranges
-from ._buffers import without_arena
-from ._line import NoRoomError, decode
+from ._answers import Asked, answer_in
 from ._log_reader import LogReader
 from ._log_reader import reader as log_reader
 from ._process_tree import kill_tree
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
-    from .._messages import Reply
+    from .._messages import Death, Refused, Reply
     from ._line import Line, Received
-    from ._loky_worker import LokyWorker
-
-    Answer: TypeAlias = tuple[Reply, Collection[int] | None]
 
 _log = Log()
 
@@ -53,12 +46,42 @@ _END_SECONDS = 2.0
 _REST_SECONDS = 0.05
 
 
+class Heard(Asked, Protocol):
+    """A worker that is heard by a reader; see `LokyWorker`, whose methods these are."""
+
+    @property
+    def sent(self) -> int:
+        """Number of the message that it says it has answered, if that is the one under way; 0: none."""
+
+    @property
+    def is_damaged(self) -> bool:
+        """True if what it says can't be."""
+
+    @property
+    def ends_by_itself(self) -> bool:
+        """True if it was told to end."""
+
+    def note(
+        self, reply: Reply | Refused, kept: Collection[int] | None
+    ) -> tuple[Reply, Callable[[Reply | Death], None], bool] | None:
+        """Note an answer; return what is to be done with it, if something is."""
+
+    def note_fault(self, error: BaseException) -> None:
+        """Note why it can't be heard any more."""
+
+    def overstays(self) -> None:
+        """Learn that its process is still there when it should be gone, and is killed."""
+
+    def gone(self) -> None:
+        """Learn that its process is gone."""
+
+
 class Source:
     """One worker's line and process, until the process is gone. It doesn't hold the worker, which nobody may need."""
 
     __slots__ = ("due", "is_open", "line", "overdue", "process", "slow", "turn", "worker")
 
-    def __init__(self, worker: LokyWorker, line: Line, process: Any) -> None:
+    def __init__(self, worker: Heard, line: Line, process: Any) -> None:
         self.worker = weakref.ref(worker)
         self.line, self.process = line, process
         self.is_open = True  # something may come by the line
@@ -100,7 +123,7 @@ class Reader:
         self._next_look = self._due = math.inf  # at workers in general, and at processes that are to be gone
         _all.add(self)
 
-    def watch(self, worker: LokyWorker, line: Line, process: Any) -> Source:
+    def watch(self, worker: Heard, line: Line, process: Any) -> Source:
         """Hear a worker from now on; it is told of its answers, and of its end.
 
         Raises RuntimeError if there is no room for a thread, and OSError if there is none for open files.
@@ -373,7 +396,7 @@ class Reader:
         else:
             self.expect_the_end(source, _END_SECONDS)
 
-    def _take(self, turn: _Turn, source: Source, worker: LokyWorker, received: Received | Exception) -> bool:
+    def _take(self, turn: _Turn, source: Source, worker: Heard, received: Received | Exception) -> bool:
         """Have an answer noted, and done what is to be done with it; False if another thread reads by then."""
         with self._lock:
             turn.source, turn.began, turn.is_noted = source, time.monotonic(), False
@@ -392,7 +415,7 @@ class Reader:
                         self._ring()
         return is_mine
 
-    def _have_noted(self, turn: _Turn, source: Source, worker: LokyWorker, received: Received | Exception) -> None:
+    def _have_noted(self, turn: _Turn, source: Source, worker: Heard, received: Received | Exception) -> None:
         if isinstance(received, tuple) and (received[1] or len(received[0]) > _LARGE_BYTES):
             self.look_after()
         try:
@@ -502,34 +525,3 @@ def _receive(line: Line) -> Received | Exception | None:
         return line.receive_if_there()
     except Exception as error:  # noqa: BLE001 - what has come may be anything
         return error.with_traceback(None)  # which would hold the line
-
-
-def answer_in(worker: LokyWorker, received: Received | Exception) -> Answer:
-    """Return a worker's answer, and the numbers of the segments that it still looks into; None if that isn't known.
-
-    Raises ValueError, or what loading raises, for what is no answer.
-    """
-    if isinstance(received, NoRoomError):
-        return worker.answer_without(received.size), None
-    if isinstance(received, Exception):
-        raise received
-    data, fds = received
-    try:
-        reply, kept = decode(data)
-    except MemoryError:
-        return worker.answer_without(len(data)), None
-    worker.check(reply, kept)
-    if isinstance(reply, Ran) and fds:
-        reply = _copied_out(reply, fds[0])
-    return reply, kept
-
-
-def _copied_out(reply: Ran, fd: int | None) -> Ran:
-    """Return a reply with copies of what the worker laid into its arena, which it uses for the next one."""
-    arena = Arena(-1 if fd is None else fd)  # without one, reading says so, for each item that needs it
-    if fault := fault_in_ranges(reply, fd):
-        raise ValueError(fault)
-    reply = without_arena(reply, arena)
-    with contextlib.suppress(OSError):
-        arena.trim()
-    return reply
