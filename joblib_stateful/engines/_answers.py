@@ -6,35 +6,16 @@ value that was damaged is its item's error when it can't be loaded; here it is a
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from .._messages import Build, BuildFailed, Built, Failure, Finished, Ran, Refused, Run
-from .._segments import Arena, Range
-from .._sharing import SharedFrame
 from .._transport import Parcel
-from ._buffers import without_arena
-from ._line import NoRoomError, decode
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Iterable
 
-    from .._messages import Message, Reply
-    from ._line import Received
-
-    Answer: TypeAlias = tuple[Reply, Collection[int] | None]
-
-
-class Asked(Protocol):
-    """A worker with a message under way."""
-
-    def check(self, reply: Any, kept: Any) -> None:
-        """Raise ValueError for what is no answer to that."""
-
-    def answer_without(self, nbytes: int) -> Reply:
-        """Return what stands for an answer for which there was no room."""
+    from .._messages import Message
 
 
 def fault_in(message: Message, reply: Any, kept: Any = ()) -> str:
@@ -92,23 +73,6 @@ def _fault_in_run(n_items: int, reply: Ran) -> str:
     return ""
 
 
-def fault_in_ranges(reply: Ran, fd: int | None) -> str:
-    """Say why what a reply refers to can't lie in a worker's arena; "" if it can."""
-    ranges = [
-        buffer
-        for frame in reply.values.frames
-        if isinstance(frame, SharedFrame)
-        for buffer in frame.buffers
-        if not isinstance(buffer, bytes)
-    ]
-    most = math.inf if fd is None else os.fstat(fd).st_size  # without it nothing is read
-    for where in ranges:
-        is_range = type(where) is Range and type(where.offset) is int and type(where.size) is int
-        if not is_range or where.offset < 0 or where.size < 0 or where.offset + where.size > most:
-            return f"a buffer lies at {where!r:.80} of {most}"
-    return ""
-
-
 def _are(kind: type, values: Iterable[Any]) -> bool:
     return all(type(value) is kind for value in values)
 
@@ -126,34 +90,3 @@ def _are_definitions(definitions: Any) -> bool:
 
 def _is_failure(failure: Any) -> bool:
     return type(failure) is Failure and _are(str, failure[1:5])
-
-
-def answer_in(worker: Asked, received: Received | Exception) -> Answer:
-    """Return a worker's answer, and the numbers of the segments that it still looks into; None if that isn't known.
-
-    Raises ValueError, or what loading raises, for what is no answer.
-    """
-    if isinstance(received, NoRoomError):
-        return worker.answer_without(received.size), None
-    if isinstance(received, Exception):
-        raise received
-    data, fds = received
-    try:
-        reply, kept = decode(data)
-    except MemoryError:
-        return worker.answer_without(len(data)), None
-    worker.check(reply, kept)
-    if isinstance(reply, Ran) and fds:
-        reply = _copied_out(reply, fds[0])
-    return reply, kept
-
-
-def _copied_out(reply: Ran, fd: int | None) -> Ran:
-    """Return a reply with copies of what the worker laid into its arena, which it uses for the next one."""
-    arena = Arena(-1 if fd is None else fd)  # without one, reading says so, for each item that needs it
-    if fault := fault_in_ranges(reply, fd):
-        raise ValueError(fault)
-    reply = without_arena(reply, arena)
-    with contextlib.suppress(OSError):
-        arena.trim()
-    return reply

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from .. import _clock, _locks, _system
 from .._safely import Log
-from ._answers import Asked, answer_in
 from ._log_reader import LogReader
 from ._log_reader import reader as log_reader
 from ._process_tree import kill_tree
+from ._receiving import Asked, answer_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
