@@ -48,9 +48,9 @@ def run_one(way: str, direction: str, kilobytes: int) -> float:
     from joblib import Parallel, delayed
 
     from joblib_stateful import stateful_map
-    from joblib_stateful._sharing import SharedMemory
-    from joblib_stateful._transport import Pickled, Sharing
-    from joblib_stateful.engines._loky import LokyEngine
+    from joblib_stateful._transport._shared_memory import SharedMemory
+    from joblib_stateful._transport._transport import Pickled, Sharing
+    from joblib_stateful.engines.loky._engine import LokyEngine
 
     size, count = kilobytes << 7, max(8, min(400, (1 << 18) // kilobytes))
     engine = LokyEngine()
@@ -86,8 +86,8 @@ USES = {
 
 def arrive(kilobytes: int, use: str, copied: int) -> float:
     """Return the microseconds until an array is there and used, in the median."""
-    from joblib_stateful._arrivals import Arrived
-    from joblib_stateful._segments import Received, Segment
+    from joblib_stateful._transport._arrivals import Arrived
+    from joblib_stateful._transport._segments import Received, Segment
 
     segment = Segment(memoryview(np.ones(kilobytes << 7)).cast("B"))
     received = Received(segment.number, segment.size, segment.mode)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import cloudpickle
 
-from joblib_stateful._transport import PROTOCOL, Pickled
+from joblib_stateful._transport._transport import PROTOCOL, Pickled
 
 N = 10_000
 

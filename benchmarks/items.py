@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable
 
 from joblib_stateful import shutdown, stateful_map
-from joblib_stateful._messages import Run
-from joblib_stateful._transport import Pickled
-from joblib_stateful._worker import Progress, Worker
-from joblib_stateful.engines._shared_numbers import SharedNumbers
+from joblib_stateful._transport._transport import Pickled
+from joblib_stateful._worker._messages import Run
+from joblib_stateful._worker._worker import Progress, Worker
+from joblib_stateful.engines.loky._shared_numbers import SharedNumbers
 
 
 class Echo:

@@ -9,18 +9,18 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from . import _registration
+from ._joblib import _registration
 
 if TYPE_CHECKING:
     from . import engines, errors
-    from ._backend import StatefulBackend
-    from ._executor import StatefulExecutor
-    from ._inside import call_worker, get_worker, get_worker_info
-    from ._iterator import StatefulMap
-    from ._map import stateful_map
+    from ._context import call_worker, get_worker, get_worker_info
+    from ._executor._executor import StatefulExecutor
+    from ._executor._reuse import shutdown
+    from ._executor._spec import factory
+    from ._joblib._backend import StatefulBackend
+    from ._map._api import stateful_map
+    from ._map._iterator import StatefulMap
     from ._public import TaskResult, WorkerInfo
-    from ._shared import shutdown
-    from ._spec import factory
 
 __version__ = "0.1.0"
 
@@ -45,17 +45,17 @@ __all__ = [  # noqa: RUF022 - grouped by what they are for
 ]
 
 _HOMES = {
-    "StatefulBackend": "_backend",
-    "StatefulExecutor": "_executor",
-    "StatefulMap": "_iterator",
+    "StatefulBackend": "_joblib._backend",
+    "StatefulExecutor": "_executor._executor",
+    "StatefulMap": "_map._iterator",
     "TaskResult": "_public",
     "WorkerInfo": "_public",
-    "call_worker": "_inside",
-    "factory": "_spec",
-    "get_worker": "_inside",
-    "get_worker_info": "_inside",
-    "shutdown": "_shared",
-    "stateful_map": "_map",
+    "call_worker": "_context",
+    "factory": "_executor._spec",
+    "get_worker": "_context",
+    "get_worker_info": "_context",
+    "shutdown": "_executor._reuse",
+    "stateful_map": "_map._api",
 }
 
 

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from ._interrupts import interruptible
-from ._messages import Death, Finish, Finished, Phase, Run
-from ._transport import Pickled
-from ._worker import Progress, Worker
+from ._process._interrupts import interruptible
+from ._transport._transport import Pickled
+from ._worker._messages import Death, Finish, Finished, Phase, Run
+from ._worker._worker import Progress, Worker
 from .engines import Engine, EngineWorker
 from .engines._mailbox import Mailbox
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from ._messages import Failure, Message, Reply
+    from ._worker._messages import Failure, Message, Reply
     from .engines._mailbox import OnReply
 
 __all__ = ["MemoryEngine", "MemoryWorker"]

@@ -1,17 +1,17 @@
-"""Whoever asks a schedule for something, and hears what became of it: each item once."""
+"""Whoever asks a scheduler for something, and hears what became of it: each item once."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from joblib_stateful import errors
-from joblib_stateful._records import NO_LIMITS, Group, Limits, Outcome, Request
+from joblib_stateful._scheduling._requests import NO_LIMITS, Group, Limits, Outcome, Request
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from joblib_stateful._jobs import Call
-    from joblib_stateful._messages import AfterError
+    from joblib_stateful._scheduling._jobs import Call
+    from joblib_stateful._worker._messages import AfterError
 
 
 class Asked:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from joblib_stateful import _system
+from joblib_stateful._process import _system
 
 
 def needs(*names: str) -> pytest.MarkDecorator:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from joblib_stateful._batching import (
+from joblib_stateful._map._batching import (
     ALONE_SECONDS,
     BATCH_BYTES,
     BATCH_SECONDS,

@@ -217,7 +217,7 @@ def test_a_kernel_that_a_console_has_started_gets_a_bar_of_text(name: str, kind:
     starter.write_text(
         textwrap.dedent("""
         import os, subprocess, sys
-        kernel = "import ipykernel.zmqshell; from joblib_stateful import _progress; print(_progress._tqdm().__module__)"
+        kernel = "import ipykernel.zmqshell; from joblib_stateful._map import _progress; print(_progress._tqdm().__module__)"
         env = {**os.environ, "JPY_PARENT_PID": str(os.getpid())}  # as Jupyter sets it
         sys.exit(subprocess.run([sys.executable, "-c", kernel], env=env).returncode)
         """)

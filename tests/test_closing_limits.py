@@ -19,7 +19,8 @@ from joblib import Parallel, delayed, parallel_config
 
 import joblib_stateful
 from contract import on
-from joblib_stateful import StatefulExecutor, _limits, call_worker, stateful_map
+from joblib_stateful import StatefulExecutor, call_worker, stateful_map
+from joblib_stateful._executor import _timeouts
 
 if TYPE_CHECKING:
     from conftest import RunProgram
@@ -61,7 +62,7 @@ class Other(Hanging):
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    monkeypatch.setattr(_limits, "CLOSE_SECONDS", 1.0)
+    monkeypatch.setattr(_timeouts, "CLOSE_SECONDS", 1.0)
     yield
     (tmp_path / "released").touch()
 
@@ -231,7 +232,8 @@ def test_a_close_within_its_time_is_not_disturbed(tmp_path: Path, caplog: pytest
 PROGRAM = """
     import logging, sys, threading
     logging.basicConfig(format="%(message)s")
-    from joblib_stateful import StatefulExecutor, _exit, call_worker, stateful_map
+    from joblib_stateful import StatefulExecutor, call_worker, stateful_map
+    from joblib_stateful._executor import _exit
 
     _exit._GRACE = 1.0
 

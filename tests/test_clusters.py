@@ -19,7 +19,7 @@ from joblib import Parallel, delayed, parallel_config
 import joblib_stateful
 from contract import DASK, N_JOBS, Model, count, on
 from joblib_stateful import StatefulExecutor, call_worker, engines, errors, stateful_map
-from joblib_stateful._messages import Build, Built, Run
+from joblib_stateful._worker._messages import Build, Built, Run
 
 if TYPE_CHECKING:
     from conftest import RunProgram

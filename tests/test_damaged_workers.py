@@ -40,8 +40,9 @@ def run(kind, batch_size, sure=True, **options):
 
 _REPLIES = """
 def damage(kind):
-    from joblib_stateful.engines import _line, _loky_child
-    line = _loky_child._kept[1]
+    from joblib_stateful.engines.loky import _line
+    from joblib_stateful.engines.loky import _child
+    line = _child._kept[1]
     send = type(line).send
 
     def send_damaged(data, fds=()):
@@ -56,7 +57,7 @@ def damage(kind):
     line.send = send_damaged
 
 def header(size, n_files=0):
-    from joblib_stateful.engines import _line
+    from joblib_stateful.engines.loky import _line
     return _line._HEADER.pack(_line._SIGN, size, n_files, _line._check(size, n_files))
 
 def replaced(**fields):
@@ -73,14 +74,14 @@ def parcel(**fields):
 
 def failure(key, value=None):
     def change(encode, reply, kept):
-        from joblib_stateful._messages import Failure
+        from joblib_stateful._worker._messages import Failure
         failures = {key: Failure(None, "KeyError", "", "") if value is None else value}
         return encode(reply._replace(failures=failures), kept)
     return change
 
 def of_kind(name):
     def change(encode, reply, kept):
-        from joblib_stateful import _messages
+        from joblib_stateful._worker import _messages
         made = {"Built": (reply.seq, 1, 0.0), "Finished": (reply.seq, None), "Build": (reply.seq, 0, 1, None)}
         return encode(getattr(_messages, name)(*made[name]), kept)
     return change
@@ -171,7 +172,7 @@ def test_an_answer_that_is_none_is_a_crash_of_its_worker(run_program: RunProgram
 
 
 _PAGES = """
-from joblib_stateful._worker import Progress
+from joblib_stateful._worker._worker import Progress
 
 LARGE = 2**62
 kinds = {
@@ -194,7 +195,7 @@ for seed in range(3):
     kinds[f"random {seed}"] = {at: generator.getrandbits(63) - 2**62 for at in range(Progress.SIZE)}
 
 def damage(kind):
-    from joblib_stateful import _worker
+    from joblib_stateful._worker import _worker
     what, kind = kind
     numbers = _worker.current().progress.numbers
     for at, value in kinds[kind].items():

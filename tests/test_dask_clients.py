@@ -116,7 +116,7 @@ def test_restarts_are_waited_for_only_when_they_have_begun() -> None:
     """As at the end of a program: one thread has a process restarted while another one waits for all that are."""
     pytest.importorskip("distributed")
     from joblib_stateful.engines import DaskEngine
-    from joblib_stateful.engines._dask import _Seats
+    from joblib_stateful.engines.dask._engine import _Seats
 
     class NoWorker:
         def kill_process(self, _: Any) -> None:

@@ -15,7 +15,7 @@ import ctypes, itertools, os, signal, sys, threading, time
 from collections import Counter
 from pathlib import Path
 from joblib_stateful import StatefulExecutor, errors, get_worker_info, stateful_map
-from joblib_stateful.engines import _line
+from joblib_stateful.engines.loky import _line
 
 class Worker:
     def __init__(self, slot, **kwargs):

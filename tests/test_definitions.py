@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 import pytest
 
 from contract import on
-from joblib_stateful import StatefulExecutor, _frames, errors, get_worker, stateful_map
-from joblib_stateful._definitions import Peer
-from joblib_stateful._noticing import Memory
-from joblib_stateful._transport import Pickled
+from joblib_stateful import StatefulExecutor, errors, get_worker, stateful_map
+from joblib_stateful._transport import _frames
+from joblib_stateful._transport._definitions import Peer
+from joblib_stateful._transport._noticing import Memory
+from joblib_stateful._transport._transport import Pickled
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

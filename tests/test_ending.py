@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from joblib_stateful import _system
+from joblib_stateful._process import _system
 from needs import needs
 
 if TYPE_CHECKING:

@@ -21,7 +21,8 @@ import psutil
 import pytest
 from joblib.parallel import ParallelBackendBase
 
-from joblib_stateful import StatefulExecutor, _executor, call_worker, errors, factory, get_worker, get_worker_info
+from joblib_stateful import StatefulExecutor, call_worker, errors, factory, get_worker, get_worker_info
+from joblib_stateful._executor import _executor
 from test_map_tools import Gate, Log, Meeting, Scene, engines, new_scene, parallel_engines
 
 if TYPE_CHECKING:
@@ -361,7 +362,7 @@ def test_ctrl_c_while_inline_work_is_handed_out_loses_no_slot(run_program: RunPr
         """
         import signal
         from joblib_stateful import shutdown, stateful_map
-        from joblib_stateful._schedule import Schedule
+        from joblib_stateful._scheduling._scheduler import Scheduler
 
         class Upper:
             def __call__(self, item):
@@ -377,13 +378,13 @@ def test_ctrl_c_while_inline_work_is_handed_out_loses_no_slot(run_program: RunPr
         options = {"engine": "inline", "n_jobs": 1, "batch_size": 1}
         for name in ("submit", "built", "finished", "drop"):
             shutdown()
-            method = getattr(Schedule, name)
-            setattr(Schedule, name, interrupting(method))
+            method = getattr(Scheduler, name)
+            setattr(Scheduler, name, interrupting(method))
             try:
                 print(name, list(stateful_map(Upper, "abc", **options)))
             except KeyboardInterrupt:
                 print(name, "interrupted")
-            setattr(Schedule, name, method)
+            setattr(Scheduler, name, method)
             print(*stateful_map(Upper, "abc", **options))
         """,
         limit=30,

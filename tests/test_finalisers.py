@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from joblib_stateful import _locks
+from joblib_stateful._process import _locks
 
 if TYPE_CHECKING:
     from conftest import RunProgram
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 _PROGRAM = """
 import faulthandler, gc, sys, threading
 from concurrent.futures import wait
-from joblib_stateful import StatefulExecutor, _locks, shutdown, stateful_map
+from joblib_stateful import StatefulExecutor, shutdown, stateful_map
+from joblib_stateful._process import _locks
 
 faulthandler.dump_traceback_later(50, exit=True)
 futures, seen, done = [], [], threading.Event()

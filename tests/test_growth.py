@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from joblib_stateful import StatefulExecutor, _exit, call_worker, stateful_map
+from joblib_stateful import StatefulExecutor, call_worker, stateful_map
+from joblib_stateful._executor import _exit
 from test_map_tools import Log, new_scene
 
 GROWTH = Path(__file__).parent / "stress" / "growth.py"

@@ -16,9 +16,10 @@ from types import CodeType
 import pytest
 
 import joblib_stateful
-from joblib_stateful import StatefulExecutor, _locks
-from joblib_stateful._interrupts import Uninterrupted, Wakeup
-from joblib_stateful._records import Group
+from joblib_stateful import StatefulExecutor
+from joblib_stateful._process import _locks
+from joblib_stateful._process._interrupts import Uninterrupted, Wakeup
+from joblib_stateful._scheduling._requests import Group
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no signal can be sent to a thread here")
 
@@ -97,12 +98,12 @@ def test_whoever_waits_can_be_woken_again(*, is_woken: bool, often: None) -> Non
 def test_looking_at_the_workers_leaves_no_lock_held(often: None) -> None:
     group = Group()
     with StatefulExecutor(n_jobs=2, engine="threads") as executor:
-        core = executor._core
+        pool = executor._pool
 
         def check() -> None:
             assert not _locks.is_held()
 
-        strike(lambda: core.n_behind(group), check)
+        strike(lambda: pool.n_behind(group), check)
         assert executor.submit(abs, -1).result() == 1
 
 

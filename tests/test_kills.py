@@ -20,9 +20,10 @@ from typing import Any
 import psutil
 import pytest
 
-from joblib_stateful import StatefulExecutor, _system, call_worker, errors, get_worker_info, stateful_map
-from joblib_stateful.engines import _line, _loky_worker, _process_tree
-from joblib_stateful.engines._ending import wait_for_ends
+from joblib_stateful import StatefulExecutor, call_worker, errors, get_worker_info, stateful_map
+from joblib_stateful._process import _system
+from joblib_stateful.engines.loky import _line, _process_tree, _worker
+from joblib_stateful.engines.loky._ending import wait_for_ends
 from needs import needs
 from test_map_tools import Log, Scene, new_scene
 
@@ -143,7 +144,7 @@ def test_a_worker_that_is_gone_is_not_killed_again(scene: Scene, monkeypatch: py
     with StatefulExecutor(Worker, 1, shared_kwargs={"scene": scene}) as executor:
         executor.warm_up()
         (info,) = executor.workers()
-        worker: Any = executor.core._link(0).worker
+        worker: Any = executor.pool._link(0).worker
         process = worker._process
         kill(info.pid)
         process.join(30)
@@ -305,7 +306,7 @@ def test_while_a_large_item_is_half_sent(max_restarts: int, scene: Scene) -> Non
 
 def wait_for_bytes_on_the_way_to(executor: StatefulExecutor) -> None:
     """Wait until the line to slot 0 holds something that its worker, which is stopped, has not read."""
-    worker: Any = executor.core._link(0).worker
+    worker: Any = executor.pool._link(0).worker
     deadline = time.monotonic() + 30
     while not int.from_bytes(fcntl.ioctl(worker._line, termios.TIOCOUTQ, bytes(4)), sys.byteorder):
         assert time.monotonic() < deadline
@@ -316,17 +317,17 @@ def test_the_end_waits_for_a_worker_that_was_killed_while_it_closed(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     is_noticed, go_on = threading.Event(), threading.Event()
-    autopsy = _loky_worker.LokyWorker._autopsy
+    autopsy = _worker.LokyWorker._autopsy
 
-    def wait(worker: _loky_worker.LokyWorker, message: Any) -> Any:
+    def wait(worker: _worker.LokyWorker, message: Any) -> Any:
         is_noticed.set()
         go_on.wait()
         return autopsy(worker, message)
 
-    monkeypatch.setattr(_loky_worker.LokyWorker, "_autopsy", wait)
+    monkeypatch.setattr(_worker.LokyWorker, "_autopsy", wait)
     executor = StatefulExecutor(ClosedOnOrder, 1, shared_kwargs={"scene": scene})
     executor.warm_up()
-    worker: Any = executor.core._link(0).worker
+    worker: Any = executor.pool._link(0).worker
     process = worker._process
     closing = threading.Thread(target=executor.shutdown)
     closing.start()
@@ -349,7 +350,7 @@ def test_many_threads_may_ask_how_a_process_has_ended() -> None:
     for _ in range(20):
         with StatefulExecutor(n_jobs=1) as executor:
             executor.warm_up()
-            worker: Any = executor.core._link(0).worker
+            worker: Any = executor.pool._link(0).worker
             with ThreadPoolExecutor(8) as threads:
                 found = [threads.submit(joined, worker._process) for _ in range(8)]
                 kill(worker.pid)
@@ -500,7 +501,7 @@ def test_a_process_that_does_not_end_by_itself_is_killed(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(_loky_worker, "_END_SECONDS", 0.2)
+    monkeypatch.setattr(_worker, "_END_SECONDS", 0.2)
     executor = StatefulExecutor(
         Kept,
         1,
@@ -541,7 +542,7 @@ def is_gone(pid: int) -> bool:
 
 
 def test_a_process_that_takes_long_to_end_holds_up_no_other(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_loky_worker, "_END_SECONDS", 600.0)
+    monkeypatch.setattr(_worker, "_END_SECONDS", 600.0)
     slow = StatefulExecutor(Kept, 1, shared_kwargs={"scene": scene, "start": by_a_thread})
     slow.warm_up()
     slow.shutdown(wait=False)

@@ -7,10 +7,10 @@ import time
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
-from joblib_stateful import _limits
-from joblib_stateful._clock import Alarm
-from joblib_stateful._messages import Phase, Run
-from joblib_stateful._worker import Progress
+from joblib_stateful._executor import _timeouts
+from joblib_stateful._process._timers import Alarm
+from joblib_stateful._worker._messages import Phase, Run
+from joblib_stateful._worker._worker import Progress
 from joblib_stateful.testing import MemoryEngine
 
 if TYPE_CHECKING:
@@ -31,11 +31,11 @@ class Watch:
         self.now, self.expired = 0.0, list[tuple[int, int, int | None]]()
         self._alarm: Alarm | None = None
         monkeypatch.setattr(time, "monotonic_ns", lambda: round(self.now * 1e9))
-        monkeypatch.setattr(_limits, "time", SimpleNamespace(monotonic=lambda: self.now))
-        monkeypatch.setattr(_limits, "_clock", self)
+        monkeypatch.setattr(_timeouts, "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(_timeouts, "_timers", self)
         worker = MemoryEngine().open(0, {})
         worker.progress = progress
-        watch = _limits.LimitWatch(1, threading.Condition(), lambda _, seq: seq == SEQ, self._expire, self._condemn)
+        watch = _timeouts.LimitWatch(1, threading.Condition(), lambda _, seq: seq == SEQ, self._expire, self._condemn)
         parcel = worker._worker.transport.pack_all(range(1000))[0]
         watched = watch.begin(worker, Run(SEQ, "item", None, None, parcel, "go_on"), LIMIT)
         assert watched is not None
@@ -78,9 +78,9 @@ def test_before_a_message_is_begun_there_is_more_time_and_no_item_is_named(monke
     progress.start_item(3)
     progress.leave()
     watch = Watch(monkeypatch, progress)
-    watch.wait_until(_limits._STARTUP_SECONDS)
+    watch.wait_until(_timeouts._STARTUP_SECONDS)
     assert watch.expired == []
-    watch.wait_until(_limits._STARTUP_SECONDS + 1.1 * LIMIT)
+    watch.wait_until(_timeouts._STARTUP_SECONDS + 1.1 * LIMIT)
     assert watch.expired == [(0, SEQ, None)]
 
 

@@ -17,10 +17,11 @@ import psutil
 import pytest
 
 from joblib_stateful import StatefulExecutor, errors, stateful_map
-from joblib_stateful._messages import Build, Failure, Finished, Ran, Run
-from joblib_stateful._transport import Parcel
-from joblib_stateful.engines import _line, get
-from joblib_stateful.engines._line import Line, decode, encode
+from joblib_stateful._transport._transport import Parcel
+from joblib_stateful._worker._messages import Build, Failure, Finished, Ran, Run
+from joblib_stateful.engines import get
+from joblib_stateful.engines.loky import _line
+from joblib_stateful.engines.loky._line import Line, decode, encode
 from needs import needs
 
 if TYPE_CHECKING:

@@ -668,7 +668,8 @@ def test_they_are_not_made_under_the_lock(run_program: RunProgram) -> None:
     done = run_program(
         """
         import sys
-        from joblib_stateful import StatefulExecutor, _locks
+        from joblib_stateful import StatefulExecutor
+        from joblib_stateful._process import _locks
 
         class Watcher:
             def find_spec(self, name, path=None, target=None):
@@ -689,7 +690,7 @@ def test_the_first_worker_is_started_before_joblib_is_imported(run_program: RunP
         """
         import sys
         from joblib_stateful import stateful_map
-        from joblib_stateful.engines._loky_worker import LokyWorker
+        from joblib_stateful.engines.loky._worker import LokyWorker
 
         start = LokyWorker._start
 

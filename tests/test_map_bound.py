@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from joblib_stateful import stateful_map
-from joblib_stateful._batching import BATCH_BYTES, BUFFER_BYTES
-from joblib_stateful._sharing import SharedMemory
+from joblib_stateful._map._batching import BATCH_BYTES, BUFFER_BYTES
+from joblib_stateful._transport._shared_memory import SharedMemory
 from test_map_tools import Gate, engines, new_scene, orders, parallel_engines
 
 if TYPE_CHECKING:

@@ -135,7 +135,7 @@ class Loads:
 
 
 def test_a_function_that_is_never_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("joblib_stateful._limits._STARTUP_SECONDS", 0.2)  # instead of a minute
+    monkeypatch.setattr("joblib_stateful._executor._timeouts._STARTUP_SECONDS", 0.2)  # instead of a minute
     with pytest.raises(errors.WorkerCrashedError) as caught:
         only_error(Loads(wait_for_ever), item_timeout=0.3, max_restarts=1)
     says(caught.value, "2 workers in a row", "max_restarts=1", "item_timeout=0.3 s", "importing", "raise item_timeout")
@@ -212,7 +212,7 @@ def test_a_process_that_could_not_be_started(monkeypatch: pytest.MonkeyPatch) ->
     def fail(*_: Any) -> None:
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr("joblib_stateful.engines._loky_process.WorkerProcess._Popen", fail)
+    monkeypatch.setattr("joblib_stateful.engines.loky._process.WorkerProcess._Popen", fail)
     with pytest.raises(errors.WorkerInitError) as caught:
         list(stateful_map(abs, [1], n_jobs=1, max_restarts=1))
     says(caught.value, "slot 0", "could not be started, 2 times", "Too many open files", "ulimit -a", "fewer workers")

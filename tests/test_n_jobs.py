@@ -20,7 +20,7 @@ N_CPUS = 3
 
 @pytest.fixture(autouse=True)
 def _three_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("joblib_stateful._check.cpu_count", lambda: N_CPUS)
+    monkeypatch.setattr("joblib_stateful._executor._arguments.cpu_count", lambda: N_CPUS)
 
 
 class Worker:
@@ -152,7 +152,7 @@ def test_under_a_configuration_fewer_are_that_many_and_more_are_all_with_one_war
 
 
 def test_with_one_cpu_joblib_runs_the_calls_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("joblib_stateful._check.cpu_count", lambda: 1)
+    monkeypatch.setattr("joblib_stateful._executor._arguments.cpu_count", lambda: 1)
     with stateful(worker=Worker):
         assert joblib.effective_n_jobs(None) == 1
         assert n_slots() == 1

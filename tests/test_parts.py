@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from joblib_stateful import StatefulExecutor, _batching, factory, stateful_map
-from joblib_stateful._locks import Lock
+from joblib_stateful import StatefulExecutor, factory, stateful_map
+from joblib_stateful._map import _batching
+from joblib_stateful._process._locks import Lock
 from joblib_stateful.errors import ShutdownError
 from test_map_tools import Scene, crash, new_scene, orders, parallel_engines
 

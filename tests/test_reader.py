@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from joblib_stateful import StatefulExecutor, errors, factory, stateful_map
-from joblib_stateful.engines import _line, _loky_worker, _reader
+from joblib_stateful.engines.loky import _line, _reader, _worker
 from needs import needs
 from test_map_tools import Scene, crash, new_scene, orders
 
@@ -55,7 +55,7 @@ def test_all_slots_have_one_thread_as_long_as_there_are_workers() -> None:
             # That for log records, of all executors, ends when nothing comes.
             wait_until(lambda: set(threading.enumerate()) - before == set(readers()))
             assert len(readers()) == 1
-            executor.core.release()
+            executor.pool.release()
             wait_for_readers(0)
     with StatefulExecutor(n_jobs=1) as executor, StatefulExecutor(n_jobs=2) as another:
         executor.warm_up()
@@ -363,9 +363,9 @@ def test_half_an_answer_holds_up_no_other_worker(scene: Scene) -> None:
 
 
 def shut_line_and_wait() -> None:
-    from joblib_stateful.engines import _loky_child
+    from joblib_stateful.engines.loky import _child
 
-    _loky_child._kept[1]._end.shutdown(socket.SHUT_WR)
+    _child._kept[1]._end.shutdown(socket.SHUT_WR)
     threading.Event().wait()
 
 
@@ -430,7 +430,7 @@ def test_nor_a_call_that_is_being_sent(alarms: None, monkeypatch: pytest.MonkeyP
     with StatefulExecutor(n_jobs=1) as executor:
         executor.warm_up()
         before = [info.pid for info in executor.workers()]
-        monkeypatch.setattr(_loky_worker, "encode", encode)
+        monkeypatch.setattr(_worker, "encode", encode)
         with pytest.raises(TooLateError):
             executor.submit(abs, -1)
         assert executor.submit(abs, -2).result(60) == 2

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from joblib_stateful._batches import Batch, Inbox
-from joblib_stateful._records import Group, Outcome, Request
-from joblib_stateful._results import Results
+from joblib_stateful._map._batches import Batch, Inbox
+from joblib_stateful._map._results import Results
+from joblib_stateful._scheduling._requests import Group, Outcome, Request
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

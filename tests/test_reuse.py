@@ -201,7 +201,7 @@ def test_a_call_sends_no_more_messages_than_its_own_slots_can_use() -> None:
 
 def test_new_workers_share_the_cpus_among_all(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr("joblib_stateful._check.cpu_count", lambda: 12)
+    monkeypatch.setattr("joblib_stateful._executor._arguments.cpu_count", lambda: 12)
 
     def threads(meeting: Meeting) -> Any:
         meeting.join()

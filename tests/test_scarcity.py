@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from joblib_stateful import _segments
+from joblib_stateful._transport import _segments
 from needs import needs
 from programs import among_mounts
 

@@ -9,7 +9,7 @@ import pytest
 
 from asked import Asked, who_asked
 from joblib_stateful import errors
-from joblib_stateful._decisions import (
+from joblib_stateful._scheduling._decisions import (
     CloseWorker,
     Decision,
     Decisions,
@@ -21,15 +21,15 @@ from joblib_stateful._decisions import (
     StartWorker,
     StopJob,
 )
-from joblib_stateful._jobs import Job
-from joblib_stateful._messages import Death
-from joblib_stateful._records import Group, Limits, Report
-from joblib_stateful._schedule import Schedule
+from joblib_stateful._scheduling._jobs import Job
+from joblib_stateful._scheduling._requests import Group, Limits, Report
+from joblib_stateful._scheduling._scheduler import Scheduler
+from joblib_stateful._worker._messages import Death
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
-    from joblib_stateful._messages import AfterError
+    from joblib_stateful._worker._messages import AfterError
 
 _KILLED = Death(pid=7, exitcode=-9)
 
@@ -86,61 +86,61 @@ _VERBS: dict[type, str] = {
 
 
 class Play:
-    """A schedule, and short words for what happens to its slots' latest messages."""
+    """A scheduler, and short words for what happens to its slots' latest messages."""
 
     def __init__(self, n_slots: int, *, max_tasks: int | None = None, in_turn: bool = False) -> None:
-        self.schedule = Schedule(n_slots, max_tasks=max_tasks, in_turn=in_turn)
+        self.scheduler = Scheduler(n_slots, max_tasks=max_tasks, in_turn=in_turn)
 
     def __repr__(self) -> str:
-        return repr(self.schedule)
+        return repr(self.scheduler)
 
     def submit(self, *calls: Asked) -> list[str]:
-        return [word for call in calls for word in told(self.schedule.submit(call.request))]
+        return [word for call in calls for word in told(self.scheduler.submit(call.request))]
 
     def built(self, *slots: int) -> list[str]:
-        return [word for slot in slots for word in told(self.schedule.built(slot, self.seq(slot)))]
+        return [word for slot in slots for word in told(self.scheduler.built(slot, self.seq(slot)))]
 
     def build_failed(self, slot: int) -> list[str]:
-        return told(self.schedule.build_failed(slot, self.seq(slot), errors.WorkerInitError(slot)))
+        return told(self.scheduler.build_failed(slot, self.seq(slot), errors.WorkerInitError(slot)))
 
     def finished(
         self, slot: int, n_run: int | None = None, failed: Collection[int] = (), seconds: float = 1.0
     ) -> list[str]:
         """Have a slot's items return their positions, but for those that fail, by place in the message."""
-        job = self.schedule.slots[slot].job
+        job = self.scheduler.slots[slot].job
         assert job is not None
         positions = list(job.positions)[:n_run]
         values = [None if place in failed else position for place, position in enumerate(positions)]
         faults: dict[int, BaseException] = {place: ValueError(place) for place in failed}
         report = Report(len(positions), values, faults, seconds=len(positions) * seconds)
-        return told(self.schedule.finished(slot, self.seq(slot), report))
+        return told(self.scheduler.finished(slot, self.seq(slot), report))
 
     def died(self, slot: int) -> list[str]:
         """Have a worker die before it begins its message, while it builds or while it is idle."""
-        return told(self.schedule.died(slot, self.seq(slot), _KILLED))
+        return told(self.scheduler.died(slot, self.seq(slot), _KILLED))
 
     def died_at(self, slot: int, place: int | None, n_finished: int = 0) -> list[str]:
         """Have a worker die at an item; None: all were done, or none had begun."""
         death = Death(pid=7, exitcode=-9, started=True, place=place, n_finished=place or n_finished)
-        return told(self.schedule.died(slot, self.seq(slot), death))
+        return told(self.scheduler.died(slot, self.seq(slot), death))
 
     def expire(self, slot: int, place: int | None = None) -> list[str]:
-        return told(self.schedule.expire(slot, self.seq(slot), place))
+        return told(self.scheduler.expire(slot, self.seq(slot), place))
 
     def killed(self, slot: int) -> list[str]:
-        return told(self.schedule.killed(slot, self.schedule.slots[slot].life))
+        return told(self.scheduler.killed(slot, self.scheduler.slots[slot].life))
 
     def ended(self, slot: int) -> list[str]:
-        return told(self.schedule.ended(slot, self.seq(slot)))
+        return told(self.scheduler.ended(slot, self.seq(slot)))
 
     def seq(self, slot: int) -> int:
-        return self.schedule.slots[slot].seq
+        return self.scheduler.slots[slot].seq
 
 
 def with_objects(n_slots: int, *, max_tasks: int | None = None, in_turn: bool = False) -> Play:
     """Return a play whose slots are built and idle."""
     play = Play(n_slots, max_tasks=max_tasks, in_turn=in_turn)
-    play.schedule.warm(a_map(), Limits())
+    play.scheduler.warm(a_map(), Limits())
     play.built(*range(n_slots))
     return play
 
@@ -152,10 +152,10 @@ def test_one_item_for_eight_slots_builds_one_object() -> None:
     play, call = Play(8), a_call()
     assert play.submit(call) == ["start 0"]
     assert play.built(0) == ["send [0] to 0"]
-    assert repr(play) == "<Schedule [busy empty empty empty empty empty empty empty] 0 queued, 1 open>"
+    assert repr(play) == "<Scheduler [busy empty empty empty empty empty empty empty] 0 queued, 1 open>"
     assert play.finished(0) == ["settle"]
     assert call.values == [0]
-    assert repr(play) == "<Schedule [idle empty empty empty empty empty empty empty] 0 queued, 0 open>"
+    assert repr(play) == "<Scheduler [idle empty empty empty empty empty empty empty] 0 queued, 0 open>"
 
 
 def test_idle_slots_are_used_before_empty_ones() -> None:
@@ -174,14 +174,14 @@ def test_no_more_workers_are_built_than_jobs_wait() -> None:
     assert play.built(1) == ["send [0] to 1"]
     assert play.finished(1) == ["settle", "send [0] to 1"]
     assert play.built(0) == []
-    assert repr(play) == "<Schedule [idle busy empty] 0 queued, 1 open>"
+    assert repr(play) == "<Scheduler [idle busy empty] 0 queued, 1 open>"
 
 
 def test_what_waits_goes_to_whoever_is_free_first() -> None:
     play = with_objects(1)
     first, second = a_call(), a_call(3)
     assert play.submit(first, second) == ["send [0] to 0"]
-    assert repr(play) == "<Schedule [busy] 1 queued, 2 open>"
+    assert repr(play) == "<Scheduler [busy] 1 queued, 2 open>"
     assert play.finished(0) == ["settle", "send [0, 1, 2] to 0"]
 
 
@@ -206,26 +206,26 @@ def test_in_turn_a_retry_does_not_wait_for_the_slot_that_it_may_not_use() -> Non
 
 def test_all_objects_can_be_built_before_there_is_work() -> None:
     play = Play(2)
-    assert told(play.schedule.warm(a_map(), Limits())) == ["start 0", "start 1"]
-    assert play.schedule.is_warming
+    assert told(play.scheduler.warm(a_map(), Limits())) == ["start 0", "start 1"]
+    assert play.scheduler.is_warming
     assert play.built(0, 1) == []
-    assert not play.schedule.is_warming
-    assert told(play.schedule.warm(a_map(), Limits())) == []
+    assert not play.scheduler.is_warming
+    assert told(play.scheduler.warm(a_map(), Limits())) == []
 
 
 def test_a_slot_that_is_closing_is_warmed_once_it_has_ended() -> None:
     play = with_objects(1)
-    assert told(play.schedule.release()) == ["close 0"]
-    assert told(play.schedule.warm(a_map(), Limits())) == []
+    assert told(play.scheduler.release()) == ["close 0"]
+    assert told(play.scheduler.warm(a_map(), Limits())) == []
     assert play.ended(0) == ["start 0"]
 
 
 def test_a_worker_that_dies_while_it_is_warmed_is_built_again() -> None:
     play = Play(1)
-    play.schedule.warm(a_map(), Limits(max_restarts=1))
+    play.scheduler.warm(a_map(), Limits(max_restarts=1))
     assert play.died(0) == ["start 0"]
     assert play.died(0) == ["fail WorkerInitError"]
-    assert not play.schedule.is_warming
+    assert not play.scheduler.is_warming
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_the_item_that_ran_gets_the_error_of_a_crash() -> None:
     assert isinstance(error, errors.WorkerCrashedError)
     assert (error.index, error.slot, error.pid, error.exitcode) == (0, 0, 7, -9)
     # Nobody waits, so that nothing is built again for now.
-    assert repr(play) == "<Schedule [empty idle] 0 queued, 0 open>"
+    assert repr(play) == "<Scheduler [empty idle] 0 queued, 0 open>"
 
 
 def test_a_retry_goes_to_another_slot() -> None:
@@ -262,7 +262,7 @@ def test_a_retry_waits_for_another_slot_even_if_its_own_is_free() -> None:
     play = with_objects(2)
     play.submit(a_call(retries=1), a_call())
     assert play.died_at(0, 0) == []
-    assert repr(play) == "<Schedule [empty busy] 1 queued, 2 open>"
+    assert repr(play) == "<Scheduler [empty busy] 1 queued, 2 open>"
     assert play.finished(1) == ["settle", "send [0] to 1"]
 
 
@@ -273,7 +273,7 @@ def test_what_else_waits_overtakes_a_retry_on_the_slot_that_it_avoids() -> None:
     assert play.built(0) == ["send [0] to 0"]
     assert play.finished(0) == ["send [2] to 0"]
     assert play.finished(0) == []
-    assert repr(play) == "<Schedule [idle busy] 1 queued, 2 open>"
+    assert repr(play) == "<Scheduler [idle busy] 1 queued, 2 open>"
     assert play.finished(1) == ["settle", "send [1] to 1"]
 
 
@@ -304,7 +304,7 @@ def test_of_a_batch_only_the_guilty_item_pays_and_the_others_run_one_by_one() ->
     play.submit(call)
     assert play.died_at(0, 2) == ["start 0"]
     assert list(call.errors) == [2]
-    assert repr(play) == "<Schedule [building] 3 queued, 1 open>"
+    assert repr(play) == "<Scheduler [building] 3 queued, 1 open>"
     assert play.built(0) == ["send [0] to 0"]
     assert play.finished(0) == ["send [1] to 0"]
     assert play.finished(0) == ["send [3] to 0"]
@@ -348,7 +348,7 @@ def test_items_that_kill_every_worker_end_in_their_errors_and_never_exhaust_a_sl
         assert play.died_at(0, 0)[0] == "settle"
         assert isinstance(call.errors[0], errors.WorkerCrashedError)
         play.built(0)
-    assert play.schedule.is_idle
+    assert play.scheduler.is_idle
 
 
 # --- deaths that nobody pays for --------------------------------------------------------------------------
@@ -360,7 +360,7 @@ def test_a_message_that_was_not_begun_is_sent_again_at_no_cost_to_its_items() ->
     assert play.died(0) == ["send [0, 1, 2] to 1"]
     assert play.finished(1) == ["settle"]
     assert call.values == [0, 1, 2]
-    assert play.schedule.slots[0].deaths == 1
+    assert play.scheduler.slots[0].deaths == 1
 
 
 def test_a_slot_that_keeps_dying_before_it_begins_ends_its_group() -> None:
@@ -373,7 +373,7 @@ def test_a_slot_that_keeps_dying_before_it_begins_ends_its_group() -> None:
     assert isinstance(call.fatal, errors.WorkerCrashedError)
     assert "3 workers in a row" in str(call.fatal)
     assert "max_restarts=2" in str(call.fatal)
-    assert repr(play) == "<Schedule [empty] 0 queued, 0 open>"
+    assert repr(play) == "<Scheduler [empty] 0 queued, 0 open>"
 
 
 def test_a_slot_that_keeps_dying_during_construction_ends_its_group() -> None:
@@ -394,32 +394,32 @@ def test_a_death_in_idleness_counts_too() -> None:
 
 def test_a_death_in_idleness_is_counted_once() -> None:
     play = with_objects(1)
-    schedule, slot = play.schedule, play.schedule.slots[0]
+    scheduler, slot = play.scheduler, play.scheduler.slots[0]
     life = slot.life
-    assert schedule.died_idle(0, life, _KILLED) == []
-    assert repr(play) == "<Schedule [empty] 0 queued, 0 open>"
+    assert scheduler.died_idle(0, life, _KILLED) == []
+    assert repr(play) == "<Scheduler [empty] 0 queued, 0 open>"
     play.submit(a_call())
     play.built(0)
-    assert schedule.died_idle(0, life, _KILLED) == []
+    assert scheduler.died_idle(0, life, _KILLED) == []
     # The next one is found dead by a message first.
-    assert schedule.died_idle(0, slot.life, _KILLED) == []
-    assert (repr(play), slot.deaths) == ("<Schedule [busy] 0 queued, 1 open>", 1)
+    assert scheduler.died_idle(0, slot.life, _KILLED) == []
+    assert (repr(play), slot.deaths) == ("<Scheduler [busy] 0 queued, 1 open>", 1)
     assert play.died(0) == ["start 0"]
     assert (slot.deaths, slot.n_restarts) == (2, 2)
 
 
 def test_a_slot_that_dies_whenever_it_is_warm_is_given_up() -> None:
     play, group, limits = Play(1), a_map(), Limits(max_restarts=1)
-    assert told(play.schedule.warm(group, limits)) == ["start 0"]
+    assert told(play.scheduler.warm(group, limits)) == ["start 0"]
     play.built(0)
     play.died(0)
-    assert told(play.schedule.warm(group, limits, again=True)) == ["start 0"]
+    assert told(play.scheduler.warm(group, limits, again=True)) == ["start 0"]
     play.built(0)
     play.died(0)
-    assert told(play.schedule.warm(group, limits, again=True)) == ["fail WorkerCrashedError"]
+    assert told(play.scheduler.warm(group, limits, again=True)) == ["fail WorkerCrashedError"]
     assert "lost 2 workers in a row" in str(group.error)
-    assert not play.schedule.is_warming
-    assert told(play.schedule.warm(a_map(), limits)) == ["start 0"]
+    assert not play.scheduler.is_warming
+    assert told(play.scheduler.warm(a_map(), limits)) == ["start 0"]
 
 
 def test_finishing_something_starts_the_count_again() -> None:
@@ -446,7 +446,7 @@ def test_items_done_before_a_death_are_progress_though_they_run_again() -> None:
     play.submit(a_call(3, max_restarts=1, retries=1))
     play.built(0)
     assert play.died_at(0, 1) == ["start 0"]
-    assert play.schedule.slots[0].deaths == 0
+    assert play.scheduler.slots[0].deaths == 0
 
 
 def test_after_its_group_has_ended_a_slot_is_tried_again_for_the_next() -> None:
@@ -497,7 +497,7 @@ def test_an_idle_slot_gets_a_share_of_what_another_one_has() -> None:
     play, group = with_objects(3), a_map()
     call, other = a_call(8, group, budget=0.1), a_call(2, group, budget=0.1)
     play.submit(call, other)
-    assert told(play.schedule.share(group)) == ["ask for a share 0"]
+    assert told(play.scheduler.share(group)) == ["ask for a share 0"]
     assert play.finished(0, n_run=1) == ["send [1, 2, 3, 4] to 2", "send [5, 6, 7] to 0"]
     assert play.finished(1) == ["settle", "ask for a share 2"]
     assert play.finished(2, n_run=1) == ["send [2, 3] to 1", "send [4] to 2"]
@@ -544,7 +544,7 @@ def test_nobody_is_asked_as_long_as_more_may_come() -> None:
 def test_nobody_is_asked_while_something_waits_or_all_are_busy() -> None:
     play, group = with_objects(1), a_map()
     play.submit(a_call(8, group, budget=0.1), a_call(8, group, budget=0.1))
-    assert play.schedule.share(group) == []
+    assert play.scheduler.share(group) == []
     assert play.finished(0, n_run=4) == ["send [4, 5] to 0"]
     assert play.finished(0) == ["send [6, 7] to 0"]
 
@@ -553,22 +553,22 @@ def test_nobody_is_asked_while_something_waits_or_all_are_busy() -> None:
 def test_there_is_no_share_of(size: int, budget: float | None) -> None:
     play, group = with_objects(2), a_map()
     play.submit(a_call(size, group, budget=budget))
-    assert play.schedule.share(group) == []
+    assert play.scheduler.share(group) == []
 
 
 def test_nobody_is_asked_for_the_sake_of_a_slot_without_object() -> None:
     play, group = Play(2), a_map()
     play.submit(a_call(8, group, budget=0.1))
     play.built(0)
-    assert play.schedule.share(group) == []
-    play.schedule.warm(group, Limits())
+    assert play.scheduler.share(group) == []
+    play.scheduler.warm(group, Limits())
     assert play.built(1) == ["ask for a share 0"]
 
 
 def test_others_who_use_the_slots_are_not_asked() -> None:
     play, group, others = with_objects(3), a_map(), a_map()
     play.submit(a_call(8, others, budget=0.1), a_call(8, group, budget=0.1))
-    assert told(play.schedule.share(group)) == ["ask for a share 1"]
+    assert told(play.scheduler.share(group)) == ["ask for a share 1"]
 
 
 def test_who_dies_is_not_asked() -> None:
@@ -591,7 +591,7 @@ def test_a_failed_constructor_ends_every_open_call_of_a_map() -> None:
     play.built(0)
     assert play.build_failed(1) == ["close 1", "fail WorkerInitError", "stop 0", "settle", "settle"]
     assert running.fatal is waiting.fatal is group.error is not None
-    assert repr(play) == "<Schedule [busy closing] 1 queued, 1 open>"
+    assert repr(play) == "<Scheduler [busy closing] 1 queued, 1 open>"
     assert play.finished(0, n_run=1) == ["send [0] to 0"]
 
 
@@ -632,7 +632,7 @@ def test_an_object_that_stood_just_before_the_kill_is_built_again() -> None:
     play.submit(a_call())
     assert play.expire(0) == ["kill 0"]
     assert play.built(0) == []
-    assert repr(play) == "<Schedule [closing] 1 queued, 1 open>"
+    assert repr(play) == "<Scheduler [closing] 1 queued, 1 open>"
     assert play.killed(0) == ["start 0"]
 
 
@@ -644,19 +644,19 @@ def test_dropping_forgets_what_waits_and_stops_what_runs() -> None:
     group = Group()
     running, waiting = a_call(3, group), a_call(1, group)
     play.submit(running, waiting)
-    assert told(play.schedule.drop(group)) == ["stop 0", "settle", "settle"]
-    assert repr(play) == "<Schedule [busy] 0 queued, 0 open>"
+    assert told(play.scheduler.drop(group)) == ["stop 0", "settle", "settle"]
+    assert repr(play) == "<Scheduler [busy] 0 queued, 0 open>"
     assert waiting.dropped == {0}
     # The object is kept, and what its worker still reports changes nothing.
     assert play.finished(0, n_run=1) == []
     assert running.values == [None] * 3
-    assert repr(play) == "<Schedule [idle] 0 queued, 0 open>"
+    assert repr(play) == "<Scheduler [idle] 0 queued, 0 open>"
 
 
 def test_a_dropped_item_that_crashes_is_not_tried_again() -> None:
     play, call = with_objects(1), a_call(retries=5)
     play.submit(call)
-    told(play.schedule.drop(call.group))
+    told(play.scheduler.drop(call.group))
     assert play.died_at(0, 0) == []
     assert call.errors == {}
 
@@ -666,7 +666,7 @@ def test_stopping_after_running_lets_the_running_item_finish_and_drops_the_rest(
     group = Group()
     running, waiting = a_call(3, group), a_call(1, group)
     play.submit(running, waiting)
-    assert told(play.schedule.stop_after_running(group)) == ["stop 0", "settle"]
+    assert told(play.scheduler.stop_after_running(group)) == ["stop 0", "settle"]
     assert waiting.dropped == {0}
     assert play.finished(0, n_run=1) == ["settle"]
     assert (running.values, running.dropped) == ([0, None, None], {1, 2})
@@ -675,7 +675,7 @@ def test_stopping_after_running_lets_the_running_item_finish_and_drops_the_rest(
 def test_a_stopped_message_that_was_not_begun_does_not_run_at_all() -> None:
     play, call = with_objects(2), a_call(3)
     play.submit(call)
-    told(play.schedule.stop_after_running(call.group))
+    told(play.scheduler.stop_after_running(call.group))
     assert play.died(0) == ["settle"]
     assert call.dropped == {0, 1, 2}
 
@@ -683,7 +683,7 @@ def test_a_stopped_message_that_was_not_begun_does_not_run_at_all() -> None:
 def test_a_stopped_message_is_settled_also_if_its_slot_was_exhausted_by_it() -> None:
     play, call = with_objects(1), a_call(2, max_restarts=0)
     play.submit(call)
-    told(play.schedule.stop_after_running(call.group))
+    told(play.scheduler.stop_after_running(call.group))
     assert play.died(0) == ["settle", "fail WorkerCrashedError"]
     assert call.missing == 0
 
@@ -691,7 +691,7 @@ def test_a_stopped_message_is_settled_also_if_its_slot_was_exhausted_by_it() -> 
 def test_a_stopped_item_that_crashes_gets_its_error_and_no_retry() -> None:
     play, call = with_objects(2), a_call(3, retries=1)
     play.submit(call)
-    told(play.schedule.stop_after_running(call.group))
+    told(play.scheduler.stop_after_running(call.group))
     assert play.died_at(0, 1) == ["settle"]
     assert list(call.errors) == [1]
     assert call.dropped == {0, 2}
@@ -743,7 +743,7 @@ def test_a_call_that_its_owner_cancelled_is_never_sent_nor_told_of() -> None:
     play.submit(first, second, third)
     assert play.finished(0) == ["settle", "send [0] to 0"]
     assert not second.heard_of
-    assert list(map(who_asked, play.schedule.work.calls_of())) == [third]
+    assert list(map(who_asked, play.scheduler.work.calls_of())) == [third]
 
 
 def test_an_owner_is_asked_once_and_only_when_its_call_is_sent() -> None:
@@ -771,7 +771,7 @@ def test_thousands_of_cancelled_calls_are_no_burden() -> None:
         call.request.claim = lambda: False
     play.submit(*calls)
     assert play.finished(0) == ["settle"]
-    assert repr(play) == "<Schedule [idle] 0 queued, 0 open>"
+    assert repr(play) == "<Scheduler [idle] 0 queued, 0 open>"
 
 
 def test_only_calls_of_which_nothing_was_sent_count_as_not_started() -> None:
@@ -780,14 +780,14 @@ def test_only_calls_of_which_nothing_was_sent_count_as_not_started() -> None:
     play.submit(split, running, waiting)
     # What is left of the batch waits again, but it has been sent before.
     play.died_at(0, 0)
-    assert told(play.schedule.drop_not_started()) == ["settle", "settle"]
-    assert list(map(who_asked, play.schedule.work.calls_of())) == [split]
+    assert told(play.scheduler.drop_not_started()) == ["settle", "settle"]
+    assert list(map(who_asked, play.scheduler.work.calls_of())) == [split]
 
 
 def test_what_comes_of_a_group_after_it_was_stopped_does_not_run() -> None:
     play, call = with_objects(1), a_call(3)
     play.submit(call)
-    told(play.schedule.stop_after_running(call.group))
+    told(play.scheduler.stop_after_running(call.group))
     late = a_call(2, call.group)
     assert play.submit(late) == ["settle"]
     assert late.dropped == {0, 1}
@@ -816,7 +816,7 @@ def test_one_error_in_a_large_group_is_one_look_at_its_calls() -> None:
 
     play = with_objects(200)
     play.submit(*(a_call(1, group, after_error="finish_running") for _ in range(3200)))
-    play.schedule.work.jobs = Queue(play.schedule.work.jobs)
+    play.scheduler.work.jobs = Queue(play.scheduler.work.jobs)
     told_of = play.finished(0, failed={0})
     assert (told_of.count("settle"), len([word for word in told_of if word.startswith("stop")])) == (3001, 199)
     assert looks <= 2 * 3000
@@ -829,22 +829,22 @@ def test_killing_for_a_group_spares_the_others_and_the_idle() -> None:
     play, group = with_objects(3), a_map()
     mine, others = a_call(group=group), a_call(group=a_map())
     play.submit(mine, others)
-    told(play.schedule.drop(group))
-    assert play.schedule.is_running(group)
-    assert told(play.schedule.kill(group)) == ["kill 0"]
+    told(play.scheduler.drop(group))
+    assert play.scheduler.is_running(group)
+    assert told(play.scheduler.kill(group)) == ["kill 0"]
     assert play.died_at(0, 0) == []
-    assert not play.schedule.is_running(group)
-    assert repr(play) == "<Schedule [empty busy idle] 0 queued, 1 open>"
+    assert not play.scheduler.is_running(group)
+    assert repr(play) == "<Scheduler [empty busy idle] 0 queued, 1 open>"
 
 
 def test_a_doomed_slot_gets_nothing_more_even_if_its_reply_comes_first() -> None:
     play, group = with_objects(2), a_map()
     call = a_call(group=group)
     play.submit(call)
-    told(play.schedule.drop(call.group))
-    play.schedule.kill(group)
+    told(play.scheduler.drop(call.group))
+    play.scheduler.kill(group)
     assert play.finished(0) == []
-    assert repr(play) == "<Schedule [closing idle] 0 queued, 0 open>"
+    assert repr(play) == "<Scheduler [closing idle] 0 queued, 0 open>"
     assert play.submit(a_call(), a_call()) == ["send [0] to 1"]
     # No death follows, for its last message was answered.
     assert play.killed(0) == ["start 0"]
@@ -854,19 +854,19 @@ def test_a_reply_that_comes_after_the_kill_frees_the_slot() -> None:
     play, group = with_objects(1), a_map()
     call = a_call(group=group)
     play.submit(call)
-    told(play.schedule.drop(call.group))
-    play.schedule.kill(group)
+    told(play.scheduler.drop(call.group))
+    play.scheduler.kill(group)
     assert play.killed(0) == []
-    assert repr(play) == "<Schedule [busy] 0 queued, 0 open>"
+    assert repr(play) == "<Scheduler [busy] 0 queued, 0 open>"
     assert play.finished(0) == []
-    assert repr(play) == "<Schedule [empty] 0 queued, 0 open>"
+    assert repr(play) == "<Scheduler [empty] 0 queued, 0 open>"
 
 
 def test_what_is_warmed_up_behind_a_kill_is_built_for_whom_it_was_wanted() -> None:
     play, killed, wanted = Play(1), a_map(), a_map()
-    play.schedule.warm(killed, Limits())
-    play.schedule.kill()
-    assert told(play.schedule.warm(wanted, Limits())) == []
+    play.scheduler.warm(killed, Limits())
+    play.scheduler.kill()
+    assert told(play.scheduler.warm(wanted, Limits())) == []
     assert play.died(0) == ["start 0"]
     assert play.build_failed(0) == ["fail WorkerInitError", "close 0"][::-1]
     assert (killed.error, type(wanted.error)) == (None, errors.WorkerInitError)
@@ -876,17 +876,17 @@ def test_killing_a_construction_is_no_failure_of_it() -> None:
     play, group = Play(1), a_map()
     call = a_call(group=group, max_restarts=0)
     play.submit(call)
-    told(play.schedule.drop(call.group))
-    assert told(play.schedule.kill(group)) == ["kill 0"]
+    told(play.scheduler.drop(call.group))
+    assert told(play.scheduler.kill(group)) == ["kill 0"]
     assert play.died(0) == []
     assert group.error is None
-    assert not play.schedule.is_running(group)
+    assert not play.scheduler.is_running(group)
 
 
 def test_idle_workers_are_killed_if_asked_for() -> None:
     play = with_objects(2)
-    assert told(play.schedule.kill()) == []
-    assert told(play.schedule.kill(idle_too=True)) == ["kill 0", "kill 1"]
+    assert told(play.scheduler.kill()) == []
+    assert told(play.scheduler.kill(idle_too=True)) == ["kill 0", "kill 1"]
     assert play.submit(a_call()) == []
     assert play.killed(1) == ["start 1"]
 
@@ -909,10 +909,10 @@ def test_an_expiry_that_comes_too_late_is_ignored() -> None:
     play.submit(a_call(), a_call())
     seq = play.seq(0)
     play.finished(0)
-    assert play.schedule.expire(0, seq, 0) == []
+    assert play.scheduler.expire(0, seq, 0) == []
     play.finished(0)
     assert play.expire(0, 0) == []
-    assert repr(play) == "<Schedule [idle] 0 queued, 0 open>"
+    assert repr(play) == "<Scheduler [idle] 0 queued, 0 open>"
 
 
 def test_an_item_that_finished_just_before_the_kill_counts_as_finished() -> None:
@@ -933,7 +933,7 @@ def test_the_neighbour_that_was_hit_by_the_kill_of_a_slow_item_does_not_pay() ->
     # The slow item had just ended; run alone, each shows what it takes.
     assert play.died_at(0, 2) == ["start 0"]
     assert call.errors == {}
-    assert repr(play) == "<Schedule [building] 3 queued, 1 open>"
+    assert repr(play) == "<Scheduler [building] 3 queued, 1 open>"
 
 
 def test_an_item_over_its_time_limit_is_tried_again_like_after_a_crash() -> None:
@@ -965,7 +965,7 @@ def test_a_worker_is_recycled_after_its_number_of_items() -> None:
     play.submit(a_call(), a_call(), a_call())
     play.finished(0)
     assert play.finished(0) == ["settle", "close 0"]
-    assert repr(play) == "<Schedule [closing] 1 queued, 1 open>"
+    assert repr(play) == "<Scheduler [closing] 1 queued, 1 open>"
     assert play.ended(0) == ["start 0"]
     assert play.built(0) == ["send [0] to 0"]
     assert play.finished(0) == ["settle"]
@@ -986,7 +986,7 @@ def test_closing_finishes_what_was_taken() -> None:
     play = with_objects(2)
     call = a_call(retries=1)
     play.submit(call)
-    assert told(play.schedule.close()) == ["close 1"]
+    assert told(play.scheduler.close()) == ["close 1"]
     with pytest.raises(errors.ShutdownError):
         play.submit(a_call())
     play.ended(1)
@@ -994,21 +994,21 @@ def test_closing_finishes_what_was_taken() -> None:
     assert play.built(1) == ["send [0] to 1"]
     assert play.finished(1) == ["settle", "close 1"]
     play.ended(1)
-    assert play.schedule.is_empty
-    assert play.schedule.is_idle
+    assert play.scheduler.is_empty
+    assert play.scheduler.is_idle
 
 
 def test_an_object_that_is_being_built_when_all_is_closed_is_closed_when_it_stands() -> None:
     play = Play(1)
-    play.schedule.warm(a_map(), Limits())
-    assert told(play.schedule.close()) == []
+    play.scheduler.warm(a_map(), Limits())
+    assert told(play.scheduler.close()) == []
     assert play.built(0) == ["close 0"]
 
 
 def test_idle_objects_can_be_released_and_come_back() -> None:
     play = with_objects(2)
     play.submit(a_call())
-    assert told(play.schedule.release()) == ["close 1"]
+    assert told(play.scheduler.release()) == ["close 1"]
     assert play.submit(a_call()) == []
     assert play.ended(1) == ["start 1"]
 
@@ -1016,18 +1016,18 @@ def test_idle_objects_can_be_released_and_come_back() -> None:
 def test_late_news_of_a_former_worker_is_ignored() -> None:
     play = with_objects(1)
     play.submit(a_call(), a_call())
-    seq, life = play.seq(0), play.schedule.slots[0].life
+    seq, life = play.seq(0), play.scheduler.slots[0].life
     play.died_at(0, 0)
     play.built(0)
     before = repr(play)
-    schedule = play.schedule
-    assert schedule.built(0, seq) == []
-    assert schedule.build_failed(0, seq, errors.WorkerInitError(0)) == []
-    assert schedule.finished(0, seq, Report(1, [None], {})) == []
-    assert schedule.died(0, seq, _KILLED) == []
-    assert schedule.ended(0, seq) == []
-    assert schedule.killed(0, life) == []
-    assert repr(play) == before == "<Schedule [busy] 0 queued, 1 open>"
+    scheduler = play.scheduler
+    assert scheduler.built(0, seq) == []
+    assert scheduler.build_failed(0, seq, errors.WorkerInitError(0)) == []
+    assert scheduler.finished(0, seq, Report(1, [None], {})) == []
+    assert scheduler.died(0, seq, _KILLED) == []
+    assert scheduler.ended(0, seq) == []
+    assert scheduler.killed(0, life) == []
+    assert repr(play) == before == "<Scheduler [busy] 0 queued, 1 open>"
 
 
 def test_an_error_ends_the_other_calls_of_its_map_at_once() -> None:

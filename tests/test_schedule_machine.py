@@ -1,7 +1,7 @@
-"""The schedule against a model of workers: whatever happens, in whatever order, nothing is lost or run twice.
+"""The scheduler against a model of workers: whatever happens, in whatever order, nothing is lost or run twice.
 
-The machine is the world around a `Schedule`: it carries out decisions, and plays callers, workers, their deaths
-and the clock. What it asserts while doing so are the rules at the top of `_schedule.py`; its invariants hold
+The machine is the world around a `Scheduler`: it carries out decisions, and plays callers, workers, their deaths
+and the clock. What it asserts while doing so are the rules at the top of `_scheduler.py`; its invariants hold
 after every event, and at the end everything is driven to its end.
 
 ``JOBLIB_STATEFUL_EXAMPLES=20000 pytest tests/test_schedule_machine.py`` looks longer, and elsewhere each time.
@@ -22,7 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from asked import Asked, who_asked
 from joblib_stateful import errors
-from joblib_stateful._decisions import (
+from joblib_stateful._scheduling._decisions import (
     CloseWorker,
     Decision,
     Decisions,
@@ -34,16 +34,16 @@ from joblib_stateful._decisions import (
     StartWorker,
     StopJob,
 )
-from joblib_stateful._messages import Death
-from joblib_stateful._records import Group, Limits, Report
-from joblib_stateful._schedule import Schedule
-from joblib_stateful._slots import State
+from joblib_stateful._scheduling._requests import Group, Limits, Report
+from joblib_stateful._scheduling._scheduler import Scheduler
+from joblib_stateful._scheduling._slots import State
+from joblib_stateful._worker._messages import Death
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from joblib_stateful._jobs import Job
-    from joblib_stateful._messages import AfterError
+    from joblib_stateful._scheduling._jobs import Job
+    from joblib_stateful._worker._messages import AfterError
 
 _AFTER_ERROR: tuple[AfterError, ...] = ("go_on", "finish_running", "drop")
 _MANY_STEPS = 1000
@@ -67,11 +67,11 @@ class Life:
 
 
 class ScheduleMachine(RuleBasedStateMachine):
-    """The world around a schedule."""
+    """The world around a scheduler."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.schedule = Schedule(1)
+        self.scheduler = Scheduler(1)
         self.plain, self.map = Group(), Group(on_error=_ignore)
         self.narrow = Group(on_error=_ignore, n_slots=1)
         self.groups: list[Group] = []
@@ -85,7 +85,7 @@ class ScheduleMachine(RuleBasedStateMachine):
 
     @initialize(n_slots=st.integers(1, 3), max_tasks=st.sampled_from([None, None, 1, 2, 3]), in_turn=st.booleans())
     def begin(self, *, n_slots: int, max_tasks: int | None, in_turn: bool) -> None:
-        self.schedule = Schedule(n_slots, max_tasks=max_tasks, in_turn=in_turn)
+        self.scheduler = Scheduler(n_slots, max_tasks=max_tasks, in_turn=in_turn)
         self.groups = [self.plain, self.map, self.narrow]
 
     # --- carrying out decisions -----------------------------------------------------------------------
@@ -103,11 +103,11 @@ class ScheduleMachine(RuleBasedStateMachine):
             assert decision.group in self.groups
         elif isinstance(decision, StartWorker):
             assert decision.slot not in self.lives, "the slot's old worker is still there"
-            group = self.schedule.slots[decision.slot].group
+            group = self.scheduler.slots[decision.slot].group
             assert group is not None
-            assert decision.slot < decision.n_jobs == min(group.n_slots, len(self.schedule.slots))
+            assert decision.slot < decision.n_jobs == min(group.n_slots, len(self.scheduler.slots))
             self.lives[decision.slot] = Life(
-                self.schedule.slots[decision.slot].life, decision.limits, message=decision.seq
+                self.scheduler.slots[decision.slot].life, decision.limits, message=decision.seq
             )
         elif isinstance(decision, SendJob):
             self._send(decision)
@@ -121,9 +121,9 @@ class ScheduleMachine(RuleBasedStateMachine):
             assert job.call.request.budget is not None
             assert len(job.positions) > 1
             assert job.call.group.sharing
-            assert not self.schedule.work.jobs
+            assert not self.scheduler.work.jobs
             width = job.call.group.n_slots
-            assert any(slot.state is State.IDLE for slot in self.schedule.slots.first(width))
+            assert any(slot.state is State.IDLE for slot in self.scheduler.slots.first(width))
         elif isinstance(decision, CloseWorker):
             life = self.lives[decision.slot]
             assert life.number == decision.life
@@ -156,9 +156,9 @@ class ScheduleMachine(RuleBasedStateMachine):
             item = call, position
             assert position not in call.heard_of, "it has an outcome already"
             assert self.blamed[item] <= call.limits.retries
-            if self.schedule.work.width(call.group) > 1:
+            if self.scheduler.work.width(call.group) > 1:
                 assert self.blamed_in.get(item) != send.slot, "it killed its worker here before"
-        max_tasks = self.schedule.max_tasks
+        max_tasks = self.scheduler.max_tasks
         assert max_tasks is None or life.n_run + len(send.job.positions) <= max_tasks
         life.message, life.job, life.stop_asked = send.seq, send.job, False
 
@@ -201,31 +201,31 @@ class ScheduleMachine(RuleBasedStateMachine):
         call = Asked(size, group, limits, after_error=after_error, budget=budget, unsent=kept)
         if call.group.on_error is None:
             call.request.claim = lambda: call not in self.cancelled
-        if self.schedule.closing:
+        if self.scheduler.closing:
             with pytest.raises(errors.ShutdownError):
-                self.schedule.submit(call.request)
+                self.scheduler.submit(call.request)
             return
         self.calls.append(call)
-        self.carry_out(self.schedule.submit(call.request))
+        self.carry_out(self.scheduler.submit(call.request))
 
     def begin_another_map(self, data: st.DataObject) -> None:
         self.map, self.narrow = Group(on_error=_ignore), Group(on_error=_ignore, n_slots=data.draw(st.integers(1, 2)))
         self.groups += [self.map, self.narrow]
 
-    @precondition(lambda self: self.schedule.work.groups())
+    @precondition(lambda self: self.scheduler.work.groups())
     @rule(data=st.data())
     def drop(self, data: st.DataObject) -> None:
         group = self._draw_group(data)
-        calls = self.schedule.work.calls_of(group)
-        self.carry_out(self.schedule.drop(group))
+        calls = self.scheduler.work.calls_of(group)
+        self.carry_out(self.scheduler.drop(group))
         assert all(call.settled for call in calls)
 
-    @precondition(lambda self: self.schedule.work.groups())
+    @precondition(lambda self: self.scheduler.work.groups())
     @rule(data=st.data())
     def stop_after_running(self, data: st.DataObject) -> None:
         group = self._draw_group(data)
-        self.carry_out(self.schedule.stop_after_running(group))
-        assert not any(job.call.group is group for job in self.schedule.work.jobs)
+        self.carry_out(self.scheduler.stop_after_running(group))
+        assert not any(job.call.group is group for job in self.scheduler.work.jobs)
         if group is self.plain:  # what is submitted by itself goes on with another one
             self.plain = Group()
             self.groups.append(self.plain)
@@ -238,7 +238,7 @@ class ScheduleMachine(RuleBasedStateMachine):
 
     @rule()
     def share(self) -> None:
-        self.carry_out(self.schedule.share(self.map))
+        self.carry_out(self.scheduler.share(self.map))
 
     @rule()
     def send_more(self) -> None:
@@ -250,9 +250,9 @@ class ScheduleMachine(RuleBasedStateMachine):
         self.cancelled.add(data.draw(st.sampled_from(self._cancellable())))
 
     def drop_what_has_not_started(self, _: st.DataObject) -> None:
-        calls = [call for call in self.schedule.work.calls_of() if not call.claimed]
+        calls = [call for call in self.scheduler.work.calls_of() if not call.claimed]
         assert not any(who_asked(call).heard_of - set(call.request.faults) for call in calls)
-        self.carry_out(self.schedule.drop_not_started())
+        self.carry_out(self.scheduler.drop_not_started())
         assert all(call.settled for call in calls)
 
     @rule(data=st.data())
@@ -271,35 +271,35 @@ class ScheduleMachine(RuleBasedStateMachine):
 
     def kill(self, data: st.DataObject) -> None:
         chosen = data.draw(st.sampled_from([None, self.plain, self.map, self.narrow]))
-        # As the core does: what shall be killed is dropped before.
-        self.carry_out(self.schedule.drop(chosen))
-        self.carry_out(self.schedule.kill(chosen, idle_too=data.draw(st.booleans())))
+        # As the pool does: what shall be killed is dropped before.
+        self.carry_out(self.scheduler.drop(chosen))
+        self.carry_out(self.scheduler.kill(chosen, idle_too=data.draw(st.booleans())))
 
     def warm(self, data: st.DataObject) -> None:
         max_restarts, again = data.draw(st.integers(0, 2)), data.draw(st.booleans())
         group = Group(on_error=_ignore, n_slots=data.draw(st.sampled_from([1, 9])))
         self.groups.append(group)
-        slots = self.schedule.slots.first(group.n_slots)
+        slots = self.scheduler.slots.first(group.n_slots)
         wanted = [slot.index for slot in slots if slot.state in (State.EMPTY, State.CLOSING)]
         given_up = [index for index in wanted if again and self.unblamed[index] > max_restarts]
-        decisions = self.schedule.warm(group, Limits(init_timeout=5.0, max_restarts=max_restarts), again=again)
+        decisions = self.scheduler.warm(group, Limits(init_timeout=5.0, max_restarts=max_restarts), again=again)
         if given_up:
             self.unblamed[given_up[0]] = 0
             self._check_ended(group, decisions)
         self.carry_out(decisions)
 
     def release(self, _: st.DataObject) -> None:
-        self.carry_out(self.schedule.release())
+        self.carry_out(self.scheduler.release())
 
     def grow(self, data: st.DataObject) -> None:
         n_slots = data.draw(st.integers(1, 4))
-        before = len(self.schedule.slots)
-        self.carry_out(self.schedule.grow(n_slots))
-        assert len(self.schedule.slots) == len(self.schedule.slots) == max(before, n_slots)
+        before = len(self.scheduler.slots)
+        self.carry_out(self.scheduler.grow(n_slots))
+        assert len(self.scheduler.slots) == len(self.scheduler.slots) == max(before, n_slots)
 
     def close(self, _: st.DataObject) -> None:
         if len(self.calls) > 5:
-            self.carry_out(self.schedule.close())
+            self.carry_out(self.scheduler.close())
 
     # --- workers --------------------------------------------------------------------------------------
 
@@ -308,24 +308,24 @@ class ScheduleMachine(RuleBasedStateMachine):
     def built(self, data: st.DataObject) -> None:
         slot = data.draw(st.sampled_from(self._building()))
         seq = self._answered(slot)
-        self.carry_out(self.schedule.built(slot, seq))
+        self.carry_out(self.scheduler.built(slot, seq))
 
     @precondition(lambda self: self._building())
     @rule()
     def all_built(self) -> None:
         while building := self._building():
-            self.carry_out(self.schedule.built(building[0], self._answered(building[0])))
+            self.carry_out(self.scheduler.built(building[0], self._answered(building[0])))
 
     @precondition(lambda self: self._building())
     @rule(data=st.data())
     def build_failed(self, data: st.DataObject) -> None:
         slot = data.draw(st.sampled_from(self._building()))
-        group = self.schedule.slots[slot].group
+        group = self.scheduler.slots[slot].group
         life, error = self.lives[slot], errors.WorkerInitError(slot)
         seq = life.message
         assert seq is not None
         life.message = None
-        decisions = self.schedule.build_failed(slot, seq, error)
+        decisions = self.scheduler.build_failed(slot, seq, error)
         self._check_ended(group, decisions)
         self.unblamed[slot] = 0
         self.carry_out(decisions)
@@ -358,7 +358,7 @@ class ScheduleMachine(RuleBasedStateMachine):
             self._finish(slot, 1, {0})
             return
         self._finish(slot, 0, set(), was_refused=True)
-        waiting = [(j.call, tuple(j.positions)) for j in self.schedule.work.jobs]
+        waiting = [(j.call, tuple(j.positions)) for j in self.scheduler.work.jobs]
         running = [(life.job.call, tuple(life.job.positions)) for life in self.lives.values() if life.job]
         for position in () if stopping else job.positions:
             assert (job.call, (position,)) in [*waiting, *running]
@@ -369,7 +369,7 @@ class ScheduleMachine(RuleBasedStateMachine):
         self._die_building(data.draw(st.sampled_from(self._building())))
 
     def _die_building(self, slot: int) -> None:
-        group, life = self.schedule.slots[slot].group, self.lives[slot]
+        group, life = self.scheduler.slots[slot].group, self.lives[slot]
         decisions = self._die(slot, Death(exitcode=-9, started=True))
         if life.expired:
             self.unblamed[slot] = 0
@@ -386,7 +386,7 @@ class ScheduleMachine(RuleBasedStateMachine):
         slot = data.draw(st.sampled_from(self._idle()))
         self.unblamed[slot] += 1
         life = self.lives.pop(slot).number
-        self.carry_out(self.schedule.died_idle(slot, life, Death(exitcode=-9)))
+        self.carry_out(self.scheduler.died_idle(slot, life, Death(exitcode=-9)))
 
     @precondition(lambda self: self._busy())
     @rule(data=st.data())
@@ -439,7 +439,7 @@ class ScheduleMachine(RuleBasedStateMachine):
         slot = data.draw(st.sampled_from(self._closing()))
         closing = self.lives.pop(slot).closing
         assert closing is not None
-        self.carry_out(self.schedule.ended(slot, closing))
+        self.carry_out(self.scheduler.ended(slot, closing))
 
     @precondition(lambda self: self.kills)
     @rule(data=st.data(), is_death_told_first=st.booleans())
@@ -460,7 +460,7 @@ class ScheduleMachine(RuleBasedStateMachine):
             life.gone = True
             if life.message is None:
                 del self.lives[kill.slot]
-        self.carry_out(self.schedule.killed(kill.slot, kill.life))
+        self.carry_out(self.scheduler.killed(kill.slot, kill.life))
 
     # --- the clock, and late news ---------------------------------------------------------------------
 
@@ -473,22 +473,22 @@ class ScheduleMachine(RuleBasedStateMachine):
         places = [None] if life.job is None else range(len(life.job.positions))
         place = data.draw(st.sampled_from(places))
         life.expired, life.expired_place = True, place
-        self.carry_out(self.schedule.expire(slot, life.message, life.expired_place))
+        self.carry_out(self.scheduler.expire(slot, life.message, life.expired_place))
 
     @rule(data=st.data(), age=st.integers(1, 5))
     def late_news(self, data: st.DataObject, age: int) -> None:
-        slot = data.draw(st.sampled_from(list(self.schedule.slots)))
+        slot = data.draw(st.sampled_from(list(self.scheduler.slots)))
         index, seq = slot.index, slot.seq - age
         before = self._snapshot()
-        assert self.schedule.built(index, seq) == []
-        assert self.schedule.build_failed(index, seq, errors.WorkerInitError(index)) == []
-        assert self.schedule.finished(index, seq, Report(1, [1], {})) == []
-        assert self.schedule.died(index, seq, Death(started=True, place=0)) == []
-        assert self.schedule.expire(index, seq, 0) == []
-        assert self.schedule.ended(index, seq) == []
-        assert self.schedule.killed(index, slot.life - age) == []
-        assert self.schedule.died_idle(index, slot.life - age, Death()) == []
-        assert slot.state is State.IDLE or self.schedule.died_idle(index, slot.life, Death()) == []
+        assert self.scheduler.built(index, seq) == []
+        assert self.scheduler.build_failed(index, seq, errors.WorkerInitError(index)) == []
+        assert self.scheduler.finished(index, seq, Report(1, [1], {})) == []
+        assert self.scheduler.died(index, seq, Death(started=True, place=0)) == []
+        assert self.scheduler.expire(index, seq, 0) == []
+        assert self.scheduler.ended(index, seq) == []
+        assert self.scheduler.killed(index, slot.life - age) == []
+        assert self.scheduler.died_idle(index, slot.life - age, Death()) == []
+        assert slot.state is State.IDLE or self.scheduler.died_idle(index, slot.life, Death()) == []
         assert self._snapshot() == before
 
     # --- what always holds ----------------------------------------------------------------------------
@@ -496,12 +496,12 @@ class ScheduleMachine(RuleBasedStateMachine):
     @invariant()
     def each_item_is_in_one_place(self) -> None:
         places: Counter[tuple[Asked, int]] = Counter()
-        running = [slot.job for slot in self.schedule.slots if slot.job is not None]
-        for job in (*self.schedule.work.jobs, *running):
+        running = [slot.job for slot in self.scheduler.slots if slot.job is not None]
+        for job in (*self.scheduler.work.jobs, *running):
             if not job.call.settled:
                 places.update((who_asked(job.call), position) for position in job.positions)
         assert max(places.values(), default=1) == 1
-        for open_call in self.schedule.work.calls_of():
+        for open_call in self.scheduler.work.calls_of():
             call = who_asked(open_call)
             waits_for = {position for owner, position in places if owner is call}
             assert waits_for == set(open_call.left) == set(range(call.size)) - call.heard_of
@@ -510,29 +510,30 @@ class ScheduleMachine(RuleBasedStateMachine):
     @invariant()
     def no_job_waits_that_nobody_wants(self) -> None:
         assert all(
-            job.call in self.schedule.work.calls_of() and not job.call.group.stopping for job in self.schedule.work.jobs
+            job.call in self.scheduler.work.calls_of() and not job.call.group.stopping
+            for job in self.scheduler.work.jobs
         )
 
     @invariant()
     def no_job_waits_while_a_slot_is_free(self) -> None:
-        schedule = self.schedule
-        for job in schedule.work.jobs:
-            own = [slot for slot in schedule.slots.first(job.call.group.n_slots) if slot.index != job.avoid]
+        scheduler = self.scheduler
+        for job in scheduler.work.jobs:
+            own = [slot for slot in scheduler.slots.first(job.call.group.n_slots) if slot.index != job.avoid]
             n_building = len([slot for slot in own if slot.state is State.BUILDING])
             for slot in own:
                 # No more are built than there are jobs for.
                 assert slot.state is not State.EMPTY or n_building
                 # In turn, an object that was used waits for those that are being built.
-                assert slot.state is not State.IDLE or (schedule.work.in_turn and n_building)
+                assert slot.state is not State.IDLE or (scheduler.work.in_turn and n_building)
 
     @invariant()
     def as_many_are_built_as_jobs_wait(self) -> None:
         # A matching of jobs and slots that are being built: where those can't be had for all, no slot is free for the rest.
-        schedule = self.schedule
-        coming = [slot.index for slot in schedule.slots if slot.state is State.BUILDING]
-        empty = [slot.index for slot in schedule.slots if slot.state is State.EMPTY]
+        scheduler = self.scheduler
+        coming = [slot.index for slot in scheduler.slots if slot.state is State.BUILDING]
+        empty = [slot.index for slot in scheduler.slots if slot.state is State.EMPTY]
         fewest_first = sorted(
-            schedule.work.jobs, key=lambda job: (schedule.work.width(job.call.group), job.avoid is None)
+            scheduler.work.jobs, key=lambda job: (scheduler.work.width(job.call.group), job.avoid is None)
         )
         for job in fewest_first:
             own = [index for index in coming if index < job.call.group.n_slots and index != job.avoid]
@@ -543,12 +544,12 @@ class ScheduleMachine(RuleBasedStateMachine):
 
     @invariant()
     def somebody_works_while_a_call_is_open(self) -> None:
-        assert self.lives or not self.schedule.work.calls_of()
+        assert self.lives or not self.scheduler.work.calls_of()
 
     @invariant()
     def slots_are_what_the_workers_are(self) -> None:
-        schedule = self.schedule
-        for slot in schedule.slots:
+        scheduler = self.scheduler
+        for slot in scheduler.slots:
             life = self.lives.get(slot.index)
             assert (slot.state is State.EMPTY) is (life is None)
             if life is not None and life.message is not None:
@@ -556,11 +557,13 @@ class ScheduleMachine(RuleBasedStateMachine):
                 assert slot.seq == life.message
         # Counted apart for speed; a wrong count would show only much later.
         for state in State:
-            assert set(schedule.slots.indices(state)) == {slot.index for slot in schedule.slots if slot.state is state}
+            assert set(scheduler.slots.indices(state)) == {
+                slot.index for slot in scheduler.slots if slot.state is state
+            }
 
     @invariant()
     def nobody_stays_when_all_is_done(self) -> None:
-        if self.schedule.closing and not self.schedule.work.jobs:
+        if self.scheduler.closing and not self.scheduler.work.jobs:
             assert not self._idle()
 
     # --- the end --------------------------------------------------------------------------------------
@@ -569,12 +572,12 @@ class ScheduleMachine(RuleBasedStateMachine):
         if sys.exc_info()[0] is not None:
             return  # a rule was left half done: its error shall not be hidden by what follows from it
         self._drive()
-        assert self.schedule.is_idle
-        assert not self.schedule.is_warming
-        assert not any(self.schedule.is_running(group) for group in self.groups)
-        self.carry_out(self.schedule.close())
+        assert self.scheduler.is_idle
+        assert not self.scheduler.is_warming
+        assert not any(self.scheduler.is_running(group) for group in self.groups)
+        self.carry_out(self.scheduler.close())
         self._drive()
-        assert self.schedule.is_empty
+        assert self.scheduler.is_empty
         for call in self.calls:
             # One that its owner has cancelled needs no telling; all others hear of each item once (see `Asked`).
             assert call.is_settled or call in self.cancelled
@@ -591,10 +594,10 @@ class ScheduleMachine(RuleBasedStateMachine):
             elif closing := self._closing():
                 seq = self.lives.pop(closing[0]).closing
                 assert seq is not None
-                self.carry_out(self.schedule.ended(closing[0], seq))
+                self.carry_out(self.scheduler.ended(closing[0], seq))
             else:
                 return
-        pytest.fail(f"this never ends: {self.schedule}")
+        pytest.fail(f"this never ends: {self.scheduler}")
 
     # --- helpers --------------------------------------------------------------------------------------
 
@@ -612,11 +615,11 @@ class ScheduleMachine(RuleBasedStateMachine):
         return [slot for slot, life in lives if life.message is life.closing is None and not life.doomed]
 
     def _cancellable(self) -> list[Asked]:
-        waiting = [who_asked(call) for call in self.schedule.work.calls_of() if not call.claimed]
+        waiting = [who_asked(call) for call in self.scheduler.work.calls_of() if not call.claimed]
         return [call for call in waiting if call.request.claim and call not in self.cancelled]
 
     def _draw_group(self, data: st.DataObject) -> Group:
-        groups = self.schedule.work.groups()
+        groups = self.scheduler.work.groups()
         return groups[data.draw(st.integers(0, len(groups) - 1))]
 
     def _job(self, slot: int) -> Job:
@@ -643,12 +646,12 @@ class ScheduleMachine(RuleBasedStateMachine):
         self.unblamed[slot] = 0
         seq = self._answered(slot)
         report = Report(n_run, values, faults, seconds=n_run, was_refused=was_refused)
-        self.carry_out(self.schedule.finished(slot, seq, report))
+        self.carry_out(self.scheduler.finished(slot, seq, report))
 
     def _die(self, slot: int, death: Death) -> Decisions:
         seq = self.lives.pop(slot).message
         assert seq is not None
-        return self.schedule.died(slot, seq, death)
+        return self.scheduler.died(slot, seq, death)
 
     def _count_unblamed(self, slot: int, group: Group | None, limits: Limits, decisions: Decisions) -> None:
         self.unblamed[slot] += 1
@@ -663,12 +666,12 @@ class ScheduleMachine(RuleBasedStateMachine):
             return
         assert group.error is not None or any(isinstance(d, FailGroup) and d.group is group for d in decisions)
         if group.on_error is not None:
-            assert not any(call.group is group for call in self.schedule.work.calls_of())
-        assert not any(job.call.group is group for job in self.schedule.work.jobs)
+            assert not any(call.group is group for call in self.scheduler.work.calls_of())
+        assert not any(job.call.group is group for job in self.scheduler.work.jobs)
 
     def _snapshot(self) -> object:
-        slots = [dict(vars(slot)) for slot in self.schedule.slots]
-        return repr(self.schedule), slots
+        slots = [dict(vars(slot)) for slot in self.scheduler.slots]
+        return repr(self.scheduler), slots
 
 
 def _value(call: Asked, position: int) -> object:

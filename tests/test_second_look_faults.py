@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from joblib_stateful import StatefulExecutor, _core, call_worker, shutdown, stateful_map
-from joblib_stateful._core import Core
+from joblib_stateful import StatefulExecutor, call_worker, shutdown, stateful_map
+from joblib_stateful._executor import _pool
+from joblib_stateful._executor._pool import WorkerPool
 from needs import needs
 
 if TYPE_CHECKING:
@@ -25,9 +26,10 @@ def test_a_worker_that_waits_for_a_slow_parent_is_not_held_to_be_damaged(run_pro
     done = run_program(
         """
 import time
-from joblib_stateful import _limits, stateful_map
+from joblib_stateful import stateful_map
+from joblib_stateful._executor import _timeouts
 
-_limits._STARTUP_SECONDS = 0.2
+_timeouts._STARTUP_SECONDS = 0.2
 
 class Slow:
     def __init__(self, value):
@@ -99,15 +101,15 @@ def test_two_threads_that_want_more_slots_at_once(monkeypatch: pytest.MonkeyPatc
     """The second one comes while the first one is about to have the executor grow."""
     kwargs = [{"name": name} for name in "abcd"]
     list(stateful_map(Named, range(2), worker_kwargs=kwargs[:2], engine=engine))
-    grow, is_there, go_on = Core.grow, threading.Event(), threading.Event()
+    grow, is_there, go_on = WorkerPool.grow, threading.Event(), threading.Event()
 
-    def wait_and_grow(core: Core, other: Core) -> None:
+    def wait_and_grow(pool: WorkerPool, other: WorkerPool) -> None:
         if not is_there.is_set():
             is_there.set()
             go_on.wait()
-        grow(core, other)
+        grow(pool, other)
 
-    monkeypatch.setattr(Core, "grow", wait_and_grow)
+    monkeypatch.setattr(WorkerPool, "grow", wait_and_grow)
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(lambda: list(stateful_map(Named, range(40), worker_kwargs=kwargs, engine=engine)))
         try:
@@ -137,8 +139,8 @@ def test_a_call_whose_outcome_can_not_even_be_described_has_one(monkeypatch: pyt
 
     with StatefulExecutor(n_jobs=1, engine=engine) as executor:
         with monkeypatch.context() as patch:
-            patch.setattr(_core, "report_of", no_memory)
-            patch.setattr(_core, "report_without", no_memory)
+            patch.setattr(_pool, "report_of", no_memory)
+            patch.setattr(_pool, "report_without", no_memory)
             first, second = executor.submit(fail), executor.submit(fail)
             assert type(first.exception(timeout=20)) is MemoryError
             assert type(second.exception(timeout=20)) is MemoryError

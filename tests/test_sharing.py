@@ -19,9 +19,9 @@ from joblib import Parallel, delayed, parallel_config
 
 import joblib_stateful
 from joblib_stateful import StatefulExecutor, call_worker, get_worker, shutdown, stateful_map
-from joblib_stateful._segments import _Spares, spares
-from joblib_stateful._sharing import SharedMemory
-from joblib_stateful.engines._shared_numbers import SharedNumbers
+from joblib_stateful._transport._segments import _Spares, spares
+from joblib_stateful._transport._shared_memory import SharedMemory
+from joblib_stateful.engines.loky._shared_numbers import SharedNumbers
 from needs import needs
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from joblib_stateful import _system
+from joblib_stateful._process import _system
 
 if TYPE_CHECKING:
     from conftest import RunProgram, StartProgram
@@ -132,9 +132,9 @@ print("done")
 # What a program may use from now on; enough for its own threads and workers' lines.
 _SCARCE = """
 import faulthandler, os, resource, sys
-import joblib_stateful._segments
+import joblib_stateful._transport._segments
 from joblib_stateful import StatefulExecutor, errors, factory, shutdown, stateful_map
-import joblib_stateful.engines._loky, joblib_stateful._iterator, joblib_stateful._parallel, tqdm, traceback, linecache
+import joblib_stateful.engines.loky._engine, joblib_stateful._map._iterator, joblib_stateful._map._generator, tqdm, traceback, linecache
 
 faulthandler.dump_traceback_later(50, exit=True)
 MB = 1 << 20

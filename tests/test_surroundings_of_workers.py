@@ -14,8 +14,8 @@ import pytest
 from joblib import Parallel, delayed, parallel_config
 
 from joblib_stateful import StatefulExecutor, errors, get_worker, stateful_map
-from joblib_stateful._surroundings import Environment, Surroundings
-from joblib_stateful.engines._starting import interpreter_flags
+from joblib_stateful._worker._surroundings import Environment, Surroundings
+from joblib_stateful.engines.loky._starting import interpreter_flags
 from needs import needs
 
 if TYPE_CHECKING:
@@ -216,7 +216,7 @@ def test_a_recursion_limit_too_low_for_a_worker_is_one_warning() -> None:
     script = """
 import sys
 from joblib_stateful import stateful_map, StatefulExecutor
-import joblib_stateful._surroundings as surroundings
+import joblib_stateful._worker._surroundings as surroundings
 with StatefulExecutor(n_jobs=1) as executor:
     executor.submit(abs, -1).result()
     sys.setrecursionlimit(99)

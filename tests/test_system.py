@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import joblib_stateful
-from joblib_stateful import _system
+from joblib_stateful._process import _system
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,7 +64,7 @@ def questions(text: str) -> Iterator[str]:
 
 @pytest.mark.parametrize("name", MODULES)
 def test_no_other_module_asks_the_system(name: str) -> None:
-    asked = [] if name == "_system.py" else list(questions(MODULES[name].read_text(encoding="utf-8")))
+    asked = [] if name == "_process/_system.py" else list(questions(MODULES[name].read_text(encoding="utf-8")))
     assert not asked
 
 
@@ -90,13 +90,13 @@ def test_questions_are_seen(text: str) -> None:
 def lacking() -> set[str]:
     """Return what this system lacks itself, whatever is switched off in the environment."""
     env = {name: value for name, value in os.environ.items() if name != "JOBLIB_STATEFUL_WITHOUT"}
-    program = "from joblib_stateful import _system; print(*_system.MISSING)"
+    program = "from joblib_stateful._process import _system; print(*_system.MISSING)"
     done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True)
     return set(done.stdout.split())
 
 
 def test_what_is_named_in_the_environment_is_missing() -> None:
-    program = "from joblib_stateful import _system; print(_system.HAS_FORK, _system.HAS_PROC, sorted(_system.MISSING))"
+    program = "from joblib_stateful._process import _system; print(_system.HAS_FORK, _system.HAS_PROC, sorted(_system.MISSING))"
 
     def missing(without: str) -> str:
         env = {**os.environ, "JOBLIB_STATEFUL_WITHOUT": without}

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from joblib_stateful import StatefulExecutor, call_worker, errors, get_worker_info, stateful_map, testing
-from joblib_stateful._messages import Build, Death, Finish, Run
-from joblib_stateful._transport import Pickled
+from joblib_stateful._transport._transport import Pickled
+from joblib_stateful._worker._messages import Build, Death, Finish, Run
 from joblib_stateful.testing import MemoryEngine, MemoryWorker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from joblib_stateful._messages import Failure, Reply
+    from joblib_stateful._worker._messages import Failure, Reply
 
 
 class Counter:
@@ -182,7 +182,7 @@ def test_a_worker_that_is_killed_just_before_it_is_closed_leaves_the_slots_next_
     futures = [executor.submit(call_worker, "a")]
 
     def kill_and_go_on(_: Any) -> None:
-        executor.core.kill()
+        executor.pool.kill()
         futures.append(executor.submit(call_worker, "b"))
 
     try:

@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from joblib_stateful import StatefulExecutor, call_worker, errors, get_worker_info, stateful_map
-from joblib_stateful._clock import Clock
+from joblib_stateful._process._timers import Clock
 from needs import needs
 from test_map_tools import Log, Scene, new_scene
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from joblib_stateful import TaskResult, errors, stateful_map
-from joblib_stateful._transport import ByReference, Pickled, Transport
+from joblib_stateful._transport._transport import ByReference, Pickled, Transport
 from test_map_tools import policies
 
 if TYPE_CHECKING:

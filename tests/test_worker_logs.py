@@ -176,7 +176,7 @@ def levels() -> tuple[bool, bool, bool]:
 
 def sent() -> list[int]:
     """Return the levels of records that are really sent, and not thrown away in the parent."""
-    from joblib_stateful.engines import _log_channel
+    from joblib_stateful.engines.loky import _log_channel
 
     levels_sent: list[int] = []
     encode = _log_channel.encode

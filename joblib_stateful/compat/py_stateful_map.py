@@ -15,17 +15,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from .. import errors
-from .._executor import StatefulExecutor
-from .._iterator import StatefulMap, with_indices
-from .._map import stateful_map
-from .._spec import Factory, factory, make_spec
+from .._executor._executor import StatefulExecutor
+from .._executor._spec import Factory, factory, make_spec
+from .._map._api import stateful_map
+from .._map._iterator import StatefulMap, with_indices
 from .._words import a, count
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from .._map_types import PassAs
-    from .._plan import OnError
+    from .._map._plan import OnError
+    from .._map._types import PassAs
     from .._public import TaskResult
 
 __all__ = ["ArgumentPassing", "ExceptionBehavior", "ResultIterator", "StateFullWorkerPool", "WorkerResultWrapper"]
@@ -205,7 +205,7 @@ class StateFullWorkerPool:
         errors.ShutdownError
             The pool's ``with`` block was left.
         """
-        if self._executor.core.is_closed:
+        if self._executor.pool.is_closed:
             raise errors.ShutdownError("This pool's with block was left; make a new StateFullWorkerPool.")
         results: StatefulMap[Any] = stateful_map(
             self._executor,
@@ -224,11 +224,11 @@ class StateFullWorkerPool:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         """End the workers: nobody waits for what still runs, while idle ones may close their objects."""
-        core = self._executor.core
-        core.kill(only_busy=True)
-        core.close(wait=False)
-        if not core.wait_until_empty(self.join_timeout):
-            core.kill()
+        pool = self._executor.pool
+        pool.kill(only_busy=True)
+        pool.close(wait=False)
+        if not pool.wait_until_empty(self.join_timeout):
+            pool.kill()
 
     def __repr__(self) -> str:
         return f"<StateFullWorkerPool of {self._executor!r}>"

@@ -19,7 +19,8 @@ from .. import errors
 from ._base import Engine, EngineWorker
 
 if TYPE_CHECKING:
-    from .._messages import (
+    from .._transport._transport import Pickled
+    from .._worker._messages import (
         Build,
         BuildFailed,
         Built,
@@ -33,11 +34,10 @@ if TYPE_CHECKING:
         Reply,
         Run,
     )
-    from .._transport import Pickled
-    from .._worker import Progress
-    from ._dask import DaskEngine as DaskEngine
+    from .._worker._worker import Progress
     from ._ray import RayEngine as RayEngine
     from ._remote import Host, RemoteWorker
+    from .dask._engine import DaskEngine as DaskEngine
 
 # `DaskEngine` and `RayEngine` are here, too, but not for ``import *``: what they need may not be installed.
 __all__ = [
@@ -64,7 +64,7 @@ __all__ = [
     "loaded",
 ]
 
-_MODULES = {"loky": "_loky", "threads": "_threads", "inline": "_inline", "dask": "_dask", "ray": "_ray"}
+_MODULES = {"loky": "loky._engine", "threads": "_threads", "inline": "_inline", "dask": "dask._engine", "ray": "_ray"}
 # What has to be installed for some of them.
 _NEEDED = {"dask": "distributed", "ray": "ray"}
 # Imported when they are asked for; workers import this package, too. (Engine or module.)
@@ -73,8 +73,8 @@ _HOMES = {
     "RayEngine": "ray",
     "Host": "._remote",
     "RemoteWorker": "._remote",
-    "Pickled": ".._transport",
-    "Progress": ".._worker",
+    "Pickled": ".._transport._transport",
+    "Progress": ".._worker._worker",
     **dict.fromkeys(
         (
             "Build",
@@ -90,7 +90,7 @@ _HOMES = {
             "Reply",
             "Run",
         ),
-        ".._messages",
+        ".._worker._messages",
     ),
 }
 #: The engines that can be asked for by name.

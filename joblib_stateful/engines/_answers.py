@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from .._messages import Build, BuildFailed, Built, Failure, Finished, Ran, Refused, Run
-from .._transport import Parcel
+from .._transport._transport import Parcel
+from .._worker._messages import Build, BuildFailed, Built, Failure, Finished, Ran, Refused, Run
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from .._messages import Message
+    from .._worker._messages import Message
 
 
 def fault_in(message: Message, reply: Any, kept: Any = ()) -> str:

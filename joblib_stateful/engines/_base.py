@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, ClassVar
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping
 
-    from .._messages import Death, Failure, Finish, Message, Reply
-    from .._surroundings import Surroundings
-    from .._transport import Transport
-    from .._worker import Progress, Worker
+    from .._transport._transport import Transport
+    from .._worker._messages import Death, Failure, Finish, Message, Reply
+    from .._worker._surroundings import Surroundings
+    from .._worker._worker import Progress, Worker
 
 __all__ = ["Engine", "EngineWorker"]
 

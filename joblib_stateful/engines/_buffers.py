@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .._arrivals import COPIED_BYTES, Arrived
-from .._definitions import frames_of
-from .._messages import Build, Finish, Run
-from .._sharing import NamedFile, SharedFrame, ToCopy, copied_out, segments_of
+from .._transport._arrivals import COPIED_BYTES, Arrived
+from .._transport._definitions import frames_of
+from .._transport._shared_memory import NamedFile, SharedFrame, ToCopy, copied_out, segments_of
+from .._worker._messages import Build, Finish, Run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
 
-    from .._messages import Message, Ran
-    from .._segments import Arena
+    from .._transport._segments import Arena
+    from .._worker._messages import Message, Ran
 
 
 def segments_in(message: Message) -> Iterator[Any]:

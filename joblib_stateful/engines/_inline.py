@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, ClassVar
 
-from .._interrupts import interruptible
-from .._transport import ByReference
-from .._worker import Progress, Worker
+from .._process._interrupts import interruptible
+from .._transport._transport import ByReference
+from .._worker._worker import Progress, Worker
 from ._base import Engine, EngineWorker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from .._messages import Death, Failure, Finish, Message, Reply
+    from .._worker._messages import Death, Failure, Finish, Message, Reply
 
 
 class InlineWorker(EngineWorker):

@@ -12,15 +12,15 @@ import threading
 from abc import abstractmethod
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeAlias
 
-from .. import _locks
-from .._messages import Death, Finished, Run
-from .._worker import Progress
+from .._process import _locks
+from .._worker._messages import Death, Finished, Run
+from .._worker._worker import Progress
 from ._base import EngineWorker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .._messages import Failure, Finish, Message, Reply
+    from .._worker._messages import Failure, Finish, Message, Reply
 
     OnReply: TypeAlias = Callable[[Reply | Death], None]
 

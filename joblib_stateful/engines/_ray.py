@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import ray
 
 from .. import errors
-from .._messages import NO_ROOM, Death, Finish, Finished, Refused
-from .._sharing import Stored
+from .._transport._shared_memory import Stored
+from .._worker._messages import NO_ROOM, Death, Finish, Finished, Refused
 from ._base import Engine
 from ._buffers import Handle, with_buffers
 from ._remote import Host, RemoteWorker
@@ -23,9 +23,9 @@ from ._remote import Host, RemoteWorker
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from .._messages import Message, Reply
-    from .._sharing import Blob
-    from .._transport import Transport
+    from .._transport._shared_memory import Blob
+    from .._transport._transport import Transport
+    from .._worker._messages import Message, Reply
 
 # How often a message under way looks whether the connection is still there: where it is closed meanwhile, Ray wakes nobody.
 _LOOK_SECONDS = 2.0

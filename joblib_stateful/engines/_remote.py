@@ -12,17 +12,29 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING
 
 from .. import errors
-from .._messages import Build, BuildFailed, Built, Death, Failure, Finish, Finished, Phase, Refused, Run, answer_to
-from .._safely import name_of, text_of
-from .._signals import hold_back
-from .._worker import Progress, Worker, set_process_worker
+from .._process._safely import name_of, text_of
+from .._worker._messages import (
+    Build,
+    BuildFailed,
+    Built,
+    Death,
+    Failure,
+    Finish,
+    Finished,
+    Phase,
+    Refused,
+    Run,
+    answer_to,
+)
+from .._worker._signals import hold_back
+from .._worker._worker import Progress, Worker, set_process_worker
 from ..errors import why_condemned
 from ._answers import fault_in
 from ._mailbox import ServedWorker
 
 if TYPE_CHECKING:
-    from .._messages import Message, Reply
-    from .._transport import Transport
+    from .._transport._transport import Transport
+    from .._worker._messages import Message, Reply
 
 __all__ = ["Host", "RemoteWorker"]
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, ClassVar
 
-from .._safely import full_name_of
-from .._transport import ByReference
-from .._worker import Worker
+from .._process._safely import full_name_of
+from .._transport._transport import ByReference
+from .._worker._worker import Worker
 from ._base import Engine
 from ._mailbox import ServedWorker
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from .._messages import Death, Message, Reply
+    from .._worker._messages import Death, Message, Reply
 
 
 class ThreadWorker(ServedWorker):

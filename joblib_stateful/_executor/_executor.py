@@ -1,0 +1,464 @@
+"""`StatefulExecutor`: a `concurrent.futures.Executor` whose workers have an object each.
+
+::
+
+      caller's thread                            our threads                       worker processes
+    ┌──────────────────┐  Call   ┌─────────────────────────────────────┐ Build  ┌──────────────────┐
+    │ submit()         │ ──────> │ WorkerPool        lock                    │ ─────> │ Worker           │
+    │ stateful_map()   │         │  ├ Scheduler  which slot, retry,     │  Run   │  builds object   │
+    │ StatefulBackend  │         │  │           restart: decisions     │ ─────> │  runs items      │
+    │                  │ <────── │  └ EngineWorker per slot: send,     │ <───── │  reports         │
+    └──────────────────┘ settled │                 close, kill         │  Ran   └──────────────────┘
+                                 └─────────────────────────────────────┘
+
+`submit` packs a function and its arguments into a `Call` and hands it to the `WorkerPool`. The `Scheduler` decides
+which slot takes it. The slot's `EngineWorker` carries `Build`, `Run` and `Finish` to the `Worker` on the other
+side and brings its reply, or a `Death`, which the scheduler turns into outcomes. Once all of a call's items
+have one, it is settled, and its future with it.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import itertools
+import os
+import time
+import warnings
+import weakref
+from collections import deque
+from concurrent.futures import Executor, Future
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from .. import _words, engines, errors
+from .._copies import NotCopied
+from .._scheduling._requests import Group, Limits, Request
+from .._transport import _code
+from .._transport._noticing import Memory
+from . import _arguments, _exit
+from ._futures import Resolver
+from ._nesting import check_call, depth_of
+from ._pool import WorkerPool
+from ._replies import packing_error_of
+from ._spec import PackedSpec, factory, make_spec, name_of, version_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from types import TracebackType
+
+    from .._public import WorkerInfo
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+# joblib's names, which a test compares: asking joblib would mean to import it before the first worker is started.
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMBA_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+)
+TBB_VARIABLE = "ENABLE_IPC"
+_KILLED = "The executor was shut down with kill_workers=True before this call had ended; submit it to another one."
+
+
+class StatefulExecutor(NotCopied, Executor):
+    """Runs functions in workers that each have built an object of their own.
+
+    Parameters
+    ----------
+    worker : class, functools.partial of a class, or factory(function), optional
+        What builds each worker's object. None: the workers have none.
+    n_jobs : int, optional
+        Number of slots, each with one worker. None: one per dict in ``worker_kwargs``, else one per CPU.
+        Negative as in joblib.
+    shared_kwargs : dict, optional
+        Constructor kwargs that every worker gets.
+    worker_kwargs : list of dict, optional
+        Kwargs of each slot, laid over ``shared_kwargs``.
+    worker_env : list of dict, optional
+        Environment variables of each slot's process, set before any module is imported there.
+    engine : {"loky", "threads", "inline", "dask", "ray"} or Engine, default "loky"
+        What a worker is: a process, a thread, or whoever calls.
+    idle_timeout : float, optional
+        Seconds without work after which objects are closed; they are built again when needed. None: never.
+    item_timeout : float, optional
+        Seconds that one call may run; beyond it, its worker is killed and the call fails with
+        `errors.ItemTimeoutError`. None: no limit.
+    init_timeout : float, optional
+        Seconds that building an object may take; can't be kept by engine ``"inline"``. None: no limit.
+    retries : int, default 0
+        How often a call is tried again after its worker crashed or timed out.
+    max_restarts : int, default 3
+        How often in a row a slot's process may die without finishing anything.
+    max_tasks_per_worker : int, optional
+        Calls after which a worker is closed and its object built anew. None: never.
+    inner_max_num_threads : int, optional
+        Threads that BLAS and OpenMP may use in each worker's process, where the engine starts one (``"loky"``,
+        ``"ray"``). None: the CPUs divided by ``n_jobs``, as in joblib.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is wrong; nothing was started.
+    errors.EngineError
+        The engine can't be used in this process.
+
+    Notes
+    -----
+    A plain `concurrent.futures.Executor` otherwise. Each slot is a process of its own, started as loky starts its workers:
+    whence crash isolation comes.
+
+    Examples
+    --------
+    >>> from joblib_stateful import StatefulExecutor, call_worker
+    >>> class Adder:
+    ...     def __init__(self, to):
+    ...         self.to = to
+    ...     def __call__(self, item):
+    ...         return self.to + item
+    >>> with StatefulExecutor(Adder, shared_kwargs={"to": 40}, engine="inline") as executor:
+    ...     executor.submit(call_worker, 2).result()
+    42
+    """
+
+    _instead = (
+        "its workers belong to this one, in this process. Pass it on as it is within the process; what is sent to workers, or "
+        "to other processes, must not hold it: call it where it is, or have them make their own."
+    )
+
+    @_arguments.names_options("StatefulExecutor", "self")
+    def __init__(
+        self,
+        worker: Any = None,
+        n_jobs: int | None = None,
+        *,
+        shared_kwargs: Mapping[str, Any] | None = None,
+        worker_kwargs: Sequence[Mapping[str, Any]] | None = None,
+        worker_env: Sequence[Mapping[str, str]] | None = None,
+        engine: str | engines.Engine = "loky",
+        idle_timeout: float | None = None,
+        item_timeout: float | None = None,
+        init_timeout: float | None = None,
+        retries: int = 0,
+        max_restarts: int = 3,
+        max_tasks_per_worker: int | None = None,
+        inner_max_num_threads: int | None = None,
+    ) -> None:
+        self._engine = engines.get(engine)
+        self._limits = _arguments.check_limits(self._engine, item_timeout, init_timeout, retries, max_restarts)
+        spec = make_spec(as_builder(worker), shared_kwargs, worker_kwargs)
+        if worker is not None and spec.build is None:
+            raise TypeError(
+                f"StatefulExecutor takes what builds the workers' objects (a class or factory(function)), not the "
+                f"stateless function {worker!r}: submit that instead; or write factory({worker!r}) if it is to be called "
+                "once per worker and to return its object.",
+            )
+        check_call(worker, self._engine)
+        n_slots = _arguments.resolve_n_jobs(n_jobs, spec.worker_kwargs, self._engine)
+        if max_tasks_per_worker is not None:
+            _arguments.check_integer("max_tasks_per_worker", max_tasks_per_worker, 1, " None means never.")
+        self._pool = make_pool(
+            PackedSpec(spec, self._engine.transport),
+            n_slots,
+            self._engine,
+            _arguments.check_env(worker_env, n_slots, self._engine),
+            max_tasks=max_tasks_per_worker,
+            idle_timeout=_arguments.check_seconds("idle_timeout", idle_timeout),
+            inner_max_num_threads=inner_max_num_threads,
+        )
+        self._group = Group()
+        self._reloads, self._version = _code.reloads(), version_of(spec, self._engine.transport)
+        self._memory = Memory()
+        # Dropped without shutdown(): what was submitted is finished, then the workers end.
+        self._finalizer = weakref.finalize(self, _close, self._pool)
+        self._finalizer.atexit = False
+        _exit.register()  # so that it takes no more calls at exit, even if it never started a worker
+
+    @property
+    def pool(self) -> WorkerPool:
+        """What runs the calls; for `stateful_map`."""
+        return self._pool
+
+    @property
+    def limits(self) -> Limits:
+        """Limits of the calls; for `stateful_map`."""
+        return self._limits
+
+    def warn_of_changes(self, stacklevel: int = 3) -> None:
+        """Warn, once, if the environment has changed since the workers were started."""
+        if self._pool.environment is not None and self._pool.has_workers:
+            self._pool.environment.warn_of_changes(stacklevel)
+
+    @property
+    def n_jobs(self) -> int:
+        """Number of slots."""
+        return self._pool.n_jobs
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Run a function in a worker, where `get_worker` returns that worker's object.
+
+        Parameters
+        ----------
+        fn : callable
+            The function; `call_worker` calls the worker's object.
+        *args, **kwargs
+            Its arguments; pickled at once, so changing them later does not matter.
+
+        Returns
+        -------
+        concurrent.futures.Future
+            If the call fails, the exception is the worker's own, with its traceback as ``__cause__``; or one
+            of `joblib_stateful.errors`.
+
+        Raises
+        ------
+        TypeError
+            ``fn`` is not callable.
+        errors.ShutdownError
+            The executor is shut down; a RuntimeError.
+        """
+        if not callable(fn):
+            item = _words.short(fn)
+            raise TypeError(
+                f"submit() takes a function to be run in a worker, and {item} can't be called. To call the worker's object "
+                f"with it, write executor.submit(call_worker, {item})."
+            )
+        self._warn_of_reloads(_code.reloads(at_new_ones=False), 4)
+        self.warn_of_changes()
+        check_call(fn, self._engine)
+        future: Future[T] = Future()
+        transport = self._engine.transport
+        parcel, faults = transport.pack_all([(fn, args, kwargs)], definer=transport.definer(memory=self._memory))
+        request = Request(
+            1,
+            self._group,
+            Resolver(future, _KILLED),
+            self._limits,
+            parcel=parcel,
+            faults={0: packing_error_of(faults[0], None)} if faults else None,
+            surroundings=self._engine.surroundings(),
+            claim=future.set_running_or_notify_cancel,
+        )
+        self._pool.accept(request)
+        return future
+
+    def warn_of_old_code(self) -> None:
+        """Warn if the workers' code has been edited since they were made from it; once each time. For `stateful_map`."""
+        self._warn_of_reloads(_code.reloads(), 8)
+        spec, before = self._pool.packed.spec, self._version
+        self._version = version_of(spec, self._engine.transport)
+        if self._version != before:
+            _warn_of_old_code(
+                f"{name_of(spec.build)}, or something that it uses, has changed since this executor was made, and its "
+                "objects are built from what it was then.",
+                7,
+            )
+
+    def _warn_of_reloads(self, present: _code.Reloads, stacklevel: int) -> None:
+        before, self._reloads = self._reloads, present
+        if present != before and self._pool.has_started:
+            _warn_of_old_code(
+                f"The module {present.latest} was loaded again, and the workers of this executor still have what it was "
+                "before.",
+                stacklevel,
+            )
+
+    def workers(self) -> list[WorkerInfo]:
+        """Return a `WorkerInfo` per slot."""
+        return self._pool.infos()
+
+    def warm_up(self) -> None:
+        """Build every worker's object now, all at the same time, and return when they stand.
+
+        Raises
+        ------
+        errors.WorkerInitError
+            One of them could not be built.
+        errors.WorkerCrashedError
+            One of them keeps dying as soon as it is built.
+        errors.ShutdownError
+            The executor is shut down.
+        """
+        if self._pool.is_closed:
+            raise errors.ShutdownError("This executor is shut down, so that nothing can be built; make a new one.")
+        self._pool.warm_up(self._limits)
+
+    def map(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[T]:
+        """Run a function in the workers for each item of some iterables, as `concurrent.futures.Executor.map` does.
+
+        `joblib_stateful.stateful_map` is made for many items: lazy, in batches, with a length and a progress bar.
+
+        Parameters
+        ----------
+        fn : callable
+            The function, called with one item of each iterable.
+        *iterables
+            The items; the shortest one ends the map.
+        timeout : float, optional
+            Seconds from now after which waiting for a result raises; None: no limit.
+        chunksize : int, default 1
+            For the sake of the standard library's signature; it has no effect.
+        buffersize : int, optional
+            How many calls may be under way whose results have not been taken; then the iterables are read lazily. None:
+            all are read at once. The standard library's own has it from Python 3.14 on.
+
+        Returns
+        -------
+        iterator
+            The results, in order.
+
+        Raises
+        ------
+        TypeError, ValueError
+            ``buffersize`` is no integer, or less than 1.
+
+        Examples
+        --------
+        >>> import itertools
+        >>> from joblib_stateful import StatefulExecutor
+        >>> with StatefulExecutor(n_jobs=2, engine="threads") as executor:
+        ...     results = executor.map(abs, itertools.count(-3), buffersize=4)
+        ...     [next(results), next(results)]
+        [3, 2]
+        """
+        if buffersize is None:
+            return super().map(fn, *iterables, timeout=timeout, chunksize=chunksize)
+        if not isinstance(buffersize, int):
+            raise TypeError(f"buffersize must be an integer or None, and is {_words.short(buffersize)}")
+        if buffersize < 1:
+            raise ValueError(f"buffersize must be None or > 0, and is {buffersize}")
+        end = None if timeout is None else time.monotonic() + timeout
+        args = zip(*iterables, strict=False)
+        under_way = deque(self.submit(fn, *each) for each in itertools.islice(args, buffersize))
+        owner = weakref.ref(self)  # which may go before its results
+
+        def submit_next() -> None:
+            executor = owner()
+            if executor is not None:
+                under_way.extend(executor.submit(fn, *each) for each in itertools.islice(args, 1))
+
+        return _results(under_way, submit_next, end)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, kill_workers: bool = False) -> None:  # noqa: FBT001, FBT002 - the standard library's signature
+        """Take no more calls and end the workers.
+
+        Parameters
+        ----------
+        wait : bool, default True
+            Return only when all submitted calls are done and all workers are gone.
+        cancel_futures : bool, default False
+            Cancel the calls that have not started.
+        kill_workers : bool, default False
+            Don't wait for calls that run: kill the workers. Their objects are not closed.
+        """
+        if cancel_futures:
+            self._pool.cancel_queued()
+        if kill_workers:
+            self._pool.abort()
+        self._pool.close(wait=wait)
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        """Shut down; after a Ctrl-C without waiting for what still runs."""
+        self.shutdown(
+            wait=True, kill_workers=exc_type is KeyboardInterrupt, cancel_futures=exc_type is KeyboardInterrupt
+        )
+
+    def __repr__(self) -> str:
+        built = self._pool.packed.spec.build
+        name = "no object" if built is None else getattr(built, "__qualname__", repr(built))
+        counts = "shut down" if self._pool.is_closed else self._pool.counts()
+        return f"<StatefulExecutor {name} n_jobs={self.n_jobs} engine={self._engine.name!r}{counts and f': {counts}'}>"
+
+
+def _close(pool: WorkerPool) -> None:
+    _exit.call_from_finaliser(functools.partial(pool.close, wait=False))
+
+
+def _warn_of_old_code(what: str, stacklevel: int) -> None:
+    warnings.warn(
+        f"{what} Shut it down and make a new one; a class that is given to stateful_map itself, or to the backend, is "
+        "built anew in such a case.",
+        RuntimeWarning,
+        stacklevel=stacklevel,
+    )
+
+
+def as_builder(worker: Any) -> Any:
+    """Return a class so that its objects need not be callable: here functions use them, by `get_worker`."""
+    made_from = worker.func if isinstance(worker, functools.partial) else worker
+    return factory(worker) if inspect.isclass(made_from) else worker
+
+
+def _results(under_way: deque[Future[T]], submit_next: Callable[[], None], end: float | None) -> Iterator[T]:
+    """Return results in order, and have one more call made for each that is taken; cancel what nobody takes."""
+    try:
+        yield from _taken(under_way, submit_next, end)
+    finally:
+        for future in under_way:
+            future.cancel()
+
+
+def _taken(under_way: deque[Future[T]], submit_next: Callable[[], None], end: float | None) -> Iterator[T]:
+    while under_way:
+        submit_next()
+        # The future is let go before its result is taken.
+        yield under_way.popleft().result(None if end is None else end - time.monotonic())
+
+
+def make_pool(
+    packed: PackedSpec,
+    n_jobs: int,
+    engine: engines.Engine,
+    envs: Sequence[Mapping[str, str]],
+    *,
+    max_tasks: int | None = None,
+    idle_timeout: float | None = None,
+    inner_max_num_threads: int | None = None,
+) -> WorkerPool:
+    """Return the pool of an executor; nothing is started yet."""
+    _arguments.check_inner_threads(engine, inner_max_num_threads)
+    engine.check()
+    depth = depth_of(engine)
+    # Elsewhere this machine's CPUs are no measure, and a cluster sets limits of its own.
+    limits_threads = engine.takes_env and (inner_max_num_threads is not None or not engine.is_remote)
+
+    own = {name: os.environ[name] for name in (*THREAD_VARIABLES, TBB_VARIABLE) if name in os.environ}
+
+    @functools.cache
+    def with_limits() -> list[dict[str, str]]:
+        # Not before it is needed: counting CPUs imports loky, and while that is done something else can get ready.
+        threads = _thread_limits(n_jobs, inner_max_num_threads, own) if limits_threads else {}
+        return [{**threads, **env} for env in envs]
+
+    return WorkerPool(
+        packed,
+        n_jobs,
+        engine.for_slots(n_jobs),
+        with_limits,
+        max_tasks=max_tasks,
+        idle_timeout=idle_timeout,
+        depth=depth,
+    )
+
+
+def _thread_limits(n_jobs: int, explicit: int | None, own: Mapping[str, str]) -> dict[str, str]:
+    """Return joblib's rule for the threads of BLAS and OpenMP: CPUs over workers, unless the user set their own."""
+    share = max(_arguments.cpu_count() // n_jobs, 1)
+    env = {name: str(explicit) if explicit is not None else own.get(name, str(share)) for name in THREAD_VARIABLES}
+    if TBB_VARIABLE not in own:
+        env[TBB_VARIABLE] = "1"
+    return env

@@ -1,0 +1,210 @@
+"""`stateful_map`: its arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
+
+from .._executor import _arguments
+from ._progress import check_progress
+
+if TYPE_CHECKING:
+    from .. import engines
+    from .._executor._executor import StatefulExecutor
+    from .._public import TaskResult
+    from ._iterator import StatefulMap
+    from ._plan import OnError
+    from ._progress import ProgressLike
+    from ._types import Builder, MapOptions, PassAs
+
+T = TypeVar("T")
+
+
+@overload
+def stateful_map(
+    worker: StatefulExecutor,
+    iterable: Iterable[Any],
+    *,
+    on_error: Literal["immediate", "wait_others"] = ...,
+    **options: Unpack[MapOptions],
+) -> StatefulMap[Any]: ...
+@overload
+def stateful_map(
+    worker: StatefulExecutor,
+    iterable: Iterable[Any],
+    *,
+    on_error: Literal["deferred"],
+    **options: Unpack[MapOptions],
+) -> StatefulMap[TaskResult[Any]]: ...
+@overload
+def stateful_map(
+    worker: Builder[T],
+    iterable: Iterable[Any],
+    *,
+    on_error: Literal["immediate", "wait_others"] = ...,
+    **options: Unpack[MapOptions],
+) -> StatefulMap[T]: ...
+@overload
+def stateful_map(
+    worker: Builder[T],
+    iterable: Iterable[Any],
+    *,
+    on_error: Literal["deferred"],
+    **options: Unpack[MapOptions],
+) -> StatefulMap[TaskResult[T]]: ...
+@overload
+def stateful_map(
+    worker: Callable[..., T],
+    iterable: Iterable[Any],
+    *,
+    on_error: Literal["immediate", "wait_others"] = ...,
+    **options: Unpack[MapOptions],
+) -> StatefulMap[T]: ...
+@overload
+def stateful_map(
+    worker: Callable[..., T],
+    iterable: Iterable[Any],
+    *,
+    on_error: Literal["deferred"],
+    **options: Unpack[MapOptions],
+) -> StatefulMap[TaskResult[T]]: ...
+@_arguments.names_options("stateful_map")
+def stateful_map(
+    worker: Any,
+    iterable: Iterable[Any],
+    *,
+    n_jobs: int | None = None,
+    shared_kwargs: Mapping[str, Any] | None = None,
+    worker_kwargs: Sequence[Mapping[str, Any]] | None = None,
+    worker_env: Sequence[Mapping[str, str]] | None = None,
+    pass_as: PassAs = "item",  # noqa: S107 - no password
+    ordered: bool = True,
+    on_error: OnError = "immediate",
+    batch_size: int | Literal["auto"] = "auto",
+    buffer: int | Literal["auto"] = "auto",
+    item_timeout: float | None = None,
+    init_timeout: float | None = None,
+    retries: int = _arguments.RETRIES,
+    max_restarts: int = _arguments.MAX_RESTARTS,
+    inner_max_num_threads: int | None = None,
+    progress: ProgressLike = False,
+    total: int | None = None,
+    engine: str | engines.Engine = "loky",
+) -> StatefulMap[Any]:
+    """Map items through workers that each have built an object of their own, once.
+
+    Parameters
+    ----------
+    worker : class, factory(function), callable, or StatefulExecutor
+        A class, or a `functools.partial` of one: built once per worker from its kwargs, then called with each
+        item. `factory` (function): likewise, with what the function returns. Any other callable is stateless and
+        called as it is. A `StatefulExecutor` is used as it is and stays the caller's; its limits hold where none
+        are given here (``retries=0`` is given, a time limit of None is not).
+    iterable : iterable
+        The items; pulled only in the thread that calls ``next()``, never further ahead than ``buffer``.
+    n_jobs : int, optional
+        Number of workers. None: one per dict in ``worker_kwargs``, else as the active
+        `joblib.parallel_config` says, else one per CPU. Negative as in joblib.
+    shared_kwargs : dict, optional
+        Constructor kwargs that every worker gets.
+    worker_kwargs : list of dict, optional
+        One dict per worker, laid over ``shared_kwargs``.
+    worker_env : list of dict, optional
+        Environment variables of each worker's process, set before any module is imported there.
+    pass_as : {"item", "args", "kwargs"}, default "item"
+        Call ``worker(item)``, ``worker(*item)`` or ``worker(**item)``.
+    ordered : bool, default True
+        Yield results in the order of the input, or as they finish.
+    on_error : {"immediate", "wait_others", "deferred"}, default "immediate"
+        Raise a worker's exception as soon as it is known; or when the items that run have ended and their
+        results are yielded; or never, and yield a `TaskResult` for each item.
+    batch_size : int or "auto", default "auto"
+        Items sent in one message. "auto" follows the measured item times; long items travel alone.
+    buffer : int or "auto", default "auto"
+        Most items pulled from the input and not yet done with, the one in the consumer's hand included. "auto"
+        follows the batch size, and what items and results weigh (64 MiB in all, but one item per worker).
+    item_timeout : float, optional
+        Seconds one item may run; beyond it its worker is killed and the item fails with
+        `errors.ItemTimeoutError`. None: no limit.
+    init_timeout : float, optional
+        Seconds that building an object may take; can't be kept by engine ``"inline"``. None: no limit.
+    retries : int, default 0
+        How often an item is tried again, on another worker where there is one, after its worker crashed or timed
+        out. An exception that the worker raises is never retried.
+    max_restarts : int, default 3
+        How often in a row a worker may die without finishing anything.
+    inner_max_num_threads : int, optional
+        Threads of BLAS and OpenMP in each worker's process, where the engine starts one (``"loky"``, ``"ray"``).
+        None: CPUs over workers, as in joblib.
+    progress : bool, dict, tqdm class or bar, or callable, default False
+        True shows a `tqdm.auto` bar, a dict gives it arguments; a callable gets the number of items that newly
+        finished. Called in the consumer's thread only.
+    total : int, optional
+        The length of an input that has none.
+    engine : {"loky", "threads", "inline", "dask", "ray"} or Engine, default "loky"
+        Workers are processes, threads, or the calling thread.
+
+    Returns
+    -------
+    StatefulMap
+        An iterator over the results. Nothing starts before its first ``next()``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is wrong; nothing was started. While iterating: whatever the worker or the input raises,
+        and the exceptions of `joblib_stateful.errors`.
+
+    Notes
+    -----
+    The input is fed by hand, in programs that have imported joblib through its generator mode. When items travel in
+    batches and a worker dies, the item that was running pays, and the others of its batch run again one by one;
+    ``batch_size=1`` makes it strictly at most once.
+
+    Examples
+    --------
+    >>> from joblib_stateful import stateful_map
+    >>> class Adder:
+    ...     def __init__(self, to):
+    ...         self.to = to  # load a model, open a connection
+    ...     def __call__(self, item):
+    ...         return self.to + item
+    >>> list(stateful_map(Adder, range(3), n_jobs=2, shared_kwargs={"to": 10}))
+    [10, 11, 12]
+    """
+    _arguments.check_iterable(iterable)
+    pass_as = _arguments.check_choice("pass_as", pass_as, ("item", "args", "kwargs"))
+    on_error = _arguments.check_choice("on_error", on_error, ("immediate", "wait_others", "deferred"))
+    check_progress(progress)
+    for name, value in (("batch_size", batch_size), ("buffer", buffer)):
+        if value != "auto":
+            _arguments.check_integer(name, value, 1, ' Or write "auto".')
+    if total is not None:
+        _arguments.check_integer("total", total, 0, " It is the number of items that the input will have.")
+    from ._iterator import StatefulMap
+    from ._plan import make_plan
+
+    plan = make_plan(
+        worker,
+        iterable,
+        n_jobs=n_jobs,
+        shared_kwargs=shared_kwargs,
+        worker_kwargs=worker_kwargs,
+        worker_env=worker_env,
+        pass_as=pass_as,
+        ordered=ordered,
+        on_error=on_error,
+        batch_size=batch_size,
+        buffer=buffer,
+        limits={
+            "item_timeout": item_timeout,
+            "init_timeout": init_timeout,
+            "retries": retries,
+            "max_restarts": max_restarts,
+        },
+        inner_max_num_threads=inner_max_num_threads,
+        progress=progress,
+        total=total,
+        engine=engine,
+    )
+    return StatefulMap(plan)

@@ -1,0 +1,123 @@
+"""The input of a map: pulled in the consumer's thread, packed into batches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from .._executor._replies import packing_error_of
+from .._scheduling._requests import Request
+from .._transport._noticing import Memory
+from ._batches import Batch
+from ._plan import AFTER_ERROR
+
+if TYPE_CHECKING:
+    from .._scheduling._requests import Group
+    from .._transport._transport import Packing
+    from .._worker._surroundings import Surroundings
+    from ._batches import Inbox
+    from ._plan import Plan
+
+# A slow input must not hold results up: a batch is sent as it is when pulling it has taken so long.
+_PULL_SECONDS = 0.02
+# Pulling from these runs nobody's code, so several items can be pulled before the first of them is packed.
+_AT_REST: tuple[type, ...] = tuple(map(type, map(iter, ([], (), range(0), range(1 << 64)))))
+
+
+class Feeder:
+    """Makes batches of a map's input, as long as it has some.
+
+    Parameters
+    ----------
+    plan : Plan
+        What to do.
+    group : Group
+        What its batches are a part of.
+    inbox : Inbox
+        Where what becomes of them is left.
+    """
+
+    def __init__(self, plan: Plan, group: Group, inbox: Inbox) -> None:
+        self._plan, self._group, self._inbox = plan, group, inbox
+        self._input: Iterator[Any] | None = None
+        self._is_at_rest = False  # its items are there already: it is never slow
+        self._set_back: list[Any] = []  # items of such an input for which the latest batch had no room
+        self._memory = Memory()
+        self.surroundings: Surroundings | None = None  # when the input was begun
+        self.n_pulled = 0
+        self.is_over = False
+        self.is_slow = False  # the latest batch took long to pull
+        self.error: Exception | None = None  # that the input has raised
+
+    def next_batch(self, room: int) -> Batch | None:
+        """Pull a batch for which there is room; None if the input has ended."""
+        plan = self._plan
+        if self._input is None:
+            self.surroundings = plan.surroundings()  # before the input's own code
+            self._input = iter(plan.iterable)
+            self._is_at_rest = isinstance(self._input, _AT_REST)
+        remaining = None if plan.length is None else max(0, plan.length - self.n_pulled)
+        packing = self._pull(self._input, plan.batching.next_batch(room, remaining))
+        return self._batch_of(packing) if packing.count else None
+
+    def __repr__(self) -> str:
+        return f"<Feeder {self.n_pulled} pulled{', over' * self.is_over}{', slow' * self.is_slow}>"
+
+    def end(self) -> None:
+        """Pull nothing more."""
+        source, self._input, self.is_over = self._input, None, True
+        self._set_back.clear()
+        if isinstance(source, Generator):
+            source.close()
+
+    def _pull(self, source: Iterator[Any], wanted: int) -> Packing:
+        """Pull and pack up to ``wanted`` items; fewer if the input ends, breaks or is slow."""
+        transport, max_bytes = self._plan.transport, self._plan.batching.max_bytes
+        items = transport.packing(definer=transport.definer(memory=self._memory))
+        try:
+            if self._is_at_rest:
+                has_more = self._fill(items, source, wanted, max_bytes)
+            else:
+                until = time.perf_counter() + _PULL_SECONDS
+                has_more = items.pull(source, wanted, until=until, max_bytes=max_bytes)
+                self.is_slow = items.is_late
+        except Exception as error:  # noqa: BLE001 - it is raised when the items before it are done with
+            self.error, has_more = error, False
+        if not has_more:
+            self._input, self.is_over = None, True
+        return items
+
+    def _fill(self, items: Packing, source: Iterator[Any], wanted: int, max_bytes: float) -> bool:
+        """Pack items that are there already; return whether there may be more."""
+        values = self._set_back[:wanted]
+        del self._set_back[:wanted]
+        values += islice(source, wanted - len(values))
+        n_packed = items.fill(values, max_bytes=max_bytes)
+        self._set_back[:0] = values[n_packed:]
+        return n_packed < len(values) or len(values) == wanted
+
+    def _batch_of(self, items: Packing) -> Batch:
+        plan, first, count = self._plan, self.n_pulled, items.count
+        self.n_pulled += count
+        parcel = items.finish()
+        batch = Batch(first, count, self._inbox)
+        faults = {position: packing_error_of(error, first + position) for position, error in items.faults.items()}
+        batch.request = Request(
+            count,
+            self._group,
+            batch.deliver,
+            plan.limits,
+            parcel=parcel,
+            faults=faults,
+            first=first,
+            mode=plan.pass_as,
+            target=plan.target,
+            surroundings=self.surroundings,
+            after_error=AFTER_ERROR[plan.on_error],
+            budget=plan.batching.budget,
+        )
+        if parcel.n_values:
+            plan.batching.note_sent(parcel.nbytes, parcel.n_values)
+        return batch

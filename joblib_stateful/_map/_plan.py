@@ -1,0 +1,181 @@
+"""From the arguments of `stateful_map` to what a run needs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from .. import engines
+from .._executor import _arguments, _reuse
+from .._executor._executor import StatefulExecutor
+from .._executor._nesting import check_call
+from .._executor._spec import make_spec, pack_function, refuse_async_objects
+from ._batching import Batching
+
+if TYPE_CHECKING:
+    from .._executor._pool import WorkerPool
+    from .._scheduling._requests import Limits, Target
+    from .._transport._transport import Transport
+    from .._worker._messages import AfterError, Mode
+    from .._worker._surroundings import Surroundings
+    from ._progress import ProgressLike
+
+OnError = Literal["immediate", "wait_others", "deferred"]
+
+AFTER_ERROR: dict[OnError, AfterError] = {
+    "immediate": "drop",
+    "wait_others": "finish_running",
+    "deferred": "go_on",
+}
+
+
+# The defaults of `stateful_map`, told by identity: next to an executor, ``retries=0`` means 0.
+_NOT_GIVEN = {
+    "item_timeout": None,
+    "init_timeout": None,
+    "retries": _arguments.RETRIES,
+    "max_restarts": _arguments.MAX_RESTARTS,
+}
+
+
+class Plan(NamedTuple):
+    """What a map was asked to do; nothing of it has started."""
+
+    open: Callable[[], tuple[WorkerPool, Callable[[], None]]]  # the pool, and how to give it back
+    target: Target | None  # the function to be called with each item, if not the worker's object
+    iterable: Iterable[Any]
+    length: int | None
+    pass_as: Mode
+    ordered: bool
+    on_error: OnError
+    limits: Limits
+    batching: Batching
+    progress: ProgressLike
+    transport: Transport
+    synchronous: bool
+    n_jobs: int  # slots that it uses
+    surroundings: Callable[[], Surroundings | None]
+    indexed: bool = False  # yield a TaskResult for each item under every policy
+
+
+def make_plan(
+    worker: Any,
+    iterable: Iterable[Any],
+    *,
+    n_jobs: int | None,
+    shared_kwargs: Mapping[str, Any] | None,
+    worker_kwargs: Sequence[Mapping[str, Any]] | None,
+    worker_env: Sequence[Mapping[str, str]] | None,
+    pass_as: Mode,
+    ordered: bool,
+    on_error: OnError,
+    batch_size: int | Literal["auto"],
+    buffer: int | Literal["auto"],
+    limits: dict[str, Any],
+    inner_max_num_threads: int | None,
+    progress: ProgressLike,
+    total: int | None,
+    engine: str | engines.Engine,
+) -> Plan:
+    """Return what a map shall do, with the engine, the limits and the slots that it shall have."""
+    target = None
+    opening: Callable[[], tuple[WorkerPool, Callable[[], None]]]
+    if isinstance(worker, StatefulExecutor):
+        _refuse_next_to_executor(
+            n_jobs=n_jobs,
+            shared_kwargs=shared_kwargs,
+            worker_kwargs=worker_kwargs,
+            worker_env=worker_env,
+            inner_max_num_threads=inner_max_num_threads,
+            engine=None if engine == "loky" else engine,
+        )
+        chosen, slots, opening = _open_owned(worker)
+        checked = _arguments.check_limits(chosen, **_inherit(limits, worker.limits))
+    else:
+        _arguments.check_worker(worker)
+        chosen = engines.get(engine)
+        check_call(worker, chosen)
+        checked = _arguments.check_limits(chosen, **limits)
+        spec = make_spec(worker, shared_kwargs, worker_kwargs)
+        slots = _arguments.resolve_n_jobs(n_jobs, spec.worker_kwargs, chosen, _configured_n_jobs())
+        envs = _arguments.check_env(worker_env, slots, chosen)
+        if spec.build is None:
+            target = pack_function(worker, chosen.transport)
+        lease = _reuse.prepare(spec, slots, chosen, envs, inner_max_num_threads)
+
+        def opening() -> tuple[WorkerPool, Callable[[], None]]:
+            taken = lease()
+            return taken.pool, taken.release
+
+    return Plan(
+        open=opening,
+        target=target,
+        iterable=iterable,
+        length=_length_of(iterable, total),
+        pass_as=pass_as,
+        ordered=bool(ordered),
+        on_error=on_error,
+        limits=checked,
+        batching=Batching(slots, _arguments.check_batch_size(chosen, checked, batch_size), buffer),
+        progress=progress,
+        transport=chosen.transport,
+        synchronous=chosen.is_synchronous,
+        n_jobs=slots,
+        surroundings=chosen.surroundings,
+    )
+
+
+def _configured_n_jobs() -> int | None:
+    """Return what the active `joblib.parallel_config` says; without joblib there is none."""
+    if "joblib" not in sys.modules:
+        return None
+    from joblib.parallel import get_active_backend
+
+    n_jobs: int | None = get_active_backend()[1]
+    return n_jobs
+
+
+def _length_of(iterable: Any, total: int | None) -> int | None:
+    try:
+        return len(iterable)
+    except Exception:  # noqa: BLE001 - it has none, or none that it can tell: some data sets raise, some are too long
+        return total
+
+
+def _refuse_next_to_executor(**own: Any) -> None:
+    given = [name for name, value in own.items() if value is not None]
+    if given:
+        raise TypeError(
+            f"{', '.join(given)} can't be given next to a StatefulExecutor, which has its own. Give them when you "
+            "make the executor, or pass the worker class instead of the executor.",
+        )
+
+
+def _open_owned(
+    executor: StatefulExecutor,
+) -> tuple[engines.Engine, int, Callable[[], tuple[WorkerPool, Callable[[], None]]]]:
+    """Return what a map needs of an executor that the caller owns."""
+    pool = executor.pool
+    executor.warn_of_old_code()
+    if pool.packed.spec.build is None:
+        raise TypeError(
+            "This StatefulExecutor was made without a worker, so that there is no object to call with the items. "
+            "Write StatefulExecutor(YourClass, ...), or pass the function itself to stateful_map.",
+        )
+
+    refuse_async_objects(pool.packed.spec.build)
+
+    def give_back(_: StatefulExecutor = executor) -> None:
+        """Hold the executor until the map is done with it."""
+
+    def opening() -> tuple[WorkerPool, Callable[[], None]]:
+        executor.warn_of_changes(8)  # who has asked for the first result
+        return pool, give_back
+
+    return pool.engine, pool.n_jobs, opening
+
+
+def _inherit(limits: Mapping[str, Any], own: Limits) -> dict[str, Any]:
+    """Return the limits given, and for those that are not given the executor's."""
+    return {name: getattr(own, name) if value is _NOT_GIVEN[name] else value for name, value in limits.items()}

@@ -1,0 +1,243 @@
+"""Open calls, the jobs of theirs that wait, and which slot runs what.
+
+It knows nothing of outcomes; see `_scheduler` for the rules.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from ._decisions import CloseWorker, Decisions, SendJob, ShareJob, StartWorker
+from ._jobs import Call, Job
+from ._slots import State
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from ._requests import Group, Request
+    from ._slots import Slot, SlotTable
+
+
+class Assignment:
+    """The assignment of jobs to slots.
+
+    Parameters
+    ----------
+    slots : SlotTable
+        All slots.
+    max_tasks : int or None
+        Items after which a worker is closed and its object built anew; None: never.
+    in_turn : bool
+        Give work to the slot that has waited longest, built or not, instead of to as few as possible.
+    """
+
+    def __init__(self, slots: SlotTable, max_tasks: int | None = None, *, in_turn: bool = False) -> None:
+        self._slots, self._max_tasks, self.in_turn = slots, max_tasks, in_turn
+        self.jobs: deque[Job] = deque()  # that wait
+        # All that were accepted and are not settled.
+        self._calls: dict[Group, dict[Call, None]] = {}
+        # Busy slots of whose messages idle ones could have a share, and that were not asked for it; in the order of
+        # sending.
+        self._shareable: dict[int, None] = {}
+        # More slots than this are of no use to any group with calls that are open ...
+        self._widest = 0
+        # ... and at least so many are of use to each of them.
+        self._narrowest = sys.maxsize
+        self._avoids = False  # a job that waits has a slot that it avoids, or one did since none waited
+
+    # --- open calls -----------------------------------------------------------------------------------
+
+    @property
+    def has_calls(self) -> bool:
+        """True if there are open calls."""
+        return bool(self._calls)
+
+    @property
+    def n_calls(self) -> int:
+        """How many calls are open."""
+        return sum(map(len, self._calls.values()))
+
+    def groups(self) -> list[Group]:
+        """Return the groups that have open calls."""
+        return list(self._calls)
+
+    def calls_of(self, group: Group | None = None) -> list[Call]:
+        """Return the open calls of one group, or all."""
+        groups = self._calls if group is None else [group]
+        return [call for each in groups for call in self._calls.get(each, ())]
+
+    def open(self, request: Request) -> Call:
+        """Take up a request."""
+        if not self._calls:
+            self._widest, self._narrowest = 0, sys.maxsize
+        call = Call(request)
+        self._calls.setdefault(call.group, {})[call] = None
+        self._widest = max(self._widest, call.group.n_slots)
+        self._narrowest = min(self._narrowest, call.group.n_slots)
+        return call
+
+    def settle(self, call: Call) -> None:
+        """Note that nothing more is to come of a call."""
+        call.settle()
+        calls = self._calls[call.group]
+        del calls[call]
+        if not calls:
+            del self._calls[call.group]
+
+    # --- jobs that wait -------------------------------------------------------------------------------
+
+    def put_back(self, job: Job) -> None:
+        """Put a job in front of all others."""
+        self._avoids |= job.avoid is not None
+        self.jobs.appendleft(job)
+
+    def remove(self, is_unwanted: Callable[[Job], bool]) -> list[Job]:
+        """Take out those that are not wanted any more, and return them."""
+        removed = [job for job in self.jobs if is_unwanted(job)]
+        if removed:
+            self.jobs = deque(job for job in self.jobs if not is_unwanted(job))
+        return removed
+
+    # --- what goes where ------------------------------------------------------------------------------
+
+    def width(self, group: Group) -> int:
+        """Return how many slots a group may use."""
+        return min(len(self._slots), group.n_slots)
+
+    def assign(self) -> Decisions:
+        """Send jobs to slots that are idle, and have workers started for what waits."""
+        decisions: Decisions = []
+        while self.jobs and self._slots.indices(State.IDLE):
+            pair = self._next_pair()
+            if pair is None:
+                break
+            decisions += self._send(*pair)
+        return decisions + self._start_workers()
+
+    def share(self) -> Decisions:
+        """Ask one busy slot for a share of what it has, if nothing else can come for an idle one."""
+        if self.jobs or not self._slots.indices(State.IDLE):
+            return []
+        for index in self._shareable:  # the longest at work first: those who keep others waiting are stragglers
+            slot = self._slots[index]
+            if slot.job is not None and slot.job.call.group.sharing and self.n_idle(slot.job.call.group):
+                del self._shareable[index]
+                return [ShareJob(index, slot.seq)]
+        return []
+
+    def n_idle(self, group: Group) -> int:
+        """Return how many idle slots a group may use."""
+        return sum(index < group.n_slots for index in self._slots.indices(State.IDLE))
+
+    def take_job(self, slot: Slot) -> Job | None:
+        """Return what a slot was at, which is over."""
+        job, slot.job = slot.job, None
+        self._shareable.pop(slot.index, None)
+        return job
+
+    def close(self, slot: Slot) -> Decisions:
+        """End a slot's worker in an orderly way."""
+        self._slots.enter(slot, State.CLOSING)
+        return [CloseWorker(slot.index, self._slots.new_message(slot), slot.life)]
+
+    def _next_pair(self) -> tuple[Job, Slot] | None:
+        """Return the first job that an idle slot may run, with that slot."""
+        if self._is_too_far(self._slots.indices(State.IDLE)):
+            return None
+        at = 0
+        while at < len(self.jobs):
+            job = self.jobs[at]
+            slot = self._idle_slot_for(job)
+            if slot is None:
+                at += 1
+                continue
+            del self.jobs[at]
+            if self._is_wanted(job.call):
+                return job, slot
+        return None
+
+    def _is_too_far(self, indices: Iterable[int]) -> bool:
+        """Tell whether some slots are of no use to any job, of which there may be thousands."""
+        return self._widest < len(self._slots) and min(indices) >= self._widest
+
+    def _idle_slot_for(self, job: Job) -> Slot | None:
+        idle = self._slots.indices(State.IDLE)
+        if not self.in_turn:
+            found = next((index for index in idle if _may_run(index, job)), None)
+            return None if found is None else self._slots[found]
+        able = [index for index in idle if _may_run(index, job)]
+        if able:
+            # Those that had their turn come after new ones, and wait for those that can still be built.
+            new = [index for index in able if not self._slots[index].tasks]
+            if not new and any(_may_run(index, job) for index in self._slots.indices(State.EMPTY)):
+                return None
+            able = new or able
+        return self._slots[able[0]] if able else None
+
+    def _is_wanted(self, call: Call) -> bool:
+        """Ask, just before a call's first item is sent, whether its owner has cancelled it."""
+        if not call.claimed:
+            call.claimed = call.request.claim is None or call.request.claim()
+            if not call.claimed:
+                self.settle(call)
+        return call.claimed
+
+    def _send(self, job: Job, slot: Slot) -> Decisions:
+        room = len(job.positions) if self._max_tasks is None else self._max_tasks - slot.tasks
+        if room < len(job.positions):
+            self.jobs.appendleft(job.some(job.positions[room:]))
+            job = job.some(job.positions[:room])
+        self._slots.enter(slot, State.BUSY)
+        slot.job = job
+        if job.call.request.budget is not None and len(job.positions) > 1:
+            self._shareable[slot.index] = None
+        return [SendJob(slot.index, self._slots.new_message(slot), job)]
+
+    def _start_workers(self) -> Decisions:
+        """Start a worker for each slot to be warmed, and for each waiting job that none is being built for."""
+        decisions: Decisions = [self._start(slot) for slot in self._slots.to_be_warm if slot.state is State.EMPTY]
+        for job, slot in self._places_to_build():
+            slot.group, slot.limits = job.call.group, job.call.request.limits
+            decisions.append(self._start(slot))
+        return decisions
+
+    def _places_to_build(self) -> list[tuple[Job, Slot]]:
+        """Return jobs for which no slot is being built, and an empty one for each, as far as there are any."""
+        building, empty = self._slots.indices(State.BUILDING), self._slots.indices(State.EMPTY)
+        self._avoids &= bool(self.jobs)
+        if not self.jobs or not empty or self._is_too_far(empty):
+            return []
+        if self._narrowest >= len(self._slots) and not self._avoids:  # any slot will do for any job
+            waiting = islice(self.jobs, len(building), None)
+            return [(job, self._slots[index]) for job, index in zip(waiting, empty, strict=False)]
+        coming, free, found = list(building), list(empty), []
+        # Those first to which the fewest slots will do, so that no other job is served by these.
+        for job in sorted(self.jobs, key=lambda job: (self.width(job.call.group), job.avoid is None)):
+            served = next((index for index in coming if _may_run(index, job)), None)
+            if served is not None:
+                coming.remove(served)
+                continue
+            index = next((index for index in free if _may_run(index, job)), None)
+            if index is not None:
+                free.remove(index)
+                found.append((job, self._slots[index]))
+                if not free:
+                    break
+        return found
+
+    def _start(self, slot: Slot) -> StartWorker:
+        self._slots.enter(slot, State.BUILDING)
+        slot.life += 1
+        n_jobs = len(self._slots) if slot.group is None else self.width(slot.group)
+        return StartWorker(slot.index, self._slots.new_message(slot), slot.limits, n_jobs)
+
+    def __repr__(self) -> str:
+        return f"<Assignment {len(self.jobs)} queued, {self.n_calls} open>"
+
+
+def _may_run(index: int, job: Job) -> bool:
+    """Tell whether a slot may run a job."""
+    return index != job.avoid and index < job.call.group.n_slots

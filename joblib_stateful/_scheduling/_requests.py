@@ -1,0 +1,198 @@
+"""The records that travel between the rooms of the parent; nobody changes them but for `Group`.
+
+A `Request` goes down to the scheduler, and what becomes of its items comes back as `Outcome`, each item in one of them.
+`Report` and `Death` come up to the scheduler from a worker. What goes to workers and comes back is in `_messages`, what users
+are given in `_public`.
+
+Each program makes these classes when it starts: a dataclass takes a millisecond, a named tuple a tenth of that, a plain
+class a hundredth.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from .._transport._definitions import Definition
+    from .._transport._transport import Parcel
+    from .._worker._messages import AfterError, Mode
+    from .._worker._surroundings import Surroundings
+
+
+class Limits(NamedTuple):
+    """How long and how often; see the arguments of `stateful_map` of the same names."""
+
+    item_timeout: float | None = None
+    init_timeout: float | None = None
+    retries: int = 0
+    max_restarts: int = 3
+
+
+NO_LIMITS = Limits()
+
+
+class WorkerSpec(NamedTuple):
+    """What to build in each slot: ``build(*args, **kwargs[slot])``; nothing if ``build`` is None."""
+
+    build: Callable[..., Any] | None
+    args: tuple[Any, ...]
+    shared_kwargs: Mapping[str, Any]
+    worker_kwargs: tuple[Mapping[str, Any], ...] | None
+
+    def kwargs(self, slot: int) -> dict[str, Any]:
+        """Return the kwargs of one slot."""
+        own = {} if self.worker_kwargs is None else self.worker_kwargs[slot]
+        return {**self.shared_kwargs, **own}
+
+    def of_first(self, n_slots: int) -> WorkerSpec:
+        """Return the spec of the first so many slots."""
+        return self if self.worker_kwargs is None else self._replace(worker_kwargs=self.worker_kwargs[:n_slots])
+
+
+class Target(NamedTuple):
+    """A function that is called with items, packed: it goes to each worker once, with what it refers to."""
+
+    id: str
+    packed: Any
+    needs: tuple[Definition, ...] = ()
+
+
+class Group:
+    """All requests of one map, or of one `joblib.Parallel` call: what fails and is dropped together.
+
+    Parameters
+    ----------
+    on_error : callable, optional
+        Called once, outside all locks, when something ends the whole group.
+    n_slots : int, optional
+        It runs on the first so many slots only. By default on all.
+    """
+
+    error: BaseException | None = None
+    stopping = False  # an item failed, and nothing more of the group shall start
+    sharing = False  # no more requests can come at present: idle slots shall have a share of those that run
+
+    def __init__(self, on_error: Callable[[BaseException], None] | None = None, n_slots: int = sys.maxsize) -> None:
+        self.on_error, self.n_slots = on_error, n_slots
+
+    def __repr__(self) -> str:
+        state = f" failed: {self.error!r}" if self.error is not None else " stopping" if self.stopping else ""
+        return f"<Group {id(self):#x}{state}>"
+
+
+class Request:
+    """Work from one caller, for one message if all goes well: one or more items. Never changed.
+
+    Parameters
+    ----------
+    size : int
+        Number of items.
+    group : Group
+        What it is a part of.
+    deliver : callable
+        Called with each `Outcome`, outside all locks, in any thread.
+    limits : Limits
+        How long and how often.
+    parcel : Parcel, optional
+        The items, packed, but for those in ``faults``.
+    faults : dict of int to exception, optional
+        Items that could not be packed, by position.
+    first : int, optional
+        Index in the input of the first item; None if there is no such thing.
+    mode : str
+        How the worker calls with an item.
+    target : Target, optional
+        What is called; None: the worker's object.
+    surroundings : Surroundings, optional
+        What its worker takes over before.
+    after_error : str
+        What an item's error does to the others of the group.
+    budget : float, optional
+        Seconds that a message may take before what is left of it is shared out.
+    claim : callable, optional
+        Asked just before the first item is sent; False: the caller has cancelled it.
+    """
+
+    __slots__ = (
+        "after_error",
+        "budget",
+        "claim",
+        "deliver",
+        "faults",
+        "first",
+        "group",
+        "limits",
+        "mode",
+        "parcel",
+        "size",
+        "surroundings",
+        "target",
+    )
+
+    def __init__(
+        self,
+        size: int,
+        group: Group,
+        deliver: Callable[[Outcome], object],
+        limits: Limits = NO_LIMITS,
+        *,
+        parcel: Parcel | None = None,
+        faults: Mapping[int, BaseException] | None = None,
+        first: int | None = None,
+        mode: Mode = "call",
+        target: Target | None = None,
+        surroundings: Surroundings | None = None,
+        after_error: AfterError = "go_on",
+        budget: float | None = None,
+        claim: Callable[[], bool] | None = None,
+    ) -> None:
+        self.size, self.group, self.deliver, self.limits = size, group, deliver, limits
+        self.parcel, self.faults, self.first, self.mode, self.target = parcel, faults or {}, first, mode, target
+        self.surroundings, self.after_error, self.budget, self.claim = surroundings, after_error, budget, claim
+
+    def index(self, position: int) -> int | None:
+        """Return the index in the input of the item at a position, if there is an input."""
+        return None if self.first is None else self.first + position
+
+    def emptied(self) -> Request:
+        """Return a request that says the same, without what is needed only to run it."""
+        return Request(
+            self.size,
+            self.group,
+            self.deliver,
+            self.limits,
+            first=self.first,
+            mode=self.mode,
+            after_error=self.after_error,
+        )
+
+    def __repr__(self) -> str:
+        return f"<Request {self.size} items{'' if self.first is None else f' from {self.first}'}>"
+
+
+class Outcome(NamedTuple):
+    """What became of some items of a request: ``values`` in the order of ``positions``, ``errors`` by position."""
+
+    positions: Sequence[int]
+    values: list[Any]  # None for an item with an error
+    errors: Mapping[int, BaseException] = {}
+    is_last: bool = True  # nothing more comes for this request
+    is_dropped: bool = False  # nobody wants them any more, so they were not run
+    fatal: BaseException | None = None  # that is why they were not run: something has ended the whole group
+    n_run: int = 0  # how many of them a worker has run
+    seconds: float = 0.0  # that it took for that
+    result_bytes: int = 0
+
+
+class Report(NamedTuple):
+    """What a worker's reply says of a job: ``values`` and ``errors`` by place in the job."""
+
+    n_run: int
+    values: list[Any]
+    errors: dict[int, BaseException]
+    seconds: float = 0.0
+    result_bytes: int = 0
+    was_refused: bool = False  # there was no room for all of these items at once

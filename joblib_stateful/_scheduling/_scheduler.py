@@ -1,0 +1,518 @@
+"""Which slot runs what: state in, decisions out.
+
+No I/O, no threads, no clock: each method takes one event, changes the state and returns the decisions that
+follow from it, for somebody else to carry out in that order. A slot is marked busy in the very step that
+assigns it. The rules, in one place:
+
+- Work goes to slots that have their object, and only then to empty ones: no more objects than are needed.
+- A group runs on its first so many slots only, and those are the same for all that want so many.
+- A slot runs one job at a time. What waits, waits here, where it can still be dropped or go elsewhere.
+- What a worker gives back of a message that took too long goes to all slots, in parts; it is also asked for that when
+  others have nothing to do, and nothing can come for them.
+- What a worker has no memory for all at once goes to it one by one.
+- When a worker dies, the item that ran pays (a retry on another slot, or its error); the other items of its
+  message run again one by one. What had not been started costs nothing.
+- Deaths that are nobody's fault are counted per slot and in a row; beyond ``max_restarts`` they end the group.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .. import errors
+from .._words import count
+from ._assignment import Assignment
+from ._decisions import Decisions, Deliver, FailGroup, KillWorker, StopJob
+from ._jobs import Call, Job
+from ._requests import Outcome
+from ._slots import Killing, Slot, SlotTable, State
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Sequence
+
+    from .._worker._messages import Death
+    from ._requests import Group, Limits, Report, Request
+
+# A part should take several times as long as its message costs parent and worker, a millisecond (`docs/performance.md`);
+# 3 to 30 ms do as well with two slots (W3 of `python -m benchmarks`).
+PART_SECONDS = 0.01
+
+
+class Scheduler:
+    """Takes events, one method each, and returns the decisions that follow.
+
+    Parameters
+    ----------
+    n_slots : int
+        Number of slots; more can be added.
+    max_tasks : int or None
+        Items after which a worker is closed and its object built anew; None: never.
+    in_turn : bool
+        Give work to the slot that has waited longest, built or not, instead of to as few as possible.
+    """
+
+    def __init__(self, n_slots: int, max_tasks: int | None = None, *, in_turn: bool = False) -> None:
+        self.max_tasks = max_tasks
+        self.slots = SlotTable(n_slots)
+        self.work = Assignment(self.slots, max_tasks, in_turn=in_turn)
+        self.closing = False
+
+    def __repr__(self) -> str:
+        return f"<Scheduler {self.slots!r} {len(self.work.jobs)} queued, {self.work.n_calls} open>"
+
+    # --- events from callers --------------------------------------------------------------------------
+
+    def submit(self, request: Request) -> Decisions:
+        """Accept a request."""
+        if self.closing:
+            raise errors.ShutdownError(
+                "cannot schedule new futures after shutdown: shutdown() was called, the executor's with block was left, "
+                "or the interpreter is ending. Make a new executor."
+            )
+        call = self.work.open(request)
+        call.group.sharing = False  # more of it can come
+        if call.group.error is not None:
+            return self._fail(call, call.group.error)
+        if call.group.stopping:
+            return self._drop([call])
+        if not request.faults:
+            self.work.jobs.append(Job(call, range(request.size)))
+            return self._assign()
+        faults = sorted(request.faults)
+        decisions = self._deliver(call, Outcome(faults, [None] * len(faults), request.faults))
+        if request.after_error != "go_on":
+            return decisions + self._drop_items(call, call.positions_left) + self._after_errors(call)
+        if not call.settled:
+            self.work.jobs.append(Job(call, call.positions_left))
+        return decisions + self._assign()
+
+    def share(self, group: Group) -> Decisions:
+        """Note that no more requests of a group can come at present: idle slots get a share of those that run."""
+        group.sharing = True
+        return self.work.share()
+
+    def grow(self, n_slots: int) -> Decisions:
+        """Add slots, until there are so many."""
+        self.slots.grow(n_slots)
+        return self._assign()
+
+    def warm(self, group: Group, limits: Limits, *, again: bool = False) -> Decisions:
+        """Have every slot that a group may use build its object now.
+
+        With ``again``, which says that this was done and they don't stand yet, slots that keep dying are given up.
+        """
+        slots = self.slots.first(self.work.width(group))
+        for slot in slots:
+            if slot.state in (State.EMPTY, State.CLOSING) or (
+                slot.state is State.BUILDING and slot.killing is not None
+            ):
+                slot.group, slot.limits = group, limits
+            if slot.state in (State.EMPTY, State.CLOSING, State.BUILDING):
+                self.slots.warm(slot)
+        decisions: Decisions = []
+        for slot in slots:
+            if (
+                again
+                and self.slots.is_to_be_warm(slot)
+                and slot.group is group
+                and slot.death is not None
+                and slot.deaths > limits.max_restarts
+            ):
+                decisions += self._give_up(slot, slot.death, limits)
+        return decisions + self._assign()
+
+    def begin(self, group: Group, limits: Limits, n_slots: int) -> Decisions:
+        """Have so many slots ready, or on the way to that, for requests of a group that will come in a moment."""
+        if self.closing or group.error is not None:
+            return []
+        slots = self.slots.first(self.work.width(group))
+        empty = [slot for slot in slots if slot.state is State.EMPTY]
+        n_there = len(slots) - len(empty)
+        for slot in empty[: max(0, n_slots - n_there)]:
+            slot.group, slot.limits = group, limits
+            self.slots.warm(slot)
+        return self._assign()
+
+    def drop(self, group: Group | None = None) -> Decisions:
+        """Forget the calls of a group (None: all): what is queued is not run, what runs is stopped after its item.
+
+        Their owners hear at once that they are settled, and of nothing that comes of them later.
+        """
+        return self._drop(self.work.calls_of(group))
+
+    def drop_not_started(self) -> Decisions:
+        """Forget all calls of which nothing was sent yet."""
+        return self._drop([call for call in self.work.calls_of() if not call.claimed])
+
+    def drop_running(self, index: int) -> Decisions:
+        """Forget the call that a slot is at, also what of it waits or is at other slots."""
+        job = self.slots[index].job
+        return [] if job is None or job.call.settled else self._drop([job.call])
+
+    def stop_after_running(self, group: Group) -> Decisions:
+        """Let what runs of a group finish its current item, and drop the rest, and what may still come."""
+        group.stopping = True
+        queued = self.work.remove(lambda job: job.call.group is group)
+        decisions = [decision for job in queued for decision in self._drop_items(job.call, job.positions)]
+        return self._stop_running(self.work.calls_of(group)) + decisions
+
+    def kill(self, group: Group | None = None, *, idle_too: bool = False) -> Decisions:
+        """Kill the workers that run, or are built for, a group (None: any group); also those that are idle, or ending."""
+        decisions: Decisions = []
+        for slot in self.slots:
+            is_at_rest = slot.state in (State.IDLE, State.CLOSING)
+            is_spared = slot.state is State.EMPTY or (is_at_rest and not idle_too)
+            if is_spared or group not in (None, slot.owner):
+                continue
+            if slot.state is State.IDLE:
+                self.slots.enter(slot, State.CLOSING)
+            self.slots.leave_cold(slot)
+            slot.killing = slot.killing or Killing()
+            decisions.append(KillWorker(slot.index, slot.life))
+        return decisions
+
+    def close(self) -> Decisions:
+        """Take no more calls; close each worker once nothing is left for it."""
+        self.closing = True
+        self.slots.leave_all_cold()
+        return self._assign()
+
+    def release(self) -> Decisions:
+        """Close the workers that are idle now."""
+        idle = list(self.slots.indices(State.IDLE))
+        return [decision for index in idle for decision in self.work.close(self.slots[index])]
+
+    # --- events from workers --------------------------------------------------------------------------
+
+    # Each carries the number of the message that it answers, so that late news of a former worker is ignored.
+
+    def built(self, index: int, seq: int, seconds: float = 0.0) -> Decisions:
+        """Note that a slot's object stands, and how long its construction took."""
+        slot = self.slots[index]
+        if slot.seq != seq or slot.state is not State.BUILDING:
+            return []
+        slot.n_builds += 1
+        slot.init_seconds = seconds
+        slot.tasks, slot.group = 0, None
+        self.slots.leave_cold(slot)
+        self.slots.free_after_work(slot)
+        return self._assign() + self.work.share()
+
+    def build_failed(self, index: int, seq: int, error: errors.WorkerInitError) -> Decisions:
+        """Note that a slot's constructor raised; its worker is of no use."""
+        slot = self.slots[index]
+        if slot.seq != seq or slot.state is not State.BUILDING:
+            return []
+        decisions = self._fail_group(slot, error)
+        return [*self.work.close(slot), *decisions, *self._assign()]
+
+    def finished(self, index: int, seq: int, report: Report) -> Decisions:
+        """Note what became of a slot's job."""
+        job = self._take_answered(index, seq)
+        if job is None:
+            return []
+        decisions: Decisions = []
+        if not job.call.settled:
+            decisions = self._note(job, report)
+        return decisions + self._go_on_after(index, report.n_run, report.seconds) + self._assign() + self.work.share()
+
+    def answered(
+        self, index: int, seq: int, n_run: int, seconds: float, *, failed: bool = False
+    ) -> tuple[Job | None, Decisions]:
+        """Note that a slot has done its job; `reported` tells what became of it, when that is known.
+
+        In between, users' code may take long, or wait for other calls: the slot takes them. After a failure that nothing
+        more shall start behind, none are given out now.
+        """
+        job = self._take_answered(index, seq)
+        if job is None:
+            return None, []
+        decisions = self._go_on_after(index, n_run, seconds)
+        if not failed or job.call.request.after_error == "go_on":
+            decisions = decisions + self._assign() + self.work.share()
+        return job, decisions
+
+    def reported(self, job: Job, report: Report) -> Decisions:
+        """Note what became of a job whose slot has been at other things since."""
+        decisions = [] if job.call.settled else self._note(job, report)
+        return decisions + self._assign() + self.work.share()
+
+    def fail(self, call: Call, error: BaseException) -> Decisions:
+        """Note that nothing can be told of a call."""
+        decisions = [] if call.settled else self._fail(call, error)
+        return decisions + self._assign()
+
+    def died(self, index: int, seq: int, death: Death) -> Decisions:
+        """Note that a slot's process is gone."""
+        slot = self.slots[index]
+        state = slot.state
+        if slot.seq != seq or state is State.EMPTY:
+            return []
+        slot.death = death
+        job, killing = self.work.take_job(slot), slot.killing
+        unwanted = killing is not None and not killing.is_late
+        late = killing if killing is not None and killing.is_late else None
+        self.slots.enter(slot, State.EMPTY)
+        slot.n_restarts += state is not State.CLOSING
+        if unwanted and not self.slots.is_to_be_warm(slot):
+            slot.group = None
+        decisions: Decisions = []
+        if state is State.BUILDING and not unwanted:
+            decisions = self._died_building(slot, death, late)
+        elif job is not None and not job.call.settled:
+            decisions = self._died_running(slot, job, death, late)
+        elif state is State.IDLE:
+            slot.deaths += 1
+        return decisions + self._assign()
+
+    def died_idle(self, index: int, life: int, death: Death) -> Decisions:
+        """Note that a process is gone that was at nothing; if it is sent something, that is answered with its death."""
+        slot = self.slots[index]
+        if slot.life != life or slot.state is not State.IDLE:
+            return []
+        return self.died(index, slot.seq, death)
+
+    def killed(self, index: int, life: int) -> Decisions:
+        """Note that a `KillWorker` was carried out; if its last message was answered before, no death follows."""
+        slot = self.slots[index]
+        if slot.life != life or slot.killing is None:
+            return []
+        slot.killing = slot.killing._replace(is_done=True)
+        if slot.state is not State.CLOSING:
+            return []
+        self.slots.enter(slot, State.EMPTY)
+        return self._assign()
+
+    def ended(self, index: int, seq: int) -> Decisions:
+        """Note that a slot's worker has ended after a `CloseWorker`."""
+        slot = self.slots[index]
+        if slot.seq != seq or slot.state is not State.CLOSING:
+            return []
+        self.slots.enter(slot, State.EMPTY)
+        return self._assign()
+
+    def expire(self, index: int, seq: int, place: int | None = None) -> Decisions:
+        """Note that a slot's message is over its time limit, with an item or during construction."""
+        slot = self.slots[index]
+        if slot.seq != seq or slot.state not in (State.BUILDING, State.BUSY):
+            return []
+        slot.killing = Killing(is_late=True, place=place, is_done=slot.is_killed)
+        return [KillWorker(index, slot.life)]
+
+    # --- what callers ask -----------------------------------------------------------------------------
+
+    @property
+    def is_idle(self) -> bool:
+        """True if no caller waits for anything."""
+        return not self.work.has_calls
+
+    def is_warm(self, group: Group) -> bool:
+        """Tell whether every slot that a group may use has its object."""
+        return all(slot.state in (State.IDLE, State.BUSY) for slot in self.slots.first(self.work.width(group)))
+
+    @property
+    def is_warming(self) -> bool:
+        """True if objects are being built that no job waits for."""
+        return bool(self.slots.to_be_warm)
+
+    @property
+    def is_empty(self) -> bool:
+        """True if no worker is left."""
+        return len(self.slots.indices(State.EMPTY)) == len(self.slots)
+
+    def is_running(self, group: Group) -> bool:
+        """Tell whether a worker runs something of a group, wanted or not, or is built for it."""
+        return any(slot.owner is group and slot.state is not State.EMPTY for slot in self.slots)
+
+    def _assign(self) -> Decisions:
+        decisions = self.work.assign()
+        return decisions + self.release() if self.closing and not self.work.jobs else decisions
+
+    # --- outcomes -------------------------------------------------------------------------------------
+
+    def _take_answered(self, index: int, seq: int) -> Job | None:
+        slot = self.slots[index]
+        return self.work.take_job(slot) if slot.seq == seq else None
+
+    def _go_on_after(self, index: int, n_run: int, seconds: float) -> Decisions:
+        """Count what a slot has done, and free it for more or close it."""
+        slot = self.slots[index]
+        slot.deaths = 0
+        slot.n_done += n_run
+        slot.tasks += n_run
+        slot.busy_seconds += seconds
+        if self.max_tasks is not None and slot.tasks >= self.max_tasks and slot.killing is None:
+            return self.work.close(slot)
+        self.slots.free_after_work(slot)
+        return []
+
+    def _note(self, job: Job, report: Report) -> Decisions:
+        call, n_run = job.call, report.n_run
+        ran, rest = job.positions[:n_run], job.positions[n_run:]
+        request = call.request
+        decisions: Decisions = []
+        if n_run:
+            faults = {job.positions[place]: error for place, error in report.errors.items()}
+            outcome = Outcome(
+                ran, report.values, faults, n_run=n_run, seconds=report.seconds, result_bytes=report.result_bytes
+            )
+            decisions = self._deliver(call, outcome)
+        if rest and report.was_refused:
+            decisions += self._put_back(job.some((position,)) for position in reversed(rest))
+        elif rest and n_run and (request.after_error == "go_on" or not report.errors):
+            # It took too long for one message, or others have nothing to do. Parts for those, or else some for each slot,
+            # but none that is over sooner than it is worth.
+            n_idle = self.work.n_idle(call.group)
+            n_parts = 1 + n_idle if n_idle else 2 * self.work.width(call.group)
+            worth = report.seconds / n_run * len(rest) / PART_SECONDS
+            decisions += self._put_back(reversed(job.split(rest, max(1, min(n_parts, int(worth))))))
+        else:
+            decisions += self._drop_items(call, rest)
+        return decisions + self._after_errors(call) if report.errors else decisions
+
+    def _after_errors(self, call: Call) -> Decisions:
+        """Do what a call's error does to the rest of it, and of its group."""
+        after_error = call.request.after_error
+        if after_error == "go_on" or call.group.stopping:
+            return []
+        if after_error == "finish_running":
+            return self.stop_after_running(call.group)
+        call.group.stopping = True
+        return self.drop(call.group)
+
+    def _died_building(self, slot: Slot, death: Death, late: Killing | None) -> Decisions:
+        slot.deaths += 1
+        if late is not None:
+            end = f"given up ({death.reason})" if death.reason else "killed"
+            reason = (
+                f"it was still at it after init_timeout={slot.limits.init_timeout:g} s and was {end}; if it is only "
+                "slow, raise init_timeout."
+            )
+        elif slot.deaths > slot.limits.max_restarts:
+            reason = errors.why_not_built(
+                slot.deaths, slot.limits.max_restarts, death.exitcode, death.reason, started=death.started
+            )
+        else:
+            return []
+        return self._fail_group(slot, errors.WorkerInitError(slot.index, slot.kwargs_keys, reason, death.pid))
+
+    def _died_running(self, slot: Slot, job: Job, death: Death, late: Killing | None) -> Decisions:
+        if not death.started:
+            return self._died_before_it_began(slot, job, death, late)
+        if death.n_finished:
+            slot.deaths = 0
+        guilty = 0 if len(job.positions) == 1 else death.place
+        if guilty is not None and not 0 <= guilty < len(job.positions):  # nothing that a worker says is sure
+            guilty = None
+        if late is not None and len(job.positions) > 1 and guilty != late.place:
+            guilty = None  # the slow item had just ended when its worker was killed: let the single run tell
+        others = [position for place, position in enumerate(job.positions) if place != guilty]
+        decisions = self._put_back(Job(job.call, (position,)) for position in reversed(others))
+        if guilty is None:
+            return decisions
+        return decisions + self._blame(slot, job, job.positions[guilty], death, late)
+
+    def _died_before_it_began(self, slot: Slot, job: Job, death: Death, late: Killing | None) -> Decisions:
+        slot.deaths += 1
+        request = job.call.request
+        decisions = self._put_back([job])
+        if slot.deaths > request.limits.max_restarts:
+            slot.group = job.call.group
+            why = ""
+            if late is not None:
+                death = death._replace(exitcode=None)  # the signal was ours, and would be explained as somebody else's
+                why = (
+                    f"The last one was ended because no item had begun long after item_timeout="
+                    f"{request.limits.item_timeout or 0.0:g} s. Likely cause: importing what the function needs hangs, or "
+                    "takes minutes; if it is only slow, raise item_timeout."
+                )
+            elif request.target is not None:
+                why = (
+                    "It had been sent a function: if importing that function's module ends a process, so it does in a fresh "
+                    "interpreter."
+                )
+            decisions += self._give_up(slot, death, request.limits, why)
+        return decisions
+
+    def _give_up(self, slot: Slot, death: Death, limits: Limits, why: str = "") -> Decisions:
+        """End the group of a slot whose workers die before they have done anything."""
+        detail = (
+            f"Its slot lost {count(slot.deaths, 'worker')}{' in a row, each' * (slot.deaths > 1)} before it finished anything; "
+            f"max_restarts={limits.max_restarts}. {why}"
+        ).rstrip()
+        error = errors.WorkerCrashedError(None, slot.index, death.pid, death.exitcode, detail)
+        return self._fail_group(slot, error)
+
+    def _put_back(self, jobs: Iterable[Job]) -> Decisions:
+        """Put jobs in front of the queue, the last one first; unless nothing more of their call shall start."""
+        decisions: Decisions = []
+        for job in jobs:
+            if job.call.group.stopping:
+                decisions += self._drop_items(job.call, job.positions)
+            else:
+                self.work.put_back(job)
+        return decisions
+
+    def _blame(self, slot: Slot, job: Job, position: int, death: Death, late: Killing | None) -> Decisions:
+        call, request = job.call, job.call.request
+        if job.attempt <= request.limits.retries and not call.group.stopping:
+            avoid = slot.index if self.work.width(call.group) > 1 else None
+            self.work.put_back(Job(call, (position,), job.attempt + 1, avoid))
+            return []
+        slot.deaths = 0  # the item is done with, so this slot has got somewhere
+        slot.n_done += 1
+        index = request.index(position)
+        error: BaseException
+        if late is not None:
+            error = errors.ItemTimeoutError(index, slot.index, death.pid, request.limits.item_timeout or 0.0)
+        else:
+            error = errors.WorkerCrashedError(index, slot.index, death.pid, death.exitcode, reason=death.reason)
+        return self._deliver(call, Outcome((position,), [None], {position: error})) + self._after_errors(call)
+
+    def _fail_group(self, slot: Slot, error: BaseException) -> Decisions:
+        group, slot.group, slot.deaths = slot.group, None, 0
+        self.slots.leave_cold(slot)
+        if group is None or group.error is not None:
+            return []
+        if group.on_error is not None:  # a map or a Parallel call: nothing more of it can count
+            group.error = error
+        for other in self.slots.to_be_warm:
+            if other.group is group and other.state in (State.EMPTY, State.CLOSING):
+                self.slots.leave_cold(other)
+        # Of calls that were submitted one by one, those fail that wait for a worker.
+        queued = {job.call for job in self.work.jobs}
+        calls = [call for call in self.work.calls_of(group) if group.on_error is not None or call in queued]
+        decisions: Decisions = [FailGroup(group, error), *self._stop_running(calls)]
+        decisions += [decision for call in calls for decision in self._give_back(call, fatal=error)]
+        self.work.remove(lambda job: job.call.settled)
+        return decisions
+
+    # Each of these says of items what became of them, each item once; with the last one a call is settled.
+
+    def _deliver(self, call: Call, outcome: Outcome) -> Decisions:
+        request = call.request
+        is_last = call.take(outcome.positions)
+        if is_last:
+            self.work.settle(call)
+        return [Deliver(request.deliver, outcome._replace(is_last=is_last))]
+
+    def _drop_items(self, call: Call, positions: Sequence[int]) -> Decisions:
+        return self._deliver(call, Outcome(positions, [], is_dropped=True)) if positions else []
+
+    def _give_back(self, call: Call, *, fatal: BaseException | None = None) -> Decisions:
+        """Say of all items of which nothing was said yet that they will not be run."""
+        return self._deliver(call, Outcome(call.positions_left, [], is_dropped=True, fatal=fatal))
+
+    def _fail(self, call: Call, error: BaseException) -> Decisions:
+        return [*self._stop_running([call]), *self._give_back(call, fatal=error)]
+
+    def _drop(self, calls: Collection[Call]) -> Decisions:
+        decisions = self._stop_running(calls)
+        decisions += [decision for call in calls for decision in self._give_back(call)]
+        self.work.remove(lambda job: job.call.settled)
+        return decisions
+
+    def _stop_running(self, calls: Collection[Call]) -> Decisions:
+        wanted = set(calls)
+        running = [slot for slot in self.slots if slot.job is not None and slot.job.call in wanted]
+        return [StopJob(slot.index, slot.seq) for slot in running]

@@ -1,0 +1,298 @@
+"""Memory that two processes share and that has no name, so that nothing of it can be left behind.
+
+Large buffers don't go through pipes. On their way out each lies in a `Segment`, whose open file is handed to the
+worker, which maps or copies it (`_arrivals`); on their way back they lie in the worker's `Arena`, from which the parent copies them. The
+kernel frees both when the last process lets go of them, however that ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import mmap
+import os
+import sys
+import tempfile
+import weakref
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .._process._system import HAS_MEMFD, HAS_PREADV, after_fork, most_open
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+# What an arena keeps for the next results: pages that have been written before cost less than fresh ones. With 8 to
+# 128 MiB `benchmarks/buffers.py` shows no difference beyond its noise, with nothing at all a third less for 32 MiB arrays.
+_KEPT_BYTES = 32 << 20
+# What is kept of segments, but leave files to others. Arrays go out twice as fast as with nothing kept, and no faster
+# with 256 MiB (`benchmarks/buffers.py`).
+_SPARE_BYTES = 64 << 20
+_SPARE_FILES = 64
+# ... and a small part of those that this process may have open.
+_SPARE_SHARE = 16
+# So much is read at a time where that makes a copy of it.
+_READ_BYTES = 1 << 20
+
+# A folder of Linux whose files lie in memory.
+_IN_MEMORY = "/dev/shm"  # noqa: S108 - what is opened there has no name
+
+#: Of segments and their like, in the order in which they are made.
+numbers = itertools.count(1)
+
+
+def open_unnamed(what: str, folder: str | None = None) -> int:
+    """Open a file that no folder lists, in memory where the system can, or in a folder; ``what`` is for lsof."""
+    try:
+        return _open_once(what, folder)
+    except OSError as error:
+        if error.errno not in (errno.EMFILE, errno.ENFILE):
+            raise
+        spares.clear()
+        return _open_once(what, folder)
+
+
+def _open_once(what: str, folder: str | None) -> int:
+    if folder is None and HAS_MEMFD:
+        try:
+            return os.memfd_create(f"joblib_stateful {what}")
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EACCES):  # old kernels, sandboxes
+                raise
+    with _temporary_file(folder) as file:
+        return os.dup(file.fileno())
+
+
+def _temporary_file(folder: str | None) -> Any:
+    try:
+        return tempfile.TemporaryFile(dir=folder)
+    except FileNotFoundError:
+        if folder is None:  # no folder for temporary files can be written to
+            with contextlib.suppress(OSError):
+                return tempfile.TemporaryFile(dir=_IN_MEMORY)
+        raise
+
+
+def _write(fd: int, buffer: memoryview, offset: int = 0) -> None:
+    # Not through a map, where a full memory would be a SIGBUS instead of an OSError.
+    while buffer:
+        n_written = os.pwrite(fd, buffer, offset)
+        buffer, offset = buffer[n_written:], offset + n_written
+
+
+def read(fd: int, size: int, offset: int = 0) -> Any:
+    """Return a writable copy of some bytes of a file."""
+    copy = empty(size)
+    rest = memoryview(copy)
+    while rest:
+        n_read = _read_into(fd, rest, offset)
+        if not n_read:
+            raise BufferError("the shared memory that it lay in is gone")
+        rest, offset = rest[n_read:], offset + n_read
+    return copy
+
+
+def _read_into(fd: int, rest: memoryview, offset: int) -> int:
+    if HAS_PREADV:
+        return os.preadv(fd, [rest], offset)
+    data = os.pread(fd, min(len(rest), _READ_BYTES), offset)
+    rest[: len(data)] = data
+    return len(data)
+
+
+def close_with(owner: object, fd: int) -> None:
+    """Close a file descriptor when its owner is gone.
+
+    Not by ``__del__``: while that runs, another thread can still get hold of the owner through a weak reference, and
+    would be left with the number of a file that somebody else opens next.
+    """
+    weakref.finalize(owner, os.close, fd).atexit = False
+
+
+class _Spares:
+    """Files of segments that are gone, for the next ones to be written to: fresh pages cost five times as much.
+
+    Only while there are workers. Finalisers come here at any point of any thread, so there is no lock.
+    """
+
+    def __init__(self) -> None:
+        self._files: list[tuple[int, int]] = []  # number, and bytes that it has room for
+        self._users: set[int] = set()
+        self._most = _SPARE_FILES
+
+    def take(self, size: int) -> tuple[int, int] | None:
+        """Return one that is large enough, but holds no more than twice the memory, if there is one."""
+        for spare in self._files[::-1]:
+            if size <= spare[1] <= 2 * size:
+                try:
+                    self._files.remove(spare)
+                except ValueError:  # another thread was faster
+                    continue
+                return spare
+        return None
+
+    def give(self, fd: int, capacity: int) -> None:
+        """Keep one, instead of the oldest if they get too many."""
+        self._files.append((fd, capacity))
+        if not self._users:
+            self.clear()
+        files = self._files[:]
+        while files and (len(files) > self._most or sum(size for _, size in files) > _SPARE_BYTES):
+            self._close_oldest()
+            files = self._files[:]
+
+    def begin(self, user: int) -> None:
+        """Keep some as long as this worker is there."""
+        self._users.add(user)
+        self._most = min(_SPARE_FILES, most_open() // _SPARE_SHARE)
+
+    def end(self, user: int) -> None:
+        """Keep none for this worker any more."""
+        self._users.discard(user)
+        if not self._users:
+            self.clear()
+
+    def clear(self) -> None:
+        """Close all."""
+        while self._close_oldest():
+            pass
+
+    def _close_oldest(self) -> bool:
+        try:
+            fd, _ = self._files.pop(0)
+        except IndexError:
+            return False
+        os.close(fd)
+        return True
+
+    def start_anew(self) -> None:
+        """In a fork: the parent will write to them."""
+        self._users.clear()
+        self.clear()
+
+    def fds(self) -> set[int]:
+        """Return which files these are."""
+        return {fd for fd, _ in self._files[:]}
+
+
+spares = _Spares()
+
+after_fork(spares.start_anew)
+
+
+def _retire(fd: int, capacity: int, lent: set[Hashable], pid: int) -> None:
+    """Let go of a segment's file, when nobody in this process refers to the segment any more."""
+    if lent or pid != os.getpid():  # somebody else may look into it
+        os.close(fd)
+    else:
+        spares.give(fd, capacity)
+
+
+class Segment:
+    """A buffer on its way to workers, until the last parcel that holds it is dropped.
+
+    Parameters
+    ----------
+    buffer : memoryview
+        What it holds, in bytes; copied at once.
+    mode : {"r", "r+", "w+", "c"}
+        What workers may do with it.
+    folder : str, optional
+        Where it lies instead of in memory.
+
+    Raises
+    ------
+    OSError
+        There is no room, or no file descriptor left.
+    """
+
+    def __init__(self, buffer: memoryview, mode: str = "c", folder: str | None = None) -> None:
+        self.size, self.mode, self.number = buffer.nbytes, mode, next(numbers)
+        #: Messages whose workers have not said that nothing of theirs looks into it any more.
+        self.lent: set[Hashable] = set()
+        if folder is None and mode in ("r", "c"):  # else workers write into the file itself
+            self.fd, capacity = spares.take(self.size) or (open_unnamed("segment"), 0)
+            # As `close_with`, and for the same reason.
+            retire = weakref.finalize(self, _retire, self.fd, max(capacity, self.size), self.lent, os.getpid())
+            retire.atexit = False
+        else:
+            self.fd = open_unnamed("segment", folder)
+            close_with(self, self.fd)
+        self.lent.add("being written")  # so that a file with less in it than it says is not used again
+        _write(self.fd, buffer)
+        self.lent.clear()
+
+    def view(self) -> memoryview:
+        """Return what it holds now."""
+        return memoryview(mmap.mmap(self.fd, self.size, prot=mmap.PROT_READ))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Received, (self.number, self.size, self.mode)
+
+
+class Received(NamedTuple):
+    """A segment, on the worker's side."""
+
+    number: int
+    size: int
+    mode: str
+
+
+class Range(NamedTuple):
+    """Where a buffer lies in an arena."""
+
+    offset: int
+    size: int
+
+
+class Arena:
+    """Where a worker lays the large buffers of a reply; the parent copies them before it sends anything more.
+
+    Its pages are used again and again.
+
+    Parameters
+    ----------
+    fd : int, optional
+        The open file; by default a new one, opened when it is needed.
+    """
+
+    def __init__(self, fd: int = -1) -> None:
+        self.fd = -1
+        if fd >= 0:
+            self._own(fd)
+        self._end = 0
+
+    def rewind(self) -> None:
+        """Begin a reply."""
+        self._end = 0
+
+    def write(self, buffer: memoryview) -> Range:
+        """Lay down a buffer; raises OSError if there is no room."""
+        if self.fd < 0:
+            self._own(open_unnamed("results"))
+        where = Range(self._end, buffer.nbytes)
+        _write(self.fd, buffer, self._end)
+        self._end += where.size
+        return where
+
+    def read(self, where: Range) -> Any:
+        """Return a writable copy of a buffer."""
+        if self.fd < 0:
+            raise OSError(errno.EMFILE, "no file descriptor was left to receive it by; raise the limit (ulimit -n)")
+        return read(self.fd, where.size, where.offset)
+
+    def _own(self, fd: int) -> None:
+        self.fd = fd
+        close_with(self, fd)
+
+    def trim(self) -> None:
+        """Give memory back that is too much to be kept."""
+        if os.fstat(self.fd).st_size > _KEPT_BYTES:
+            os.ftruncate(self.fd, 0)
+
+
+def empty(size: int) -> Any:
+    """Return memory to be written to."""
+    numpy = sys.modules.get("numpy")
+    # Its large blocks come in huge pages, and are not filled with zeros first.
+    return bytearray(size) if numpy is None else numpy.empty(size, dtype=numpy.uint8)

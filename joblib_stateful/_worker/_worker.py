@@ -1,0 +1,566 @@
+"""What runs in a worker: build the object, run items on it, catch, report, close.
+
+One `Worker` is one life of one slot, in a process of its own (engine ``loky``), a thread or the caller's
+thread. It answers one message at a time and writes what it is doing into its `Progress`, which the parent
+reads: for exact blame when the process dies, and for time limits. This module imports almost nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import time
+from array import array
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, assert_never
+
+from .._process import _safely
+from .._transport._definitions import Peer, active
+from .._transport._noticing import Memory
+from .._transport._transport import ByReference
+from ._debugging import explain_end
+from ._lazy import LAZY
+from ._lazy import run as run_lazy
+from ._messages import (
+    NOTHING,
+    Build,
+    BuildFailed,
+    Built,
+    Failure,
+    Finish,
+    Finished,
+    Message,
+    Mode,
+    Phase,
+    Ran,
+    Reply,
+    Run,
+)
+from ._shortage import RESULT, UNTOLD
+from ._signals import calls_users, held, raising
+from ._tracebacks import strip, text_of_traceback
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from .._public import WorkerInfo
+    from .._transport._defining import Definer
+    from .._transport._transport import Packing, Parcel, Transport
+    from ._surroundings import Surroundings
+
+
+# So many items are run between two looks at the clock: one if the latest have taken longer than so many nanoseconds, else
+# four, and sixteen if they are tiny (`benchmarks/items.py`).
+_MEDIUM, _CLOCK_EVERY = 2_500_000, 4
+_SHORT, _CLOCK_SELDOM = 20_000, 16
+# What will take so many nanoseconds more is shared with workers that have nothing to do. Any number from 5 to 80 ms does
+# as well; without sharing 0.12 more of both cores would be idle (W3 shifting of `python -m benchmarks`).
+_WORTH_SHARING = 20_000_000
+
+
+_PHASES = frozenset(map(int, Phase))
+# Nanoseconds. All processes' clock is the same one; so much may a system round.
+_CLOCK_STEP = 10_000_000
+
+
+class Progress:
+    """What a worker is doing: a few numbers that it writes and the parent reads, without a lock.
+
+    Between processes they lie in shared memory. Each number is one aligned integer, so none is ever seen torn (and is
+    written twice as fast as a double); those that belong together are written in an order that makes a reader in
+    between err on the safe side. Times are in nanoseconds.
+
+    Parameters
+    ----------
+    numbers : sequence of int, optional
+        Where they lie: `SIZE` of them. By default in memory of this process.
+
+    Examples
+    --------
+    >>> progress = Progress()
+    >>> progress.enter(7, Phase.RUNNING)
+    >>> progress.start_item(2)
+    >>> progress.seq, progress.phase.name, progress.place
+    (7, 'RUNNING', 2)
+    """
+
+    SIZE = 8
+    PLACE, SINCE, STOP, _SHARE, _SEQ, _PHASE, _FINISHED, _SENT = range(SIZE)
+
+    def __init__(self, numbers: Any = None) -> None:
+        #: While items run, the worker itself writes at `PLACE` and `SINCE`, and looks at `STOP`.
+        self.numbers: Any = array("q", bytes(8 * self.SIZE)) if numbers is None else numbers
+
+    def __repr__(self) -> str:
+        return f"<Progress message {self.seq} {self.phase.name.lower()} item {self.place}>"
+
+    def copy(self) -> Progress:
+        """Return what it says now, in memory of its own."""
+        return Progress(array("q", self.numbers))
+
+    def enter(self, seq: int, phase: Phase) -> None:
+        """Note the start of a message, or of another part of it."""
+        numbers = self.numbers
+        numbers[self.PLACE] = -1
+        numbers[self._PHASE] = Phase.IDLE
+        numbers[self._FINISHED] = 0
+        numbers[self.SINCE] = time.monotonic_ns()
+        numbers[self._SEQ] = seq
+        numbers[self._PHASE] = phase
+
+    def reply(self, n_run: int) -> None:
+        """Note that the items are run and their results being packed."""
+        self.numbers[self._FINISHED] = n_run
+        self.numbers[self.PLACE] = -1
+        self.numbers[self._PHASE] = Phase.REPLYING
+
+    def leave(self) -> None:
+        """Note that the message is answered; its number stays, so that a reply that is lost is not run again."""
+        # In this order: no item runs while the phase says that none does.
+        self.numbers[self.PLACE] = -1
+        self.numbers[self._PHASE] = Phase.IDLE
+
+    def note_sent(self, seq: int) -> None:
+        """Note that the answer to a message is sent, all of it."""
+        self.numbers[self._SENT] = seq
+
+    def start_item(self, place: int) -> None:
+        """Note which item starts now."""
+        self.numbers[self.SINCE] = time.monotonic_ns()
+        self.numbers[self.PLACE] = place
+
+    def stretches(self, seq: int, count: int, budget: float | None = None) -> Iterator[range]:
+        """Yield the places of a message's items, as many at a time as are run between two looks at the clock.
+
+        They end early if more than ``budget`` seconds have passed, or if others shall have a share of what is left and it
+        is worth it.
+        """
+        now, numbers, share = time.monotonic_ns, self.numbers, self._SHARE
+        began = latest = now()
+        deadline = math.inf if budget is None else latest + budget * 1e9
+        place, size = 0, 1
+        while True:
+            end = min(place + size, count)
+            yield range(place, end)
+            at = now()
+            if end == count or at > deadline:
+                return
+            if numbers[share] == seq and (count - end) * (at - began) > _WORTH_SHARING * end:
+                return
+            each = (at - latest) // (end - place)
+            most = 1 if each > _MEDIUM else _CLOCK_EVERY if each > _SHORT else _CLOCK_SELDOM
+            place, size, latest = end, min(most, size * _CLOCK_EVERY), at
+
+    def ask_to_stop(self, seq: int) -> None:
+        """Ask the worker, from the parent, to stop this message after the current item."""
+        self.numbers[self.STOP] = seq
+
+    def ask_to_share(self, seq: int) -> None:
+        """Ask the worker, from the parent, to give back what is left of this message, if that will take a while."""
+        self.numbers[self._SHARE] = seq
+
+    def fault(self, seq: int, size: int, least: int = 0, began: float | None = None) -> str:
+        """Say what can't be of what it says; "" if nothing is wrong.
+
+        The worker's code may have written to it by mistake, as compiled code can. Believed, that would blame another item, or
+        keep a time limit from ever being over.
+
+        Parameters
+        ----------
+        seq : int
+            The message under way.
+        size : int
+            How many items that has.
+        least : int
+            The message that was begun last before it was sent.
+        began : float, optional
+            The time of `time.monotonic` before which it can't have been begun.
+        """
+        numbers = self.numbers
+        place, phase, latest = int(numbers[self.PLACE]), int(numbers[self._PHASE]), int(numbers[self._SEQ])
+        if not least <= latest <= seq:
+            return f"it says that it works at message {latest}, and was sent {seq}"
+        if phase not in _PHASES:
+            return f"it says that it is in phase {phase}, and there is none"
+        return self._fault_in_message(place, phase, size, began) if latest == seq else ""
+
+    def _fault_in_message(self, place: int, phase: int, size: int, began: float | None) -> str:
+        numbers = self.numbers
+        finished, since = int(numbers[self._FINISHED]), int(numbers[self.SINCE])
+        if not -1 <= place < max(size, 1) or not 0 <= finished <= size:
+            return f"it says that item {place} runs and {finished} are finished of a message of {size}"
+        if place >= 0 and phase == Phase.IDLE and numbers[self.PLACE] >= 0:  # not only before, when it still ran
+            return f"it says that item {place} runs, and that nothing does"
+        if began is not None and not round(began * 1e9) - _CLOCK_STEP <= since <= time.monotonic_ns() + _CLOCK_STEP:
+            return f"it says that what it does began at {since / 1e9:.9g} s, and that was sent at {began:.9g} s"
+        return ""
+
+    @property
+    def seq(self) -> int:
+        """The latest message that was begun."""
+        return int(self.numbers[self._SEQ])
+
+    @property
+    def sent(self) -> int:
+        """The latest message of which the answer is sent."""
+        return int(self.numbers[self._SENT])
+
+    @property
+    def phase(self) -> Phase:
+        """What is being done; `Phase.IDLE` if it says what can't be."""
+        phase = int(self.numbers[self._PHASE])
+        return Phase(phase) if phase in _PHASES else Phase.IDLE
+
+    @property
+    def place(self) -> int | None:
+        """The item that runs, by its place in the message."""
+        place = int(self.numbers[self.PLACE])
+        return None if place < 0 else place
+
+    @property
+    def since(self) -> float:
+        """When the current item, if that is timed, or else the current phase, began (`time.monotonic`)."""
+        return float(self.numbers[self.SINCE] / 1e9)
+
+    @property
+    def n_finished(self) -> int:
+        """How many items of the message are behind it."""
+        place = self.place
+        return int(self.numbers[self._FINISHED]) if place is None else place
+
+
+class Worker:
+    """One life of one slot, on the worker's side."""
+
+    def __init__(self, transport: Transport, progress: Progress, *, interruptible: bool = False) -> None:
+        self.transport = transport
+        self.progress = progress
+        self.object: Any = None
+        self.has_object = False
+        self._slot, self._n_jobs, self._pid = -1, 0, os.getpid()
+        self.depth = 0
+        self._kwargs: dict[str, Any] = {}
+        # In the caller's own thread a KeyboardInterrupt is the user's Ctrl-C and no item's error.
+        self._lets_through: tuple[type[BaseException], ...] = (KeyboardInterrupt,) if interruptible else ()
+        self._target: tuple[str, Callable[..., Any]] | None = None
+        self._parent = Peer(is_parent=False)
+        self._memory = Memory()
+        self._definer: Definer | None = None  # of what the message under way is answered with
+        self._surroundings: Surroundings | None = None  # taken over from the program
+
+    def __repr__(self) -> str:
+        built = type(self.object).__name__ if self.has_object else "no object"
+        return f"<Worker slot={self._slot} pid={self._pid}: {built}, {self.progress!r}>"
+
+    @property
+    def info(self) -> WorkerInfo:
+        """What this worker is."""
+        from .._public import WorkerInfo
+
+        return WorkerInfo(self._slot, self._n_jobs, self._kwargs, pid=self._pid)
+
+    def handle(self, message: Message) -> Reply:
+        """Answer one message; raises nothing but a Ctrl-C in the caller's own thread."""
+        previous = getattr(_local, "worker", None)
+        _local.worker = self
+        self._definer = self.transport.definer(self._parent, self._memory)
+        try:
+            with active(self._parent):
+                if isinstance(message, Run):
+                    return self._run(message)
+                if isinstance(message, Build):
+                    return self._build(message)
+                if isinstance(message, Finish):
+                    return self._finish(message)
+                assert_never(message)
+        finally:
+            _local.worker = previous
+            self.progress.leave()
+
+    @calls_users
+    def _build(self, message: Build) -> Built | BuildFailed:
+        self.progress.enter(message.seq, Phase.BUILDING)
+        self._slot, self._n_jobs, self.depth = message.slot, message.n_jobs, message.depth
+        started = time.perf_counter()
+        what = "function"
+        try:
+            try:
+                self._take_over(message.surroundings)
+            finally:
+                self._receive(message.definitions)
+            if message.spec is not None:
+                what = "spec"
+                common, own = message.spec
+                build, args, shared = self.transport.unpack(common)
+                self._kwargs = {**shared, **({} if own is None else self.transport.unpack(own))}
+                what = ""
+                self.object = build(*args, **self._kwargs)
+                what = "function"
+                self.has_object = True
+        except self._lets_through:
+            raise
+        except BaseException as error:  # noqa: BLE001 - a constructor may raise anything, SystemExit too
+            where, what = what, "function"  # see `calls_users`
+            described = self._describe(error)._replace(what=where if where == "spec" else "")
+            return BuildFailed(message.seq, os.getpid(), described, self._definitions())
+        return Built(message.seq, os.getpid(), time.perf_counter() - started)
+
+    @calls_users
+    def _run(self, message: Run) -> Ran:
+        started = time.perf_counter()
+        if message.n_jobs is not None:
+            self._n_jobs = message.n_jobs
+        values = self.transport.packing(BaseException, None, self._definer)
+        failures: dict[int, Failure] = {}
+        what = "surroundings"
+        try:
+            try:
+                try:
+                    self._take_over(message.surroundings)
+                finally:
+                    if message.definitions:  # the parent counts on them
+                        self._receive(message.definitions)
+                what = "function"
+                call = self._callable(message)
+            finally:  # not before: what its function imports is no item's doing
+                self.progress.enter(message.seq, Phase.RUNNING)
+            what = "item"
+            try:
+                items = self._items(message.parcel)
+            except MemoryError:
+                if message.parcel.n_values == 1:
+                    raise
+                return Ran(message.seq, 0, NOTHING, {}, 0.0, was_refused=True)
+        except self._lets_through:
+            raise
+        except BaseException as error:  # noqa: BLE001 - unpacking a function runs users' code
+            n_run = message.parcel.n_values
+            failures = dict.fromkeys(range(n_run), self._describe(error, what))
+        else:
+            n_run = self._run_items(message, call, items, values, failures)
+        seconds = time.perf_counter() - started
+        self.progress.reply(n_run)
+        n_faults = len(values.faults)
+        parcel = values.finish()
+        if len(values.faults) > n_faults:
+            self._note_faults(list(values.faults)[n_faults:], failures, n_run)
+        if parcel.needs:
+            parcel = parcel._replace(needs=())
+        return Ran(message.seq, n_run, parcel, failures, seconds, self._definitions())
+
+    def _receive(self, definitions: Sequence[Any]) -> None:
+        self._parent.receive(definitions, self.transport.unpack, self._lets_through)
+
+    def _definitions(self) -> tuple[Any, ...]:
+        """Return what the answer refers to and the parent doesn't have yet."""
+        definer = self._definer
+        return self._parent.take(definer.needs.values()) if definer is not None and definer.needs else ()
+
+    def _take_over(self, surroundings: Surroundings | None) -> None:
+        if surroundings is not None:
+            surroundings.take_over(self._surroundings)
+            self._surroundings = surroundings
+
+    @staticmethod
+    def _note_faults(faults: list[int], failures: dict[int, Failure], n_run: int) -> None:
+        """Note for which values there was no memory in the end."""
+        places = [place for place in range(n_run) if place not in failures]
+        failures.update({places[at]: RESULT for at in faults})
+
+    @calls_users
+    def _run_items(  # noqa: C901 - one loop, for a call of a function can be felt in it
+        self,
+        message: Run,
+        call: Callable[[Any], Any],
+        items: Iterator[Any],
+        values: Packing,
+        failures: dict[int, Failure],
+    ) -> int:
+        """Run the items, and pack each value at once: the next one may be the same object with other contents."""
+        place, pack, (plain, keep), usual = -1, values.add, values.shortcut(), None
+        what = "item"  # "": the user's call runs, as is seen from outside, too
+        if held:
+            call = raising(call)
+        # Each line of this loop can be felt where items are tiny: `benchmarks/items.py`.
+        numbers, at, stop, seq, timed = self.progress.numbers, Progress.PLACE, Progress.STOP, message.seq, message.timed
+        for stretch in self.progress.stretches(seq, message.parcel.n_values, message.budget):
+            for place in stretch:
+                if numbers[stop] == seq and place:  # never before the first one
+                    return place
+                if timed:
+                    numbers[Progress.SINCE] = time.monotonic_ns()
+                numbers[at] = place
+                try:
+                    item = next(items)
+                    what = ""
+                    value = call(item)
+                    what = "item"
+                    item = None  # it may be large, and the next one is about to come
+                    kind = type(value)
+                    if kind is usual or kind in plain:
+                        usual = kind
+                        keep(value)
+                        continue
+                    plain, usual = (), None
+                    if kind in LAZY:
+                        what = ""
+                        value = run_lazy(value, self.target_of(message))
+                        what = "item"
+                    fault = pack(value)
+                    if isinstance(fault, MemoryError):
+                        failures[place] = RESULT
+                        return place + 1  # what comes next has more room in a message of its own
+                    if fault is not None:
+                        failures[place] = self._describe(fault, "result")
+                except self._lets_through:
+                    raise
+                except BaseException as error:  # noqa: BLE001 - one item's error, whatever it is; the worker lives on
+                    where, what = what, "item"
+                    failures[place] = self._describe(error, where)
+                    if message.after_error != "go_on":
+                        return place + 1
+                item = value = None
+        return place + 1
+
+    def _items(self, parcel: Parcel) -> Iterator[Any]:
+        """Return an iterator that goes on behind an item that can't be unpacked."""
+        joint = self.transport.unpack_joint(parcel)
+        return map(self.transport.unpacker(parcel), parcel.frames) if joint is None else iter(joint)
+
+    def _callable(self, message: Run) -> Callable[[Any], Any]:
+        """Return what is called with each item of a message."""
+        if message.mode == "call":
+            return _call_triple
+        if message.target_id is None:
+            target = self.object
+            if not callable(target):  # an executor's need not be, and a factory may return anything
+                return _refuse(target)
+        else:
+            if message.target is not None:
+                self._target = (message.target_id, self.transport.unpack(message.target))
+            assert self._target is not None  # noqa: S101 - the parent sends it whenever it changes
+            target = self._target[1]
+        return _MODES[message.mode](target)
+
+    def target_of(self, message: Run) -> Any:
+        """Return what is called with the items of a message, if it is the same for each of them."""
+        if message.mode == "call":
+            return None
+        return self.object if self._target is None or message.target_id is None else self._target[1]
+
+    def _describe(self, error: BaseException, what: str = "") -> Failure:
+        try:
+            return self._described(error, what)
+        except MemoryError:
+            return UNTOLD
+
+    def _described(self, error: BaseException, what: str) -> Failure:
+        kind = type(error)
+        strip(error)
+        if not isinstance(self.transport, ByReference):
+            explain_end(error)
+        text = text_of_traceback(error)
+        packed = None
+        if what in ("", "surroundings"):
+            try:
+                packed = self.transport.pack_with(error, self._definer)
+            except BaseException:  # noqa: BLE001 - then its texts have to do
+                packed = None
+        return Failure(packed, _safely.full_name_of(kind), _safely.text_of(error), text, what)
+
+    @calls_users
+    def _finish(self, message: Finish) -> Finished:
+        self.progress.enter(message.seq, Phase.CLOSING)
+        worker, self.object, self.has_object = self.object, None, False
+        what = ""
+        try:
+            close = getattr(worker, "close", None)
+            if callable(close):
+                close()
+            elif hasattr(type(worker), "__exit__"):
+                worker.__exit__(None, None, None)
+            what = "object"
+        except self._lets_through:
+            raise
+        except BaseException as error:  # noqa: BLE001 - reported, and must not keep the worker from ending
+            what = "object"  # noqa: F841 - see `calls_users`
+            return Finished(message.seq, self._describe(error))
+        return Finished(message.seq, None)
+
+
+def _call_triple(triple: tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]) -> Any:
+    function, args, kwargs = triple
+    return function(*args, **kwargs)
+
+
+def _refuse(target: Any) -> Callable[[Any], Any]:
+    def call(_: Any) -> Any:
+        raise TypeError(
+            f"stateful_map calls each worker's object with the items, but it is of type {type(target).__name__}, which "
+            "can't be called. Give its class a __call__ method, or have factory's function return a callable.",
+        )
+
+    return call
+
+
+def _a_type(value: Any) -> str:
+    from .._words import a  # most workers never need it
+
+    return a(type(value).__name__)
+
+
+def _with_item(target: Callable[..., Any]) -> Callable[[Any], Any]:
+    return target
+
+
+def _with_args(target: Callable[..., Any]) -> Callable[[Any], Any]:
+    def call(item: Any) -> Any:
+        is_sequence = isinstance(item, Sequence) or (hasattr(item, "__len__") and hasattr(item, "__getitem__"))
+        if not is_sequence or isinstance(item, Mapping):
+            raise TypeError(
+                f'pass_as="args" calls worker(*item), but this item is {_a_type(item)}, not a sequence. '
+                'Yield tuples from the input, or use pass_as="item".',
+            )
+        return target(*item)
+
+    return call
+
+
+def _with_kwargs(target: Callable[..., Any]) -> Callable[[Any], Any]:
+    def call(item: Any) -> Any:
+        if not isinstance(item, Mapping):
+            raise TypeError(
+                f'pass_as="kwargs" calls worker(**item), but this item is {_a_type(item)}, not a mapping. '
+                'Yield dicts from the input, or use pass_as="item".',
+            )
+        return target(**item)
+
+    return call
+
+
+_MODES: dict[Mode, Callable[[Callable[..., Any]], Callable[[Any], Any]]] = {
+    "item": _with_item,
+    "args": _with_args,
+    "kwargs": _with_kwargs,
+}
+
+
+# --- who am I ------------------------------------------------------------------------------------------
+
+_local = threading.local()
+# The worker of a process that is nothing else, so that threads that the user's code starts find it too.
+_of_process: list[Worker] = []
+
+
+def current() -> Worker | None:
+    """Return the worker that the calling code runs in, if any."""
+    worker: Worker | None = getattr(_local, "worker", None)
+    if worker is None and _of_process:
+        worker = _of_process[-1]
+    return worker
+
+
+def set_process_worker(worker: Worker) -> None:
+    """Make this process be a worker for good."""
+    _of_process[:] = [worker]

@@ -1,0 +1,1 @@
+"""The engine ``"dask"``: `_engine` opens workers on a cluster, `_actor` holds one there."""

@@ -1,0 +1,462 @@
+"""One worker process, on the parent's side."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import multiprocessing
+import multiprocessing.context
+import threading
+import weakref
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any
+
+from ..._process import _system
+from ..._process._safely import Log, name_of, text_of
+from ..._transport._segments import numbers, spares
+from ..._worker._log_levels import watch as log_levels
+from ..._worker._messages import (
+    NOTHING,
+    Build,
+    BuildFailed,
+    Built,
+    Death,
+    Failure,
+    Finished,
+    Ran,
+    Refused,
+    Run,
+    answer_to,
+)
+from ..._worker._worker import Progress
+from ...errors import why_condemned
+from .._answers import fault_in
+from .._base import EngineWorker
+from .._buffers import in_line, segments_in
+from .._mailbox import Mailbox
+from ._ending import in_thread
+from ._line import Line, encode
+from ._log_reader import reader
+from ._process_tree import kill_tree
+from ._shared_numbers import SharedNumbers
+from ._starting import standard_files, start
+
+# loky, and the copy of it within joblib, register their start methods under the same names when they are imported. The
+# last one would start the processes of both, which then report to the wrong resource tracker.
+_start_methods = dict(multiprocessing.context._concrete_contexts)  # type: ignore[attr-defined]  # see above
+try:
+    from . import _child
+    from ._process import WorkerProcess
+    from ._signal_masks import signals_blocked
+    from ._startup import Startup
+finally:
+    multiprocessing.context._concrete_contexts.update(_start_methods)  # type: ignore[attr-defined]  # see above
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping, Sequence
+
+    from ..._transport._transport import Transport
+    from ..._worker._log_levels import Levels
+    from ..._worker._messages import Finish, Message, Reply
+    from .._mailbox import Awaited, OnReply
+    from ._log_reader import Channel
+    from ._reader import Reader, Source
+
+_log = Log()
+
+# A process that is seen to be gone is reaped at once; this only guards against one that can't be.
+_REAP_SECONDS = 2.0
+# A process that has given its last answer has so long to end by itself: for exit handlers, which may have data to save.
+_END_SECONDS = 10.0
+# What a worker has logged by its end is handled before it counts as closed, unless handlers take longer.
+_HANDLE_SECONDS = 5.0
+
+
+class LokyWorker(EngineWorker):
+    """One worker process.
+
+    What it answers comes by a line of its own, and is heard by its executor's `Reader`, as is its end.
+    """
+
+    def __init__(self, transport: Transport, env: Mapping[str, str], reader: Reader, slot: int = 0) -> None:
+        self._transport, self._reader = transport, reader
+        self._env, self._slot = dict(env), slot
+        self._logs: Channel | None = None  # by which log records come
+        self._told: Levels | None = None  # which of them are wanted
+        self._numbers: SharedNumbers | None = SharedNumbers(Progress.SIZE)
+        self.progress = Progress(self._numbers.values)
+        self._process: WorkerProcess | None = None
+        self._lifeline: Connection | None = None  # open as long as the process shall live
+        self._line: Line | None = None
+        self._source: Source | None = None  # the reader's record of it
+        self._lent: list[Any] = []  # the segments that went with it
+        self._number = next(numbers)  # by which it is noted who has what
+        self._least = 0  # the number of the message that it said it was at before that one
+        self._fault = ""  # what it says that can't be
+        self._has_finished = False  # the last answer was that to `Finish`
+        self._failure: Failure | None = None  # what that said
+        self._on_closed: Callable[[Failure | None], None] | None = None  # who is told when it is gone
+        # Its lock guards all these, too; it is held while the process is started or killed.
+        self._mailbox = Mailbox()
+
+    def send(self, message: Message, on_reply: OnReply) -> Death | None:
+        """Hand the message to the process, which is started with the first one."""
+        with self._mailbox.lock:
+            try:
+                if not self._expect(message, on_reply):
+                    return Death(self.pid, reason="it was killed")
+                if self._process is None:
+                    self._start()
+                self._transmit(message)
+            except Exception as error:  # noqa: BLE001 - out of processes, threads, memory or file descriptors
+                return self._give_up(error)
+        return None
+
+    def close(self, message: Finish, on_closed: Callable[[Failure | None], None]) -> None:
+        """Have the object closed and the process end, which is killed if something keeps it."""
+        source = self._source
+        if source is not None:
+            self._reader.make_heard(source)
+        with self._mailbox.lock:
+            if self._process is not None:
+                self._on_closed = on_closed
+                self.send(message, self._finished)
+            if self._process is None:  # it was never started, is gone, or could not be told to end
+                self._on_closed = None
+                self._let_go()
+            else:
+                return
+        on_closed(None)
+
+    def _finished(self, reply: Reply | Death) -> None:
+        source = self._source
+        if isinstance(reply, Finished) and source is not None:
+            self._failure = reply.failure
+            self._reader.expect_the_end(source, _END_SECONDS)
+
+    def kill(self) -> None:
+        """Kill the process and what it started."""
+        with self._mailbox.lock:
+            self._mailbox.close()
+            if self._process is not None:
+                self._reader.look_after()
+                # Its death is noticed, and so the message under way is answered.
+                _kill_and_reap(self._process)
+            if self._mailbox.awaited is None and self._on_closed is None:
+                self._let_go()
+
+    def condemn(self, what: str) -> None:
+        """Kill the process, whose memory must be damaged."""
+        self._fault = self._fault or what
+        self.kill()
+
+    def disown(self) -> None:
+        """Forget the process, whose end would reach for the parent's."""
+        _not_ours.append(self._process)
+        _at_work.discard(self)
+        # Or multiprocessing would wait for it at exit, and complain that it is no child of this process.
+        multiprocessing.process._children.discard(self._process)  # type: ignore[attr-defined]
+        self._mailbox = Mailbox()
+        self._mailbox.close()
+        self._process = self._line = self._source = None
+
+    # --- the process ----------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        self._reader.look_after()
+        with standard_files():
+            self._start_process()
+
+    def _start_process(self) -> None:
+        # A pipe for each worker, because only one process can be signalled for an open file.
+        self._logs = logs = reader.open(self._slot, id(self._reader))
+        if logs is not None:  # also if nobody needs this worker any more, and it is collected
+            weakref.finalize(self, reader.finish, logs).atexit = False
+        theirs, self._lifeline = multiprocessing.Pipe(duplex=False)
+        _lifelines.add(self._lifeline)
+        self._line, far_end = Line.pair()
+        if not _system.IS_WINDOWS:
+            start(resource_tracker)  # which ends by unblocking SIGINT, so first
+        startup, log_end = Startup.of_program(), logs and logs.worker_end
+        args = theirs, far_end, self._numbers, self._transport, startup, log_end
+        process = WorkerProcess(target=_child.run, args=args, env=self._env)
+        with theirs, contextlib.closing(far_end), signals_blocked():
+            process.start()
+        self._process, self.pid = process, process.pid
+        spares.begin(self._number)
+        weakref.finalize(self, spares.end, self._number).atexit = False
+        self._source = self._reader.watch(self, self._line, process)
+
+    def gone(self) -> None:
+        """Learn, in a thread that must not be kept, that the process is gone, and that no answer of it is left."""
+        if self._line is None:
+            return
+        try:
+            in_thread("joblib_stateful-end", self._ended)
+        except RuntimeError:  # there is no room for one more, or the interpreter is ending
+            self._ended()
+
+    def _ended(self) -> None:
+        with self._mailbox.lock:
+            if self._line is None:  # it was let go before, or a fork has been told to forget it
+                return
+            self._mailbox.close()
+            awaited = self._nothing_expected()
+            self._lent = []
+        death = self._autopsy(None if awaited is None else awaited.message)
+        with self._mailbox.lock:
+            self._let_go()
+            on_closed, self._on_closed = self._on_closed, None
+        if on_closed is not None:
+            if self._logs is not None and not reader.is_mine():
+                self._logs.done.wait(_HANDLE_SECONDS)
+            on_closed(self._failure)
+            return
+        on_death = self.on_idle_death if awaited is None else awaited.on_reply
+        if on_death is not None:
+            on_death(death)
+
+    def _give_up(self, error: BaseException) -> Death:
+        """Let go of a process that could not be started, or to which a message could not be sent."""
+        with self._mailbox.lock:
+            self._nothing_expected()
+            process = self._process
+            if process is not None:
+                _kill_and_reap(process)
+        self._let_go()
+        exitcode = None if process is None else process.exitcode
+        return Death(self.pid, exitcode, reason=f"{name_of(type(error))}: {text_of(error)}")
+
+    def _autopsy(self, message: Message | None) -> Death:
+        """Return how the process ended, when it is gone."""
+        process, exitcode = self._process, None
+        if process is not None:
+            with contextlib.suppress(Exception):
+                process.join(_END_SECONDS if self._has_finished else _REAP_SECONDS)
+            if process.exitcode is None:  # somebody else has reaped it, or it stays (which is not seen on Windows)
+                _kill_and_reap(process)
+            exitcode = process.exitcode
+        reason = ""
+        if self._fault:  # then the signal was ours
+            exitcode = None
+            reason = why_condemned(self._fault)
+        if message is None:
+            return Death(self.pid, exitcode, reason=reason)
+        progress = self.progress
+        size = message.parcel.n_values if isinstance(message, Run) else 0
+        if progress.fault(message.seq, size, self._least):
+            return Death(self.pid, exitcode, started=True, reason=reason)
+        started = bool(reason) or progress.seq == message.seq
+        return Death(self.pid, exitcode, started, progress.place, progress.n_finished, reason)
+
+    def _let_go(self) -> None:
+        """Hold nothing open for a process that is gone; what it was doing can still be read."""
+        with self._mailbox.lock:
+            self._mailbox.close()
+            if self._lifeline is not None:
+                self._lifeline.close()
+            if self._logs is not None:
+                reader.finish(self._logs)
+            if self._line is not None:
+                self._line.hang_up()
+            self.progress = self.progress.copy()
+            spares.end(self._number)
+            _at_work.discard(self)
+            self._lent = []  # they are not used again, for nobody has said that nobody looks into them
+            self._process = self._numbers = self._lifeline = self._line = self._source = None
+
+    # --- messages -------------------------------------------------------------------------------------
+
+    def _expect(self, message: Message, on_reply: OnReply) -> bool:
+        if not self._mailbox.put(message, on_reply):
+            return False
+        least = self.progress.seq
+        self._least = least if 0 <= least < message.seq else 0
+        _at_work.add(self)
+        return True
+
+    def _nothing_expected(self) -> Awaited | None:
+        if self._on_closed is None:  # else it is needed until it is gone
+            _at_work.discard(self)
+        return self._mailbox.take()
+
+    def _transmit(self, message: Message) -> None:
+        segments = self._lent = list(segments_in(message))
+        for segment in segments:
+            segment.lent.add((self._number, message.seq))
+        if len(segments) > Line.most_files:
+            segments = segments[: Line.most_files]
+            message = in_line(message, {segment.number for segment in segments})
+        assert self._line is not None  # noqa: S101 - the process is started
+        levels, told = log_levels.look(), self._told
+        self._told = levels
+        _put(self._line, message, segments, None if levels is told else levels)
+
+    def check(self, reply: Any, kept: Any) -> None:
+        """Raise ValueError for what is no answer to the message under way."""
+        awaited = self._mailbox.awaited
+        if awaited is None:
+            if self._mailbox.is_closed:  # nobody waits for it any more
+                return
+            raise ValueError("it sends something, and was asked nothing")
+        if fault := fault_in(awaited.message, reply, kept):
+            raise ValueError(f"its answer is none: {fault}")
+
+    def note_fault(self, error: BaseException) -> None:
+        """Note that what has come is no answer, for when it is asked how the process has ended."""
+        self._fault = self._fault or f"{name_of(type(error))}: {text_of(error)}"
+
+    def answer_without(self, nbytes: int) -> Reply:
+        """Return the answer to the message under way for which there was no memory here."""
+        awaited = self._mailbox.awaited
+        if awaited is None:
+            raise ValueError(f"it sends {nbytes:,} bytes, and was asked nothing")
+        message = awaited.message
+        text = f"this program had no memory to receive an answer of {nbytes:,} bytes"
+        failure = Failure(None, "MemoryError", text, "", "result")
+        if isinstance(message, Run):
+            n_items, n_finished = message.parcel.n_values, self.progress.n_finished
+            n_run = n_finished if self.progress.seq == message.seq and 1 <= n_finished <= n_items else n_items
+            return Ran(message.seq, n_run, NOTHING, dict.fromkeys(range(n_run), failure), 0.0, was_lost=True)
+        if isinstance(message, Build):
+            return BuildFailed(message.seq, self.pid, failure)
+        return Finished(message.seq, None)
+
+    def owes_answer(self, seq: int) -> bool:
+        """Tell whether a message of which the worker says that it is done with isn't answered, though somebody listens."""
+        source = self._source
+        # While something is done with the answer before, this one may wait to be sent.
+        return self.progress.sent != seq and (source is None or not source.is_busy)
+
+    @property
+    def sent(self) -> int:
+        """The number of the message under way if the worker says that it has answered it; else 0."""
+        awaited = self._mailbox.awaited
+        return awaited.message.seq if awaited is not None and self.progress.sent == awaited.message.seq else 0
+
+    def answer_elsewhere(self) -> None:
+        """Have further answers taken by another thread than the calling one, which brings one."""
+        source = self._source
+        if source is not None:
+            self._reader.hear_elsewhere(source)
+
+    def note(
+        self, reply: Reply | Refused, kept: Collection[int] | None
+    ) -> tuple[Reply, Callable[[Reply | Death], None], bool] | None:
+        """Count the message under way as answered.
+
+        Return the answer, who is to be called with it, and whether that may run users' code; None if nobody waits for it.
+
+        Parameters
+        ----------
+        reply : Built, BuildFailed, Ran, Finished or Refused
+            The answer.
+        kept : collection of int or None
+            The numbers of the segments that the worker still looks into; None if they aren't known.
+        """
+        with self._mailbox.lock:
+            awaited = self._mailbox.awaited
+            if awaited is None:
+                return None
+            message, on_reply = awaited
+            if isinstance(reply, Refused):
+                reply = answer_to(message, reply)
+                self._told = None  # what came with the message is lost, too
+            if message.seq != reply.seq:
+                raise ValueError(f"an answer to message {reply.seq} has come for {message.seq}")
+            self._nothing_expected()
+            lent, self._lent = self._lent, []
+        for segment in lent:
+            if kept is not None and segment.number not in kept:
+                segment.lent.discard((self._number, reply.seq))
+        self._has_finished = isinstance(reply, Finished)
+        return reply, on_reply, self._runs_code(message, reply)
+
+    def _runs_code(self, message: Message, reply: Reply) -> bool:
+        """Tell whether users' code may run when an answer is taken: to load it, or because somebody is called with it."""
+        if not isinstance(reply, Ran) or not isinstance(message, Run):
+            return not isinstance(reply, Built)
+        if message.mode == "call" or reply.failures:
+            return True
+        return not reply.values.joint and any(map(self._transport.runs_code, reply.values.frames))
+
+    def overstays(self) -> None:
+        """Say that the process is killed, for it should have ended and has not."""
+        if self._has_finished:
+            _log.warning(
+                "The process of a worker (pid %s) was still there %.1f s after its object was done with, and was killed with "
+                "all that it had started. Likely cause: it had started a thread or a process that is not daemonic, for which "
+                "Python waits at the end. Start it with daemon=True, or end it in the object's close().",
+                self.pid,
+                _END_SECONDS,
+            )
+
+    @property
+    def is_damaged(self) -> bool:
+        """True if it has said what can't be."""
+        return bool(self._fault)
+
+    @property
+    def ends_by_itself(self) -> bool:
+        """True if its process is let go, or has been told to end."""
+        return self._process is None or self._has_finished
+
+
+# These hold no worker, so that one that nobody needs is collected, and its process ends with its lifeline. One that has
+# something to do is needed, also if its executor was dropped: for the answer, or for what it does at its end.
+_at_work: set[LokyWorker] = set()
+
+
+def _put(line: Line, message: Message, segments: Sequence[Any], levels: Levels | None = None) -> None:
+    """Send a message, and which log records are wanted if that is news; by a thread, if that may take long."""
+    data = encode(message) if levels is None else encode(message, tuple(levels))
+    if len(data) > line.at_once:
+        # A worker that is only being started, or stopped, takes as long as it likes.
+        thread = threading.Thread(
+            target=_put_now, args=(line, message, data, segments, levels), name="joblib_stateful-send", daemon=True
+        )
+        with contextlib.suppress(RuntimeError):  # there is no room for one more thread, or the interpreter is ending
+            thread.start()
+            return
+    _put_now(line, message, data, segments, levels)
+
+
+def _put_now(line: Line, message: Message, data: bytes, segments: Sequence[Any], levels: Levels | None) -> None:
+    try:
+        try:
+            line.send(data, [segment.fd for segment in segments])
+        except OSError as error:
+            if error.errno != errno.ETOOMANYREFS:
+                raise
+            # How many files may be under way is a limit of the user's.
+            _put(line, in_line(message), (), levels)
+    except Exception:  # noqa: BLE001 - whatever it is, the worker will not answer; if it is gone that is known already
+        line.hang_up()
+
+
+# --- ending processes -----------------------------------------------------------------------------------
+
+
+def _kill_and_reap(process: Any) -> None:
+    kill_tree(process)
+    # Also if it was gone before: multiprocessing keeps those that nobody joined.
+    with contextlib.suppress(Exception):
+        process.join(_REAP_SECONDS)
+
+
+# --- forks ----------------------------------------------------------------------------------------------
+
+# What a fork inherited: kept, so that it is not collected and does not tidy up after the parent.
+_not_ours: list[Any] = []
+
+# Ends that a fork must not keep open, or it would keep its parent's workers alive.
+_lifelines: weakref.WeakSet[Connection] = weakref.WeakSet()
+
+
+def _close_lifelines() -> None:
+    for end in _lifelines:
+        end.close()
+
+
+_system.after_fork(_close_lifelines)
