@@ -57,7 +57,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     for module in {
         *modules,
         sys.modules[__name__],
-        *filter(None, map(sys.modules.get, ("test_map_tools", "contract"))),
+        *filter(None, map(sys.modules.get, ("scenes", "contract"))),
     }:
         cloudpickle.register_pickle_by_value(module)
     # What was imported stays, and is looked through no more: a test that has workers is followed by a collection, which

@@ -1,0 +1,350 @@
+"""What holds on Dask and Ray beside the contract of all engines; both are real, two processes each."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import pytest
+
+import joblib_stateful
+from contract import DASK, N_JOBS, Model, count, on
+from joblib import Parallel, delayed, parallel_config
+from joblib_stateful import StatefulExecutor, call_worker, engines, errors, stateful_map
+from joblib_stateful._worker._messages import Build, Built, Run
+
+if TYPE_CHECKING:
+    from conftest import RunProgram
+
+pytestmark = pytest.mark.cluster
+
+
+# --- Dask -----------------------------------------------------------------------------------------------
+
+
+@on("dask")
+def test_there_are_as_many_slots_as_dask_has_processes(engine: Any, log: Path) -> None:
+    with StatefulExecutor(Model, shared_kwargs={"log": log}, engine=engine) as executor:
+        assert len(executor.workers()) == N_JOBS
+        executor.warm_up()
+        assert len({info.pid for info in executor.workers()}) == N_JOBS
+    with pytest.raises(ValueError, match=r"worker_env.*starts none"):
+        stateful_map(abs, [1], engine=engine, worker_env=[{"A": "1"}] * N_JOBS)
+
+
+def test_more_slots_than_dask_has_processes_is_an_error_after_a_while(dask_cluster: Any, log: Path) -> None:
+    engine = engines.DaskEngine(dask_cluster, worker_timeout=0.5)
+    message = r"slot \d of 3 found no Dask worker process of its own.* has 2"
+    with (
+        StatefulExecutor(Model, N_JOBS + 1, shared_kwargs={"log": log}, engine=engine) as executor,
+        pytest.raises(errors.WorkerInitError, match=message),
+    ):
+        executor.warm_up()
+
+
+def test_a_process_that_joins_later_is_used_by_the_slot_that_waits(log: Path) -> None:
+    distributed = pytest.importorskip("distributed")
+    options = {"threads_per_worker": 2, "dashboard_address": "127.0.0.1:0", "processes": False}
+    with distributed.LocalCluster(n_workers=1, **options) as cluster, distributed.Client(cluster) as client:
+        engine = engines.DaskEngine(client)
+        with StatefulExecutor(Model, 2, shared_kwargs={"log": log}, engine=engine) as executor:
+            assert executor.submit(call_worker, 1).result() == ("", 1)
+            cluster.scale(2)
+            executor.warm_up()
+            assert count(log, "built") == 2
+
+
+def test_a_cluster_that_is_closed_in_the_middle_is_an_error(log: Path) -> None:
+    distributed = pytest.importorskip("distributed")
+    cluster = distributed.LocalCluster(n_workers=1, dashboard_address="127.0.0.1:0", processes=False)
+    client = distributed.Client(cluster)
+    results = stateful_map(
+        Model, range(10_000), shared_kwargs={"log": log}, engine=engines.DaskEngine(client), batch_size=1, buffer=2
+    )
+    assert next(iter(results)) == ("", 0)
+    client.close()
+    cluster.close()
+    with pytest.raises(errors.StatefulError, match="client"):
+        list(results)
+    joblib_stateful.shutdown()
+
+
+def test_a_new_client_of_the_same_cluster_costs_nothing(log: Path) -> None:
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(**{**DASK, "n_workers": 1}) as cluster:
+        pids = set()
+        for _ in range(2):
+            with distributed.Client(cluster) as client:
+                found = list(stateful_map(Model, range(5), shared_kwargs={"log": log}, engine="dask"))
+                assert found == [("", item) for item in range(5)]
+                pids |= {*client.run(os.getpid).values()}
+        assert len(pids) == 1, "a process was killed that nobody had asked to be"
+        joblib_stateful.shutdown()
+
+
+def test_a_process_without_the_resources_is_not_waited_for(dask_cluster: Any, log: Path) -> None:
+    engine = engines.DaskEngine(dask_cluster, resources={"GPU": 1}, worker_timeout=0.5)
+    message = r"found no Dask worker process of its own that offers \{'GPU': 1\}: the cluster has 0"
+    with (
+        StatefulExecutor(Model, 1, shared_kwargs={"log": log}, engine=engine) as executor,
+        pytest.raises(errors.WorkerInitError, match=message),
+    ):
+        executor.warm_up()
+
+
+def test_a_far_end_that_was_started_anew_has_no_object() -> None:
+    host = engines.Host(engines.Pickled(), is_process=False)
+    parcel, _ = engines.Pickled().pack_all([1])
+    with pytest.raises(RuntimeError, match="started anew"):
+        host.serve(Run(2, "item", None, None, parcel, "go_on"))
+    assert isinstance(host.serve(Build(3, 0, 1, None)), Built)
+    with pytest.raises(RuntimeError, match="answered before"):
+        host.serve(Build(3, 0, 1, None))
+
+
+def test_a_call_that_hangs_in_this_process_does_not_keep_the_program_from_ending(run_program: RunProgram) -> None:
+    pytest.importorskip("distributed")
+    done = run_program(
+        """
+        import warnings
+        warnings.simplefilter("default")  # Dask's own
+        import threading
+        from distributed import Client, LocalCluster
+        from joblib_stateful import errors, stateful_map
+
+        def hang(item):
+            if item:
+                threading.Event().wait()
+            return item
+
+        if __name__ == "__main__":
+            with LocalCluster(n_workers=1, processes=False, dashboard_address="127.0.0.1:0") as cluster:
+                with Client(cluster):
+                    found = list(stateful_map(hang, [0, 1], engine="dask", item_timeout=1, on_error="deferred"))
+            assert found[0].ok and isinstance(found[1].exception, errors.ItemTimeoutError), found
+            print("the end")
+        """,
+        env={"TMPDIR": tempfile.gettempdir()},  # Dask leaves its folder there
+    )
+    assert done.code == 0, done.err
+    assert done.out == "the end\n"
+
+
+# --- Ray ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_an_actor_that_cannot_be_placed_is_an_error_that_says_why(log: Path) -> None:
+    engine = engines.RayEngine(num_gpus=1)
+    message = "asks for 1 CPU, 1 GPU; free are 2 of 2 CPU, 0 of 0 GPU"
+    with (
+        StatefulExecutor(Model, 1, shared_kwargs={"log": log}, engine=engine, init_timeout=1.0) as executor,
+        pytest.raises(errors.WorkerInitError, match=message),
+    ):
+        executor.warm_up()
+
+
+@on("ray")
+def test_idle_actors_make_way(engine: Any, log: Path) -> None:
+    """They hold all CPUs, and the next map would wait for them."""
+    assert len(list(stateful_map(Model, range(10), shared_kwargs={"log": log}, engine=engine))) == 10
+    assert list(stateful_map(abs, range(10), engine=engine)) == list(range(10))
+    assert len(list(stateful_map(Model, range(10), shared_kwargs={"log": log, "tag": "b"}, engine=engine))) == 10
+    with StatefulExecutor(Model, N_JOBS, shared_kwargs={"log": log}, engine=engine) as own:
+        assert own.submit(call_worker, 1).result(60) == ("", 1)
+    assert len(list(stateful_map(abs, range(10), engine=engine))) == 10
+    another = engines.RayEngine(num_cpus=N_JOBS)
+    assert list(stateful_map(abs, range(10), engine=another)) == list(range(10))
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_idle_actors_stay_where_there_is_room(log: Path) -> None:
+    engine = engines.RayEngine(num_cpus=0.5)
+    for _ in range(2):
+        assert len(list(stateful_map(Model, range(10), n_jobs=2, shared_kwargs={"log": log}, engine=engine))) == 10
+        with StatefulExecutor(Model, 1, shared_kwargs={"log": log}, engine=engine) as own:
+            own.warm_up()
+    joblib_stateful.shutdown()
+    assert count(log, "built") == 2 + 1 + 1
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_environment_of_a_slot_is_its_actors(log: Path) -> None:
+    engine = engines.RayEngine(num_cpus=0.5, runtime_env={"env_vars": {"BOTH": "b", "OWN": "o"}})
+    env = [{"OWN": "first"}, {"OWN": "second"}]
+    with StatefulExecutor(Model, 2, shared_kwargs={"log": log}, worker_env=env, engine=engine) as executor:
+        executor.warm_up()
+        look = {executor.submit(lambda: (os.environ["BOTH"], os.environ["OWN"])).result() for _ in range(20)}
+    assert look <= {("b", "first"), ("b", "second")}
+
+
+def test_a_new_connection_to_ray_begins_anew(run_program: RunProgram) -> None:
+    """What was built or stored in the old one is built and stored again, and nothing of it is asked for."""
+    pytest.importorskip("ray")
+    done = run_program(
+        """
+        import warnings
+        warnings.simplefilter("default")  # Ray's own
+        import os
+        import numpy as np
+        import ray
+        from joblib import Parallel, delayed, parallel_config
+        from joblib_stateful import StatefulExecutor, call_worker, shutdown, stateful_map
+
+        class Model:
+            def __init__(self, weights):
+                self.weights = weights
+            def __call__(self, item):
+                return float(self.weights[item]), os.getpid()
+
+        weights, data = np.arange(400_000.0), np.arange(400_000.0)
+        executor, pids = None, set()
+        for _ in range(2):
+            ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+            options = dict(n_jobs=1, engine="ray", shared_kwargs={"weights": weights})
+            found = list(stateful_map(Model, range(5), **options))
+            assert [value for value, _ in found] == [0, 1, 2, 3, 4], found
+            executor = executor or StatefulExecutor(Model, 1, shared_kwargs={"weights": weights}, engine="ray")
+            value, pid = executor.submit(call_worker, 3).result(timeout=60)
+            assert value == 3.0
+            pids |= {pid, *(pid for _, pid in found)}
+            with parallel_config(backend="stateful", n_jobs=1, engine="ray"):
+                found = Parallel()(delayed(lambda array, at: float(array[at]))(data, at) for at in range(5))
+            assert found == [0, 1, 2, 3, 4], found
+            ray.shutdown()
+        assert len(pids) == 4, pids
+        print("the end")
+        """,
+        limit=110,
+        env={"TMPDIR": tempfile.gettempdir()},  # Ray leaves its logs there
+    )
+    assert done.code == 0, done.err
+    assert done.out == "the end\n"
+
+
+def test_a_connection_to_ray_that_is_closed_at_work_is_an_error(run_program: RunProgram) -> None:
+    """Also for what waits for an answer just then: Ray itself would have it wait for ever."""
+    pytest.importorskip("ray")
+    done = run_program(
+        """
+        import faulthandler, threading, warnings
+        warnings.simplefilter("default")  # Ray's own
+        import ray
+        from joblib_stateful import StatefulExecutor, call_worker, errors, shutdown, stateful_map
+
+        faulthandler.dump_traceback_later(50, exit=True)
+
+        class Waiting:
+            def __call__(self, item):
+                if item:
+                    threading.Event().wait()
+                return item
+
+        for policy in ("immediate", "deferred"):
+            ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+            with StatefulExecutor(Waiting, 1, engine="ray") as idle:
+                idle.warm_up()
+                results = stateful_map(Waiting, range(9), n_jobs=2, engine="ray", batch_size=1, on_error=policy)
+                next(results)
+                ray.shutdown()
+                for use in (lambda: list(results), idle.submit(call_worker, 0).result):
+                    try:
+                        raise AssertionError(use())
+                    except errors.StatefulError as error:
+                        assert "Ray" in str(error) or "ray" in str(error) or "died" in str(error), error
+            shutdown()
+        print("the end")
+        """,
+        limit=100,
+        env={"TMPDIR": tempfile.gettempdir()},  # Ray leaves its logs there
+    )
+    assert done.code == 0, done.err
+    assert done.out == "the end\n"
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_actors_end_with_a_driver_that_is_killed_in_mid_map(log: Path, tmp_path: Path) -> None:
+    import ray
+
+    script = tmp_path / "driver.py"
+    script.write_text(
+        textwrap.dedent("""
+        import os, sys, threading
+        import ray
+        from joblib_stateful import stateful_map
+
+        def work(item):
+            with open(LOG, "a") as file:
+                file.write(f"{os.getpid()}\\n")
+            if item > 3:
+                threading.Event().wait()
+            return item
+
+        LOG = sys.argv[2]
+        ray.init(address=sys.argv[1], include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        results = stateful_map(work, range(100), n_jobs=1, engine="ray", batch_size=1)
+        assert next(results) == 0
+        print("ready", flush=True)
+        list(results)
+        """)
+    )
+    address = ray.get_runtime_context().gcs_address
+    command = [sys.executable, str(script), address, str(log)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as driver:
+        assert driver.stdout is not None
+        assert driver.stdout.readline() == "ready\n"
+        driver.kill()
+    pids = set(map(int, log.read_text().split()))
+    assert pids
+    deadline = time.monotonic() + 60
+    while any(map(psutil.pid_exists, pids)):  # Ray ends them in the background
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+# --- what is not there ----------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(find_spec("distributed") is None, reason="distributed is not installed")
+def test_without_a_client_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    import distributed
+
+    def none() -> None:
+        raise ValueError("No clients found")
+
+    monkeypatch.setattr(distributed, "default_client", none)  # another test's cluster may be up
+    with pytest.raises(errors.EngineError, match=r"needs a client.*there is none.*distributed\.Client\(\)"):
+        stateful_map(abs, [1], engine="dask")
+    with parallel_config(backend="stateful", engine="dask"), pytest.raises(errors.EngineError, match="needs a client"):
+        Parallel()(delayed(abs)(-1) for _ in range(2))
+    with pytest.raises(TypeError, match=r"client must be a distributed\.Client, not 'tcp"):
+        engines.DaskEngine("tcp://127.0.0.1:8786")
+
+
+@pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
+def test_without_ray_it_says_so(request: pytest.FixtureRequest) -> None:
+    import ray
+
+    if ray.is_initialized():
+        pytest.skip("Ray is up for other tests of this run")
+    with pytest.raises(errors.EngineError, match=r"needs a connection to Ray.*ray\.init\(\)"):
+        stateful_map(abs, [1], engine="ray")
+
+
+@pytest.mark.parametrize(("name", "package"), [("dask", "distributed"), ("ray", "ray")])
+def test_what_is_not_installed_is_named_so_that_it_can_be_had(
+    name: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(sys.modules, f"joblib_stateful.engines._{name}", raising=False)
+    monkeypatch.delitem(engines._loaded, name, raising=False)
+    with pytest.raises(errors.EngineError, match=rf"package {package}, .* -m pip install {package}$"):
+        stateful_map(abs, [1], engine=name)

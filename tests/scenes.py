@@ -1,0 +1,100 @@
+"""What the tests of `stateful_map` share: ways to wait for a moment instead of sleeping through it."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from conftest import ENGINES
+
+engines = pytest.mark.parametrize("engine", ENGINES)
+parallel_engines = pytest.mark.parametrize("engine", ["loky", "threads"])
+orders = pytest.mark.parametrize("ordered", [True, False], ids=["ordered", "unordered"])
+policies = pytest.mark.parametrize("policy", ["immediate", "wait_others", "deferred"])
+
+_PATIENCE = 30.0
+
+
+def wait_until(path: Path, n_lines: int = 0) -> None:
+    """Wait until a file exists and has so many lines; the only way that works between any two processes."""
+    deadline = time.monotonic() + _PATIENCE
+    while not path.exists() or len(path.read_text().splitlines()) < n_lines:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"nobody wrote {n_lines} lines to {path}")
+        time.sleep(0.002)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Holds up whoever waits for it, in any process, until it is opened."""
+
+    path: Path
+
+    def open(self) -> None:
+        self.path.touch()
+
+    def wait(self) -> None:
+        wait_until(self.path)
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """Holds up workers until so many of them are there: proof that they run at the same time."""
+
+    path: Path
+    size: int
+
+    def join(self) -> None:
+        with self.path.open("a") as file:
+            file.write("here\n")
+        wait_until(self.path, self.size)
+
+
+@dataclass(frozen=True)
+class Log:
+    """A file to which any process may add a line."""
+
+    path: Path
+
+    def note(self, text: object) -> None:
+        with self.path.open("a") as file:
+            file.write(f"{text}\n")
+
+    @property
+    def lines(self) -> list[str]:
+        return self.path.read_text().splitlines() if self.path.exists() else []
+
+    def wait_for(self, n_lines: int) -> None:
+        wait_until(self.path, n_lines)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A folder in which gates, meetings and logs are found by name."""
+
+    folder: Path
+
+    def gate(self, name: object = "gate") -> Gate:
+        return Gate(self.folder / f"gate-{name}")
+
+    def meeting(self, size: int, name: object = "meeting") -> Meeting:
+        return Meeting(self.folder / f"meeting-{name}", size)
+
+    def log(self, name: object = "log") -> Log:
+        return Log(self.folder / f"log-{name}")
+
+
+def new_scene(tmp_path: Path) -> Scene:
+    folder = tmp_path / f"scene-{uuid.uuid4().hex}"
+    folder.mkdir()
+    return Scene(folder)
+
+
+def crash() -> None:
+    """End the process as a crash would."""
+    os._exit(3)
