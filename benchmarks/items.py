@@ -14,7 +14,8 @@ from collections.abc import Callable
 from joblib_stateful import shutdown, stateful_map
 from joblib_stateful._transport._transport import Pickled
 from joblib_stateful._worker._messages import Run
-from joblib_stateful._worker._worker import Progress, Worker
+from joblib_stateful._worker._progress_page import Progress
+from joblib_stateful._worker._worker import Worker
 from joblib_stateful.engines.loky._shared_numbers import SharedNumbers
 
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, ClassVar
 from ._process._interrupts import interruptible
 from ._transport._transport import Pickled
 from ._worker._messages import Death, Finish, Finished, Phase, Run
-from ._worker._worker import Progress, Worker
+from ._worker._progress_page import Progress
+from ._worker._worker import Worker
 from .engines import Engine, EngineWorker
 from .engines._mailbox import Mailbox
 

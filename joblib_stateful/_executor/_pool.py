@@ -46,8 +46,9 @@ if TYPE_CHECKING:
     from .._scheduling._jobs import Call, Job
     from .._scheduling._requests import Request
     from .._transport._transport import Parcel
+    from .._worker._progress_page import Progress
     from .._worker._surroundings import Surroundings
-    from .._worker._worker import Progress, Worker
+    from .._worker._worker import Worker
     from ..engines import Engine, EngineWorker
     from ._spec import PackedSpec
 

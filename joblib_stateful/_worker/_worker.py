@@ -7,11 +7,9 @@ reads: for exact blame when the process dies, and for time limits. This module i
 
 from __future__ import annotations
 
-import math
 import os
 import threading
 import time
-from array import array
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, assert_never
 
@@ -37,6 +35,7 @@ from ._messages import (
     Reply,
     Run,
 )
+from ._progress_page import Progress
 from ._shortage import RESULT, UNTOLD
 from ._signals import calls_users, held, raising
 from ._tracebacks import strip, text_of_traceback
@@ -48,186 +47,6 @@ if TYPE_CHECKING:
     from .._transport._defining import Definer
     from .._transport._transport import Packing, Parcel, Transport
     from ._surroundings import Surroundings
-
-
-# So many items are run between two looks at the clock: one if the latest have taken longer than so many nanoseconds, else
-# four, and sixteen if they are tiny (`benchmarks/items.py`).
-_MEDIUM, _CLOCK_EVERY = 2_500_000, 4
-_SHORT, _CLOCK_SELDOM = 20_000, 16
-# What will take so many nanoseconds more is shared with workers that have nothing to do. Any number from 5 to 80 ms does
-# as well; without sharing 0.12 more of both cores would be idle (W3 shifting of `python -m benchmarks`).
-_WORTH_SHARING = 20_000_000
-
-
-_PHASES = frozenset(map(int, Phase))
-# Nanoseconds. All processes' clock is the same one; so much may a system round.
-_CLOCK_STEP = 10_000_000
-
-
-class Progress:
-    """What a worker is doing: a few numbers that it writes and the parent reads, without a lock.
-
-    Between processes they lie in shared memory. Each number is one aligned integer, so none is ever seen torn (and is
-    written twice as fast as a double); those that belong together are written in an order that makes a reader in
-    between err on the safe side. Times are in nanoseconds.
-
-    Parameters
-    ----------
-    numbers : sequence of int, optional
-        Where they lie: `SIZE` of them. By default in memory of this process.
-
-    Examples
-    --------
-    >>> progress = Progress()
-    >>> progress.enter(7, Phase.RUNNING)
-    >>> progress.start_item(2)
-    >>> progress.seq, progress.phase.name, progress.place
-    (7, 'RUNNING', 2)
-    """
-
-    SIZE = 8
-    PLACE, SINCE, STOP, _SHARE, _SEQ, _PHASE, _FINISHED, _SENT = range(SIZE)
-
-    def __init__(self, numbers: Any = None) -> None:
-        #: While items run, the worker itself writes at `PLACE` and `SINCE`, and looks at `STOP`.
-        self.numbers: Any = array("q", bytes(8 * self.SIZE)) if numbers is None else numbers
-
-    def __repr__(self) -> str:
-        return f"<Progress message {self.seq} {self.phase.name.lower()} item {self.place}>"
-
-    def copy(self) -> Progress:
-        """Return what it says now, in memory of its own."""
-        return Progress(array("q", self.numbers))
-
-    def enter(self, seq: int, phase: Phase) -> None:
-        """Note the start of a message, or of another part of it."""
-        numbers = self.numbers
-        numbers[self.PLACE] = -1
-        numbers[self._PHASE] = Phase.IDLE
-        numbers[self._FINISHED] = 0
-        numbers[self.SINCE] = time.monotonic_ns()
-        numbers[self._SEQ] = seq
-        numbers[self._PHASE] = phase
-
-    def reply(self, n_run: int) -> None:
-        """Note that the items are run and their results being packed."""
-        self.numbers[self._FINISHED] = n_run
-        self.numbers[self.PLACE] = -1
-        self.numbers[self._PHASE] = Phase.REPLYING
-
-    def leave(self) -> None:
-        """Note that the message is answered; its number stays, so that a reply that is lost is not run again."""
-        # In this order: no item runs while the phase says that none does.
-        self.numbers[self.PLACE] = -1
-        self.numbers[self._PHASE] = Phase.IDLE
-
-    def note_sent(self, seq: int) -> None:
-        """Note that the answer to a message is sent, all of it."""
-        self.numbers[self._SENT] = seq
-
-    def start_item(self, place: int) -> None:
-        """Note which item starts now."""
-        self.numbers[self.SINCE] = time.monotonic_ns()
-        self.numbers[self.PLACE] = place
-
-    def stretches(self, seq: int, count: int, budget: float | None = None) -> Iterator[range]:
-        """Yield the places of a message's items, as many at a time as are run between two looks at the clock.
-
-        They end early if more than ``budget`` seconds have passed, or if others shall have a share of what is left and it
-        is worth it.
-        """
-        now, numbers, share = time.monotonic_ns, self.numbers, self._SHARE
-        began = latest = now()
-        deadline = math.inf if budget is None else latest + budget * 1e9
-        place, size = 0, 1
-        while True:
-            end = min(place + size, count)
-            yield range(place, end)
-            at = now()
-            if end == count or at > deadline:
-                return
-            if numbers[share] == seq and (count - end) * (at - began) > _WORTH_SHARING * end:
-                return
-            each = (at - latest) // (end - place)
-            most = 1 if each > _MEDIUM else _CLOCK_EVERY if each > _SHORT else _CLOCK_SELDOM
-            place, size, latest = end, min(most, size * _CLOCK_EVERY), at
-
-    def ask_to_stop(self, seq: int) -> None:
-        """Ask the worker, from the parent, to stop this message after the current item."""
-        self.numbers[self.STOP] = seq
-
-    def ask_to_share(self, seq: int) -> None:
-        """Ask the worker, from the parent, to give back what is left of this message, if that will take a while."""
-        self.numbers[self._SHARE] = seq
-
-    def fault(self, seq: int, size: int, least: int = 0, began: float | None = None) -> str:
-        """Say what can't be of what it says; "" if nothing is wrong.
-
-        The worker's code may have written to it by mistake, as compiled code can. Believed, that would blame another item, or
-        keep a time limit from ever being over.
-
-        Parameters
-        ----------
-        seq : int
-            The message under way.
-        size : int
-            How many items that has.
-        least : int
-            The message that was begun last before it was sent.
-        began : float, optional
-            The time of `time.monotonic` before which it can't have been begun.
-        """
-        numbers = self.numbers
-        place, phase, latest = int(numbers[self.PLACE]), int(numbers[self._PHASE]), int(numbers[self._SEQ])
-        if not least <= latest <= seq:
-            return f"it says that it works at message {latest}, and was sent {seq}"
-        if phase not in _PHASES:
-            return f"it says that it is in phase {phase}, and there is none"
-        return self._fault_in_message(place, phase, size, began) if latest == seq else ""
-
-    def _fault_in_message(self, place: int, phase: int, size: int, began: float | None) -> str:
-        numbers = self.numbers
-        finished, since = int(numbers[self._FINISHED]), int(numbers[self.SINCE])
-        if not -1 <= place < max(size, 1) or not 0 <= finished <= size:
-            return f"it says that item {place} runs and {finished} are finished of a message of {size}"
-        if place >= 0 and phase == Phase.IDLE and numbers[self.PLACE] >= 0:  # not only before, when it still ran
-            return f"it says that item {place} runs, and that nothing does"
-        if began is not None and not round(began * 1e9) - _CLOCK_STEP <= since <= time.monotonic_ns() + _CLOCK_STEP:
-            return f"it says that what it does began at {since / 1e9:.9g} s, and that was sent at {began:.9g} s"
-        return ""
-
-    @property
-    def seq(self) -> int:
-        """The latest message that was begun."""
-        return int(self.numbers[self._SEQ])
-
-    @property
-    def sent(self) -> int:
-        """The latest message of which the answer is sent."""
-        return int(self.numbers[self._SENT])
-
-    @property
-    def phase(self) -> Phase:
-        """What is being done; `Phase.IDLE` if it says what can't be."""
-        phase = int(self.numbers[self._PHASE])
-        return Phase(phase) if phase in _PHASES else Phase.IDLE
-
-    @property
-    def place(self) -> int | None:
-        """The item that runs, by its place in the message."""
-        place = int(self.numbers[self.PLACE])
-        return None if place < 0 else place
-
-    @property
-    def since(self) -> float:
-        """When the current item, if that is timed, or else the current phase, began (`time.monotonic`)."""
-        return float(self.numbers[self.SINCE] / 1e9)
-
-    @property
-    def n_finished(self) -> int:
-        """How many items of the message are behind it."""
-        place = self.place
-        return int(self.numbers[self._FINISHED]) if place is None else place
 
 
 class Worker:

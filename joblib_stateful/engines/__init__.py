@@ -34,7 +34,7 @@ if TYPE_CHECKING:
         Reply,
         Run,
     )
-    from .._worker._worker import Progress
+    from .._worker._progress_page import Progress
     from ._ray import RayEngine as RayEngine
     from ._remote import Host, RemoteWorker
     from .dask._engine import DaskEngine as DaskEngine

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
     from .._transport._transport import Transport
     from .._worker._messages import Death, Failure, Finish, Message, Reply
+    from .._worker._progress_page import Progress
     from .._worker._surroundings import Surroundings
-    from .._worker._worker import Progress, Worker
+    from .._worker._worker import Worker
 
 __all__ = ["Engine", "EngineWorker"]
 

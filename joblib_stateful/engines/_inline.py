@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from .._process._interrupts import interruptible
 from .._transport._transport import ByReference
-from .._worker._worker import Progress, Worker
+from .._worker._progress_page import Progress
+from .._worker._worker import Worker
 from ._base import Engine, EngineWorker
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeAlias
 
 from .._process import _locks
 from .._worker._messages import Death, Finished, Run
-from .._worker._worker import Progress
+from .._worker._progress_page import Progress
 from ._base import EngineWorker
 
 if TYPE_CHECKING:

@@ -26,8 +26,9 @@ from .._worker._messages import (
     Run,
     answer_to,
 )
+from .._worker._progress_page import Progress
 from .._worker._signals import hold_back
-from .._worker._worker import Progress, Worker, set_process_worker
+from .._worker._worker import Worker, set_process_worker
 from ..errors import why_condemned
 from ._answers import fault_in
 from ._mailbox import ServedWorker

@@ -172,7 +172,7 @@ def test_an_answer_that_is_none_is_a_crash_of_its_worker(run_program: RunProgram
 
 
 _PAGES = """
-from joblib_stateful._worker._worker import Progress
+from joblib_stateful._worker._progress_page import Progress
 
 LARGE = 2**62
 kinds = {

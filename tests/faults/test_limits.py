@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from joblib_stateful._executor import _timeouts
 from joblib_stateful._process._timers import Alarm
 from joblib_stateful._worker._messages import Phase, Run
-from joblib_stateful._worker._worker import Progress
+from joblib_stateful._worker._progress_page import Progress
 from joblib_stateful.testing import MemoryEngine
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ import pytest
 
 from joblib_stateful._transport._transport import Pickled
 from joblib_stateful._worker._messages import Phase, Ran, Run
-from joblib_stateful._worker._worker import _CLOCK_EVERY, _CLOCK_SELDOM, Progress, Worker
+from joblib_stateful._worker._progress_page import _CLOCK_EVERY, _CLOCK_SELDOM, Progress
+from joblib_stateful._worker._worker import Worker
 
 
 class Clock:

@@ -22,9 +22,10 @@ from ..._transport._shared_memory import SharedMemory, segments_of
 from ..._worker._debugging import refuse_breakpoints
 from ..._worker._log_levels import Levels
 from ..._worker._messages import NO_ROOM, Finish, Ran, Refused
+from ..._worker._progress_page import Progress
 from ..._worker._shortage import lighter
 from ..._worker._signals import hold_back, report
-from ..._worker._worker import Progress, Worker, current, set_process_worker
+from ..._worker._worker import Worker, current, set_process_worker
 from .._buffers import arrived_with, segments_in, without_arena
 from ._inheritance import keep_from_children
 from ._line import decode, encode

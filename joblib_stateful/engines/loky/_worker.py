@@ -29,7 +29,7 @@ from ..._worker._messages import (
     Run,
     answer_to,
 )
-from ..._worker._worker import Progress
+from ..._worker._progress_page import Progress
 from ...errors import why_condemned
 from .._answers import fault_in
 from .._base import EngineWorker
