@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from joblib_stateful._worker._messages import Failure, Reply
 
+pytestmark = pytest.mark.unit
+
 
 class Counter:
     """Counts its calls, and tells how it was built and closed."""

@@ -7,6 +7,8 @@ import time
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
+import pytest
+
 from joblib_stateful._executor import _timeouts
 from joblib_stateful._process._timers import Alarm
 from joblib_stateful._worker._messages import Phase, Run
@@ -16,9 +18,10 @@ from joblib_stateful.testing import MemoryEngine
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import pytest
-
     from joblib_stateful.engines import EngineWorker
+
+pytestmark = pytest.mark.unit
+
 
 SEQ = 7
 LIMIT = 1.0

@@ -12,6 +12,8 @@ from joblib_stateful._worker._messages import Phase, Ran, Run
 from joblib_stateful._worker._progress_page import _CLOCK_EVERY, _CLOCK_SELDOM, Progress
 from joblib_stateful._worker._worker import Worker
 
+pytestmark = pytest.mark.unit
+
 
 class Clock:
     """Moves only when it is told to."""

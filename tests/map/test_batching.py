@@ -19,6 +19,9 @@ from joblib_stateful._map._batching import (
     Batching,
 )
 
+pytestmark = pytest.mark.unit
+
+
 MEGABYTE = 2**20
 
 

@@ -13,6 +13,8 @@ from joblib_stateful._scheduling._requests import Group, Outcome, Request
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+pytestmark = pytest.mark.unit
+
 
 class Call:
     """Gives batches as joblib does: those of which something has come back, in the order of sending or of that."""

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
     from joblib_stateful._worker._messages import AfterError
 
+pytestmark = pytest.mark.unit
+
+
 _KILLED = Death(pid=7, exitcode=-9)
 
 

@@ -45,6 +45,9 @@ if TYPE_CHECKING:
     from joblib_stateful._scheduling._jobs import Job
     from joblib_stateful._worker._messages import AfterError
 
+pytestmark = pytest.mark.unit
+
+
 _AFTER_ERROR: tuple[AfterError, ...] = ("go_on", "finish_running", "drop")
 _MANY_STEPS = 1000
 
