@@ -339,12 +339,16 @@ def test_without_ray_it_says_so(request: pytest.FixtureRequest) -> None:
         stateful_map(abs, [1], engine="ray")
 
 
-@pytest.mark.parametrize(("name", "package"), [("dask", "distributed"), ("ray", "ray")])
+@pytest.mark.parametrize(
+    ("name", "module", "package"),
+    [("dask", "dask._engine", "distributed"), ("ray", "_ray", "ray")],
+    ids=["dask", "ray"],
+)
 def test_what_is_not_installed_is_named_so_that_it_can_be_had(
-    name: str, package: str, monkeypatch: pytest.MonkeyPatch
+    name: str, module: str, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.delitem(sys.modules, f"joblib_stateful.engines._{name}", raising=False)
+    monkeypatch.delitem(sys.modules, f"joblib_stateful.engines.{module}", raising=False)
     monkeypatch.delitem(engines._loaded, name, raising=False)
     with pytest.raises(errors.EngineError, match=rf"package {package}, .* -m pip install {package}$"):
         stateful_map(abs, [1], engine=name)
