@@ -63,6 +63,13 @@ class Wakeup:
 
     def wake(self) -> None:
         """Have who waits look again, or look once more who is about to wait."""
+        put_off = _here.put_off
+        if put_off is not None:
+            put_off[self] = None
+        else:
+            self._wake_now()
+
+    def _wake_now(self) -> None:
         if self._closed.locked():
             with contextlib.suppress(RuntimeError):  # another thread was faster
                 self._closed.release()
@@ -76,6 +83,28 @@ class Wakeup:
                 return False
             self._closed.acquire(timeout=min(rest, STRETCH_SECONDS))
         return True
+
+
+class _Here(threading.local):
+    """What is the calling thread's own."""
+
+    put_off: dict[Wakeup, None] | None = None
+
+
+_here = _Here()
+
+
+def put_off_wakeups() -> None:
+    """Have the calling thread wake nobody until `wake_those_put_off`."""
+    if _here.put_off is None:
+        _here.put_off = {}
+
+
+def wake_those_put_off() -> None:
+    """Wake those that the calling thread would have woken since, and from now on everybody at once."""
+    put_off, _here.put_off = _here.put_off, None
+    for wakeup in put_off or ():
+        wakeup._wake_now()
 
 
 # Those whose handlers like to raise: to end a program in order, or what takes too long in it.

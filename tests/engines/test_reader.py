@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from joblib_stateful import StatefulExecutor, errors, factory, stateful_map
+from joblib_stateful._process._interrupts import Wakeup, put_off_wakeups, wake_those_put_off
 from joblib_stateful.engines.loky import _line, _reader, _worker
 from needs import needs
 from scenes import Scene, crash, new_scene, orders
@@ -506,3 +507,24 @@ def test_a_fork_in_a_callback_hears_its_own_workers_only(run_program: RunProgram
         """
     )
     assert (done.code, done.out.split()) == (0, ["7"]), done.err
+
+
+def is_woken(wakeup: Wakeup) -> bool:
+    return wakeup._closed.acquire(blocking=False)
+
+
+def test_a_thread_may_put_off_whom_it_wakes() -> None:
+    wakeup = Wakeup()
+    put_off_wakeups()
+    try:
+        wakeup.wake()
+        assert not is_woken(wakeup)
+        other = threading.Thread(target=wakeup.wake)  # others wake at once
+        other.start()
+        other.join()
+        assert is_woken(wakeup)
+    finally:
+        wake_those_put_off()
+    assert is_woken(wakeup)
+    wakeup.wake()
+    assert is_woken(wakeup)

@@ -20,6 +20,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..._process import _locks, _system, _timers
+from ..._process._interrupts import put_off_wakeups, wake_those_put_off
 from ..._process._safely import Log
 from ._log_reader import LogReader
 from ._log_reader import reader as log_reader
@@ -38,6 +39,8 @@ _log = Log()
 _PATIENCE_SECONDS = 0.05
 # So large an answer, or one whose buffers are to be copied, may take as long to be loaded.
 _LARGE_BYTES = 1 << 20
+# So many answers are heard before those are woken who wait for them, if there are always some; fewer than a buffer holds.
+_MOST_AT_ONCE = 16
 # So often it is looked whether a worker says that it has sent what has not come.
 _LOOK_SECONDS = 2.0
 # A process whose line has ended ends by itself within a moment, or has closed it by mistake.
@@ -99,13 +102,14 @@ class Source:
 class _Turn:
     """A thread's time as the one that reads."""
 
-    __slots__ = ("began", "is_noted", "source", "thread")
+    __slots__ = ("began", "is_noted", "n_heard", "source", "thread")
 
     def __init__(self) -> None:
         self.thread: threading.Thread | None = None
         self.source: Source | None = None  # whose answer it is at work with
         self.began = 0.0  # when it began with that
         self.is_noted = False  # the worker's message counts as answered
+        self.n_heard = 0  # since those were woken who wait for it
 
 
 class Reader:
@@ -305,13 +309,17 @@ class Reader:
     # --- the thread that reads ---------------------------------------------------------------------------
 
     def _serve(self, turn: _Turn) -> None:
-        while True:
-            try:
-                if not self._read(turn):
-                    return
-            except Exception:  # noqa: BLE001 - want of memory: the other answers must come all the same
-                _log.exception("What the workers answer could not be read, and is tried again:")
-                time.sleep(_REST_SECONDS)
+        try:
+            while True:
+                try:
+                    if not self._read(turn):
+                        return
+                except Exception:  # noqa: BLE001 - want of memory: the other answers must come all the same
+                    _log.exception("What the workers answer could not be read, and is tried again:")
+                    wake_those_put_off()
+                    time.sleep(_REST_SECONDS)
+        finally:
+            wake_those_put_off()
 
     def _read(self, turn: _Turn) -> bool:
         """Wait until something is to be heard, and hear it; False if this thread reads no more.
@@ -326,7 +334,7 @@ class Reader:
                 self._close()
                 return False
             selector, seconds = self._selector, min(self._next_look, self._due) - time.monotonic()
-        for key, _ in selector.select(max(0.0, seconds)):
+        for key, _ in self._select(turn, selector, max(0.0, seconds)):
             source: Source | LogReader | None = key.data
             if source is None:
                 self._answer_bell()
@@ -340,6 +348,23 @@ class Reader:
         if now >= self._next_look:  # when all has been received that was there at the look before
             self._look(now)
         return True
+
+    def _select(self, turn: _Turn, selector: selectors.BaseSelector, seconds: float) -> list[tuple[Any, int]]:
+        """Wait until something is to be heard; who waits for what was heard is woken when there is nothing more for now.
+
+        A consumer that is woken competes with this thread for the GIL at each step that lets go of it, of which there are three
+        for an answer. Woken for each, it made one item a message take 150 µs of the program's CPU time instead of 110.
+        """
+        found: list[tuple[Any, int]] = []
+        if 0 < turn.n_heard < _MOST_AT_ONCE:
+            found = selector.select(0.0)
+        if not found:
+            turn.n_heard = 0
+            wake_those_put_off()
+            found = selector.select(seconds)
+        turn.n_heard += len(found)
+        put_off_wakeups()
+        return found
 
     def _answer_bell(self) -> None:
         if self._bell is not None:
@@ -444,6 +469,7 @@ class Reader:
 
     def look_after(self) -> None:
         """Have another thread read if the calling one does, and is still at work with the same answer in a moment."""
+        wake_those_put_off()
         # One alarm for all answers that come meanwhile: nothing is to be done for each.
         if self._is_looked_after:
             return
