@@ -2,19 +2,18 @@
 
 ::
 
-      caller's thread                            our threads                       worker processes
-    ┌──────────────────┐  Call   ┌─────────────────────────────────────┐ Build  ┌──────────────────┐
-    │ submit()         │ ──────> │ WorkerPool        lock                    │ ─────> │ Worker           │
-    │ stateful_map()   │         │  ├ Scheduler  which slot, retry,     │  Run   │  builds object   │
-    │ StatefulBackend  │         │  │           restart: decisions     │ ─────> │  runs items      │
-    │                  │ <────── │  └ EngineWorker per slot: send,     │ <───── │  reports         │
-    └──────────────────┘ settled │                 close, kill         │  Ran   └──────────────────┘
-                                 └─────────────────────────────────────┘
+      caller's thread                              our threads                        worker processes
+    ┌──────────────────┐ Request ┌──────────────────────────────────────┐ Build  ┌──────────────────┐
+    │ submit()         │ ──────> │ WorkerPool         lock              │ ─────> │ Worker           │
+    │ stateful_map()   │         │  ├ Scheduler   which slot, retry,    │  Run   │  builds object   │
+    │ StatefulBackend  │         │  │             restart: decisions    │ ─────> │  runs items      │
+    │                  │ <────── │  └ Link, EngineWorker per slot:      │ <───── │  reports         │
+    └──────────────────┘ Outcome │                send, close, kill     │  Ran   └──────────────────┘
+                                 └──────────────────────────────────────┘
 
-`submit` packs a function and its arguments into a `Call` and hands it to the `WorkerPool`. The `Scheduler` decides
-which slot takes it. The slot's `EngineWorker` carries `Build`, `Run` and `Finish` to the `Worker` on the other
-side and brings its reply, or a `Death`, which the scheduler turns into outcomes. Once all of a call's items
-have one, it is settled, and its future with it.
+`submit` packs a function and its arguments into a `Request` and hands it to the `WorkerPool`. The `Scheduler` decides which
+slot takes it. The slot's `EngineWorker` carries `Build`, `Run` and `Finish` to the `Worker` on the other side and brings its
+reply, or a `Death`, which the scheduler turns into outcomes. Each item has one; by that of its own a future is set.
 """
 
 from __future__ import annotations

@@ -104,23 +104,23 @@ def make_spec(
 
 def _unfold(worker: Any) -> tuple[Callable[..., Any] | None, tuple[Any, ...], dict[str, Any]]:
     """Return what builds the object, with arguments fixed by a partial; None for a stateless callable."""
-    pool: Any = worker.function if isinstance(worker, Factory) else worker
+    inner: Any = worker.function if isinstance(worker, Factory) else worker
     args: tuple[Any, ...] = ()
     preset: dict[str, Any] = {}
-    if isinstance(pool, functools.partial):
-        pool, args, preset = pool.func, pool.args, pool.keywords
+    if isinstance(inner, functools.partial):
+        inner, args, preset = inner.func, inner.args, inner.keywords
     if isinstance(worker, Factory):
-        return pool, args, preset
-    if not inspect.isclass(pool):
+        return inner, args, preset
+    if not inspect.isclass(inner):
         return None, (), {}
-    if not any("__call__" in base.__dict__ for base in pool.__mro__):
+    if not any("__call__" in base.__dict__ for base in inner.__mro__):
         raise TypeError(
-            f"Objects of class {pool.__qualname__} can't be called: stateful_map builds one per worker and calls "
-            f"it with each item. Give the class a __call__ method; or, if {pool.__qualname__}(item) itself is to "
-            f"be called with each item, pass `lambda item: {pool.__qualname__}(item)`.",
+            f"Objects of class {inner.__qualname__} can't be called: stateful_map builds one per worker and calls "
+            f"it with each item. Give the class a __call__ method; or, if {inner.__qualname__}(item) itself is to "
+            f"be called with each item, pass `lambda item: {inner.__qualname__}(item)`.",
         )
-    refuse_async_objects(pool)
-    return pool, args, preset
+    refuse_async_objects(inner)
+    return inner, args, preset
 
 
 def refuse_async_objects(build: Any) -> None:
