@@ -123,7 +123,9 @@ class Assignment:
             return []
         for index in self._shareable:  # the longest at work first: those who keep others waiting are stragglers
             slot = self._slots[index]
-            if slot.job is not None and slot.job.call.group.sharing and self.n_idle(slot.job.call.group):
+            if slot.job is None or slot.job.call.settled:  # what comes of it is nobody's, and it is stopped
+                continue
+            if slot.job.call.group.sharing and self.n_idle(slot.job.call.group):
                 del self._shareable[index]
                 return [ShareJob(index, slot.seq)]
         return []

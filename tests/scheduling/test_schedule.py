@@ -828,6 +828,13 @@ def test_one_error_in_a_large_group_is_one_look_at_its_calls() -> None:
 # --- killing ----------------------------------------------------------------------------------------------
 
 
+def test_of_what_was_dropped_nobody_gets_a_share() -> None:
+    play, call = with_objects(2), a_call(3, a_map(), budget=0.1)
+    play.submit(call)
+    told(play.scheduler.drop(call.group))
+    assert told(play.scheduler.share(call.group)) == []
+
+
 def test_killing_for_a_group_spares_the_others_and_the_idle() -> None:
     play, group = with_objects(3), a_map()
     mine, others = a_call(group=group), a_call(group=a_map())
