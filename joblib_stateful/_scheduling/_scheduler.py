@@ -154,7 +154,7 @@ class Scheduler:
         group.stopping = True
         queued = self.work.remove(lambda job: job.call.group is group)
         decisions = [decision for job in queued for decision in self._drop_items(job.call, job.positions)]
-        return self._stop_running(self.work.calls_of(group)) + decisions
+        return self._stop_running(self.work.calls_of(group)) + decisions + self._release_if_done()
 
     def kill(self, group: Group | None = None, *, idle_too: bool = False) -> Decisions:
         """Kill the workers that run, or are built for, a group (None: any group); also those that are idle, or ending."""
@@ -325,8 +325,11 @@ class Scheduler:
         return any(slot.owner is group and slot.state is not State.EMPTY for slot in self.slots)
 
     def _assign(self) -> Decisions:
-        decisions = self.work.assign()
-        return decisions + self.release() if self.closing and not self.work.jobs else decisions
+        return self.work.assign() + self._release_if_done()
+
+    def _release_if_done(self) -> Decisions:
+        """Close the workers that are idle if nothing can come for them any more."""
+        return self.release() if self.closing and not self.work.jobs else []
 
     # --- outcomes -------------------------------------------------------------------------------------
 
@@ -510,7 +513,7 @@ class Scheduler:
         decisions = self._stop_running(calls)
         decisions += [decision for call in calls for decision in self._give_back(call)]
         self.work.remove(lambda job: job.call.settled)
-        return decisions
+        return decisions + self._release_if_done()
 
     def _stop_running(self, calls: Collection[Call]) -> Decisions:
         wanted = set(calls)

@@ -835,6 +835,13 @@ def test_of_what_was_dropped_nobody_gets_a_share() -> None:
     assert told(play.scheduler.share(call.group)) == []
 
 
+def test_idle_workers_end_when_what_kept_them_is_dropped() -> None:
+    play, narrow = with_objects(2), Group(n_slots=1)
+    play.submit(a_call(group=narrow), a_call(group=narrow))  # the second one waits for the first slot
+    assert told(play.scheduler.close()) == []
+    assert told(play.scheduler.drop_not_started()) == ["settle", "close 1"]
+
+
 def test_killing_for_a_group_spares_the_others_and_the_idle() -> None:
     play, group = with_objects(3), a_map()
     mine, others = a_call(group=group), a_call(group=a_map())
