@@ -736,3 +736,19 @@ def test_a_program_that_defines_its_class_in_main(run_program: RunProgram) -> No
     )
     assert (done.code, done.err) == (0, "")
     assert done.out.splitlines() == ["[0, 2, 4]", "caught (3,)"]
+
+
+def fail_at_3(item: int) -> int:
+    if item == 3:
+        raise ValueError(item)
+    return item
+
+
+@parallel_engines
+def test_what_a_failed_call_left_is_not_run_in_the_next_one(engine: str) -> None:
+    with stateful(n_jobs=2, engine=engine), Parallel() as parallel:
+        for _ in range(4):  # until joblib sends many at once
+            parallel(delayed(abs)(item) for item in range(600))
+        with pytest.raises(ValueError, match="3"):
+            parallel(delayed(fail_at_3)(item) for item in range(1000))
+        assert parallel(delayed(abs)(item) for item in range(6)) == [*range(6)]
