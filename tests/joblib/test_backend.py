@@ -206,7 +206,8 @@ def test_one_of_two_generators_is_abandoned(engine: str, scene: Scene) -> None:
 @engines
 def test_verbose_prints_as_joblib_does(engine: str, capfd: pytest.CaptureFixture[str]) -> None:
     with stateful(n_jobs=2, engine=engine):
-        Parallel(verbose=11)(delayed(abs)(-n) for n in range(4))
+        # All at once: else joblib learns that there are four only behind a task, and that may be the last one.
+        Parallel(verbose=11, pre_dispatch="all")(delayed(abs)(-n) for n in range(4))
     shown = "".join(capfd.readouterr())
     assert "Using backend StatefulBackend with 2 concurrent workers." in shown
     assert "4 out of   4" in shown
