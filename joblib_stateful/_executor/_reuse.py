@@ -111,7 +111,13 @@ class Lease:
     def __init__(self, entry: _Entry) -> None:
         self.pool = entry.pool
         self._entry = entry
+        # In one go: a Ctrl-C strikes at calls, and then it is dropped, and so released.
         self._released = False
+        entry.n_leases += 1
+
+    def __del__(self) -> None:
+        if not getattr(self, "_released", True) and not self.pool.is_disowned:
+            release_from_finaliser(self)
 
     def __repr__(self) -> str:
         return f"<Lease{' released' * self._released} of {self.pool!r}>"
@@ -252,12 +258,13 @@ def _take(new: _Entry) -> Lease | None:
         return None
     if entry.n_leases == 0 and entry.is_stateless and entry.n_wanted not in (0, new.pool.n_jobs):
         entry.has_left_overs = True
-    entry.n_leases, entry.n_wanted = entry.n_leases + 1, new.pool.n_jobs
+    entry.n_wanted = new.pool.n_jobs
     entry.key = max(entry.key, new.key, key=lambda key: len(key.own))  # what it will have when it has grown
+    lease = Lease(entry)
     if entry.alarm is not None:
         entry.alarm.cancel()
         entry.alarm = None
-    return Lease(entry)
+    return lease
 
 
 def _make_room_for(new: _Entry, found: Lease | None) -> tuple[list[_Entry], list[_Entry]]:

@@ -129,6 +129,7 @@ class ParallelCall(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc
         # Its calls fail with it; that is how joblib learns of it.
         self._group = Group(on_error=lambda _: None, n_slots=self._slots)
         self._raised = None
+        self._forget_prepared()
         self._surroundings = self._config.engine.surroundings()
         lease, environment = self._lease, None if self._lease is None else self._pool.environment
         if lease is not None and environment is not None and environment.changes():
@@ -140,6 +141,13 @@ class ParallelCall(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc
             self._bar.open()
             if self._bar.has_words:
                 self._ticker = Ticker(self._show_building)
+
+    def _forget_prepared(self) -> None:
+        # Not documented API: joblib leaves what it has prepared for a call that then failed, and would run it in the next one
+        # of the same object, whose results would have those among them.
+        prepared = getattr(self.parallel, "_ready_batches", None)
+        while prepared is not None and not prepared.empty():
+            prepared.get_nowait()
 
     def submit(self, func: Callable[[], Any], callback: Callable[[Future[Any]], None] | None = None) -> Future[Any]:
         """Run a batch of joblib's in a worker."""

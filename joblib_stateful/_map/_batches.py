@@ -22,11 +22,18 @@ class Inbox:
         #: Outcomes, each with its batch; or what ends the map; or None, to have a look.
         self.news: deque[tuple[Batch, Outcome] | BaseException | None] = deque()
         self._wakeup = Wakeup()
+        self._is_closed = False
 
     def put(self, news: tuple[Batch, Outcome] | BaseException | None = None) -> None:
         """Leave something."""
-        self.news.append(news)
+        if not self._is_closed:
+            self.news.append(news)
         self._wakeup.wake()
+
+    def close(self) -> None:
+        """Take nothing more, and drop what is there; its batches refer to this, and would live until garbage is collected."""
+        self._is_closed = True
+        self.news.clear()
 
     def wait(self, timeout: float | None) -> None:
         """Wait until there is something, or for so many seconds."""
@@ -58,6 +65,7 @@ class Batch:
         "_n_taken",
         "first",
         "has_begun",
+        "n_known",
         "n_run",
         "outcomes",
         "request",
@@ -77,6 +85,7 @@ class Batch:
         ] = {}  # what came out of turn: by position its outcome, and place in it
         # What the consumer has been told so far:
         self.has_begun = False
+        self.n_known = 0  # items of which it knows what became of them
         self.n_run, self.seconds, self.result_bytes = 0, 0.0, 0
 
     def send(self, pool: WorkerPool, callback: Callable[[Batch], None]) -> None:
@@ -116,6 +125,7 @@ class Batch:
         """Take what there is of the first items that were not taken."""
         outcome, _ = self._found[self._n_taken]
         if self._is_whole(outcome):
+            self._found.clear()  # the consumer's alone
             self._n_taken = self.size
             return outcome
         values, errors, start = [], {}, self._n_taken
@@ -131,6 +141,14 @@ class Batch:
             del self._found[self._n_taken]
             self._n_taken += 1
         return Outcome(range(start, self._n_taken), values, errors, is_dropped=outcome.is_dropped)
+
+    @property
+    def is_known(self) -> bool:
+        """True if the consumer has been told what became of all of it.
+
+        Not when it has been told of the last outcome: another thread may still be about to leave an earlier one.
+        """
+        return self.n_known == self.size
 
     @property
     def is_taken(self) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import threading
 from typing import TYPE_CHECKING, Any
 
 
@@ -20,7 +21,8 @@ def _start_method_left_open() -> Iterator[None]:
     try:
         yield
     finally:
-        if not is_settled:
+        # Another one than the default has been set meanwhile, by another thread.
+        if not is_settled and multiprocessing.get_start_method() == multiprocessing.get_all_start_methods()[0]:
             multiprocessing.set_start_method(None, force=True)
 
 
@@ -102,11 +104,13 @@ class BatchGenerator:
                 mmap_mode=None,
             )
         self._batches: Generator[Batch, None, None] | None = None
+        self._thread: int | None = None  # in which joblib's call was begun
 
     def send(self, batch: Batch) -> None:
         """Have a batch run."""
         tasks: Iterator[Any] = iter(((_itself, (batch,), {}),))
         if self._batches is None:
+            self._thread = threading.get_ident()
             self._batches = self._parallel(tasks)
         else:
             self._parallel.dispatch_one_batch(tasks)
@@ -125,9 +129,16 @@ class BatchGenerator:
             pass
 
     def abort(self) -> None:
-        """End joblib's call at once, whatever state an interrupt left it in."""
+        """End joblib's call at once, whatever state it is in."""
         if self._batches is not None:
             self._batches.close()
+
+    def interrupt(self) -> None:
+        """End joblib's call after an interrupt, when what was sent has been dropped."""
+        if self._thread == threading.get_ident():
+            self.abort()
+        else:  # joblib warns of a generator that is closed in another thread
+            self.end()
 
 
 def _itself(batch: Batch) -> Batch:

@@ -67,6 +67,7 @@ class StatefulMap(NotCopied, Generic[T]):
     # Nothing that lives longer refers to it, nor does it refer to itself, so that dropping it ends it at once.
 
     def __init__(self, plan: Plan) -> None:
+        self._pool: WorkerPool | None = None  # first, for `__del__`: a Ctrl-C may strike here, too
         self._plan = plan
         self._turn = _locks.Lock()  # held while the map is advanced or shut
         self._thread: int | None = None  # that advanced it last
@@ -77,7 +78,6 @@ class StatefulMap(NotCopied, Generic[T]):
         self._group = Group(on_error=inbox.put, n_slots=plan.n_jobs)
         self._feeder = Feeder(plan, self._group, inbox)
         self._progress = Progress(plan.progress, plan.length)
-        self._pool: WorkerPool | None = None
         self._give_back: Callable[[], None] | None = None
         self._results: Results | None = None
         # What was taken and not given, last one first: what can be given before the next look, by any thread, and what comes
@@ -152,7 +152,10 @@ class StatefulMap(NotCopied, Generic[T]):
 
         May be called from any thread, and more than once.
         """
-        self._close()
+        if _locks.is_held():  # in a finaliser of the user's, and then others wait for this thread
+            _exit.call_from_finaliser(self._close)
+        else:
+            self._close()
 
     def __enter__(self) -> Self:
         return self
@@ -299,7 +302,7 @@ class StatefulMap(NotCopied, Generic[T]):
             self._n_finished += len(outcome.positions)
         if outcome.errors and not self._first_errors:
             self._first_errors = {batch.first + position: error for position, error in outcome.errors.items()}
-        if outcome.is_last:
+        if batch.is_known:
             self._plan.batching.note_back(batch.size, batch.n_run, batch.seconds, batch.result_bytes)
 
     def _check(self) -> None:
@@ -408,26 +411,39 @@ class StatefulMap(NotCopied, Generic[T]):
 
     def _shut(self, *, interrupted: bool = False) -> None:
         """Let go of everything; what runs finishes in the background."""
-        if self._is_shut:
-            return
-        self._is_shut = self._is_closed = True
-        self._n_taken = self._n_given
-        self._ready.clear()
-        self._later.clear()
-        self._raised = None  # its traceback leads back here
-        pool, results = self._pool, self._results
-        with ExitStack() as rest:  # all of it, also if Ctrl-C is pressed again or the input's end raises
+        self._is_closed = True
+        # All of it, also if Ctrl-C is pressed again or the input's end raises. Until it is known what that is, there is none: it
+        # would be shut, and yet hold its workers.
+        with ExitStack() as rest, uninterrupted():
+            if self._is_shut:
+                return
+            self._is_shut = True
+            self._n_taken = self._n_given
+            self._ready.clear()
+            self._later.clear()
+            # Their tracebacks lead back here.
+            self._raised = self._fatal = self._feeder.error = None
+            self._first_errors, self._failures = {}, []
+            pool, results, self._results = self._pool, self._results, None
             if self._give_back is not None:
                 rest.callback(self._give_back)
             rest.callback(self._progress.close)
             rest.callback(self._feeder.end)
+            rest.callback(self._inbox.close)
             if pool is not None and results is not None:
-                # In a fork none of it will ever be done.
-                rest.callback(results.abort if interrupted or pool.is_disowned else results.end)
-                if interrupted:
-                    pool.interrupt(self._group, _INTERRUPT_GRACE)
+                if pool.is_disowned:  # in a fork none of it will ever be done
+                    rest.callback(results.abort)
                 else:
-                    pool.drop(self._group)
+                    rest.callback(results.interrupt if interrupted else results.end)
+            if pool is not None:  # which may be at work for it before there is a batch
+                rest.callback(self._drop, pool, interrupted=interrupted)
+
+    def _drop(self, pool: WorkerPool, *, interrupted: bool) -> None:
+        """Have nothing more of the map run."""
+        if interrupted:
+            pool.interrupt(self._group, _INTERRUPT_GRACE)
+        else:
+            pool.drop(self._group)
 
     def _flush(self) -> None:
         """Have the loggers get what the workers have logged, before the consumer hears that this is the end."""

@@ -46,7 +46,8 @@ class Results:
         batch.n_run += outcome.n_run
         batch.seconds += outcome.seconds
         batch.result_bytes += outcome.result_bytes
-        self.n_running -= outcome.is_last
+        batch.n_known += len(outcome.positions)
+        self.n_running -= batch.is_known
 
     @property
     def is_ready(self) -> bool:
@@ -79,5 +80,9 @@ class Results:
         self._call.end()
 
     def abort(self) -> None:
-        """End joblib's call at once, whatever state an interrupt left it in."""
+        """End joblib's call at once, whatever state it is in."""
         self._call.abort()
+
+    def interrupt(self) -> None:
+        """End joblib's call after an interrupt, when what was sent has been dropped."""
+        self._call.interrupt()

@@ -14,6 +14,7 @@ import time
 from typing import TYPE_CHECKING
 
 from . import _locks
+from ._interrupts import uninterrupted
 from ._safely import Log
 from ._system import after_fork
 
@@ -72,7 +73,7 @@ class Clock:
         elif self._alarms and not sys.is_finalizing():  # then it would never run
             thread = threading.Thread(target=self._run, name="joblib_stateful-clock", daemon=True)
             # The interpreter is ending, and everything with it; or no thread can be had just now, but next time.
-            with contextlib.suppress(RuntimeError):
+            with contextlib.suppress(RuntimeError), uninterrupted():
                 thread.start()
                 self._thread = thread
 

@@ -56,6 +56,7 @@ class Scheduler:
         self.slots = SlotTable(n_slots)
         self.work = Assignment(self.slots, max_tasks, in_turn=in_turn)
         self.closing = False
+        self._unreported: set[Job] = set()  # that were answered in part: the rest of each may wait in a moment
 
     def __repr__(self) -> str:
         return f"<Scheduler {self.slots!r} {len(self.work.jobs)} queued, {self.work.n_calls} open>"
@@ -227,6 +228,8 @@ class Scheduler:
         job = self._take_answered(index, seq)
         if job is None:
             return None, []
+        if n_run < len(job.positions):
+            self._unreported.add(job)
         decisions = self._go_on_after(index, n_run, seconds)
         if not failed or job.call.request.after_error == "go_on":
             decisions = decisions + self._assign() + self.work.share()
@@ -234,11 +237,13 @@ class Scheduler:
 
     def reported(self, job: Job, report: Report) -> Decisions:
         """Note what became of a job whose slot has been at other things since."""
+        self._unreported.discard(job)
         decisions = [] if job.call.settled else self._note(job, report)
         return decisions + self._assign() + self.work.share()
 
     def fail(self, call: Call, error: BaseException) -> Decisions:
         """Note that nothing can be told of a call."""
+        self._unreported = {job for job in self._unreported if job.call is not call}
         decisions = [] if call.settled else self._fail(call, error)
         return decisions + self._assign()
 
@@ -329,7 +334,7 @@ class Scheduler:
 
     def _release_if_done(self) -> Decisions:
         """Close the workers that are idle if nothing can come for them any more."""
-        return self.release() if self.closing and not self.work.jobs else []
+        return self.release() if self.closing and not self.work.jobs and not self._unreported else []
 
     # --- outcomes -------------------------------------------------------------------------------------
 

@@ -124,3 +124,37 @@ def test_what_a_thread_holds_is_known_to_it_alone() -> None:
         assert _locks.is_held()
     assert found == [False]
     assert not _locks.is_held()
+
+
+@pytest.mark.parametrize("engine", ["loky", "threads", "inline"])
+def test_a_map_that_is_left_by_a_finaliser_under_one_of_our_locks(run_program: RunProgram, engine: str) -> None:
+    done = run_program(
+        """
+import faulthandler, gc, sys
+from joblib_stateful import shutdown, stateful_map
+from joblib_stateful._process import _locks
+
+faulthandler.dump_traceback_later(50, exit=True)
+
+def results():
+    with stateful_map(abs, iter(range(10**6)), n_jobs=2, engine=sys.argv[1]) as found:
+        yield from found
+
+gc.disable()
+first = results()
+assert next(first) == 0  # from now on there are all the locks
+for lock in [ref() for ref in list(_locks._alive.values())]:
+    cycle = [results()]
+    assert next(cycle[0]) == 0
+    cycle.append(cycle)
+    del cycle  # garbage that only the collector finds
+    with lock:  # as if it struck there
+        gc.collect()
+first.close()
+shutdown()
+print("done")
+""",
+        engine,
+        limit=60,
+    )
+    assert (done.code, done.out) == (0, "done\n"), done.err[-3000:]

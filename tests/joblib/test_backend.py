@@ -206,7 +206,8 @@ def test_one_of_two_generators_is_abandoned(engine: str, scene: Scene) -> None:
 @engines
 def test_verbose_prints_as_joblib_does(engine: str, capfd: pytest.CaptureFixture[str]) -> None:
     with stateful(n_jobs=2, engine=engine):
-        Parallel(verbose=11)(delayed(abs)(-n) for n in range(4))
+        # All at once: else joblib learns that there are four only behind a task, and that may be the last one.
+        Parallel(verbose=11, pre_dispatch="all")(delayed(abs)(-n) for n in range(4))
     shown = "".join(capfd.readouterr())
     assert "Using backend StatefulBackend with 2 concurrent workers." in shown
     assert "4 out of   4" in shown
@@ -736,3 +737,19 @@ def test_a_program_that_defines_its_class_in_main(run_program: RunProgram) -> No
     )
     assert (done.code, done.err) == (0, "")
     assert done.out.splitlines() == ["[0, 2, 4]", "caught (3,)"]
+
+
+def fail_at_3(item: int) -> int:
+    if item == 3:
+        raise ValueError(item)
+    return item
+
+
+@parallel_engines
+def test_what_a_failed_call_left_is_not_run_in_the_next_one(engine: str) -> None:
+    with stateful(n_jobs=2, engine=engine), Parallel() as parallel:
+        for _ in range(4):  # until joblib sends many at once
+            parallel(delayed(abs)(item) for item in range(600))
+        with pytest.raises(ValueError, match="3"):
+            parallel(delayed(fail_at_3)(item) for item in range(1000))
+        assert parallel(delayed(abs)(item) for item in range(6)) == [*range(6)]

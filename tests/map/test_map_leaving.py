@@ -7,6 +7,7 @@ import os
 import sqlite3
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -414,3 +415,100 @@ def test_an_interrupted_map_gives_nothing_more(monkeypatch: pytest.MonkeyPatch) 
         with pytest.raises(KeyboardInterrupt):
             next(results)
     assert list(results) == []
+
+
+@parallel_engines
+@orders
+def test_what_nobody_took_goes_with_the_map(*, engine: str, ordered: bool) -> None:
+    alive: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    class Result:
+        def __init__(self, item: int) -> None:
+            self.item = item
+
+        def __setstate__(self, state: Any) -> None:  # it has come back
+            self.__dict__ = state
+            alive.add(self)
+
+    def run(item: int) -> Any:
+        result = Result(item)
+        if engine == "threads":
+            alive.add(result)
+        return result
+
+    results = stateful_map(run, range(40), n_jobs=2, engine=engine, ordered=ordered, batch_size=4, buffer=40)
+    next(results)
+    deadline = time.monotonic() + 20
+    while len(alive) < 20:
+        assert time.monotonic() < deadline
+        next(results)
+        time.sleep(0.01)
+    gc.disable()  # it is not left to the collector
+    try:
+        results.close()
+        results.close()
+        while len(alive) > 8:  # what the workers were at, and have let go by now
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        gc.enable()
+
+
+def test_an_interrupt_in_another_thread_than_the_one_that_began_the_map_is_silent(run_program: RunProgram) -> None:
+    done = run_program(
+        """
+import signal, threading
+from joblib_stateful import stateful_map
+
+def run(item):
+    if item == 5:
+        threading.Event().wait()
+    return item
+
+results = stateful_map(run, range(1000), n_jobs=2, batch_size=1)
+first = threading.Thread(target=next, args=(results,))
+first.start()
+first.join()
+try:
+    for item in results:
+        if item == 4:
+            threading.Timer(0.2, signal.raise_signal, (signal.SIGINT,)).start()
+except KeyboardInterrupt:
+    print(results)
+"""
+    )
+    assert (done.code, done.out, done.err) == (0, "<StatefulMap closed, 5 of 1000 done>\n", "")
+
+
+def test_an_interrupt_while_joblib_is_imported_ends_what_is_being_built(run_program: RunProgram) -> None:
+    done = run_program(
+        """
+import sys, threading, time
+from joblib_stateful import StatefulExecutor, stateful_map
+
+class Slow:
+    def __init__(self):
+        threading.Event().wait()
+
+    def __call__(self, item):
+        return item
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "joblib":
+            sys.meta_path.remove(self)
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Finder())
+executor = StatefulExecutor(Slow, n_jobs=2)
+try:
+    list(stateful_map(executor, range(4)))
+except KeyboardInterrupt:
+    deadline = time.monotonic() + 10
+    while any(worker.state != "empty" for worker in executor.workers()):
+        assert time.monotonic() < deadline, executor.workers()
+        time.sleep(0.01)
+    print("ended")
+"""
+    )
+    assert (done.code, done.out, done.err) == (0, "ended\n", "")

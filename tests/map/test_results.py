@@ -128,6 +128,18 @@ def test_without_order_each_part_comes_at_once() -> None:
     assert play.results.n_running == 0
 
 
+@pytest.mark.parametrize("ordered", [False, True])
+def test_a_batch_runs_until_all_of_it_is_there_though_its_last_part_comes_first(*, ordered: bool) -> None:
+    # Two threads bring the parts of a batch whose worker has died, and one of them may be held up.
+    play = Play(2, ordered=ordered)
+    play.come(0, 1)
+    play.look()
+    assert play.results.n_running == 1
+    play.come(0, 0, is_last=False)
+    assert sorted(value for values in play.taken() for value in values) == [0, 1]  # type: ignore[type-var]  # no None
+    assert play.results.n_running == 0
+
+
 def test_errors_keep_their_positions() -> None:
     play = Play(4)
     play.come(0, 2, 3, is_last=False, errors=[3])

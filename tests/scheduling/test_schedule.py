@@ -1022,6 +1022,33 @@ def test_an_object_that_is_being_built_when_all_is_closed_is_closed_when_it_stan
     assert play.built(0) == ["close 0"]
 
 
+def test_an_object_stays_for_the_rest_of_an_answer_that_is_still_being_loaded() -> None:
+    play = with_objects(1)
+    play.submit(a_call(4, budget=1.0))
+    assert told(play.scheduler.close()) == []
+    job, decisions = play.scheduler.answered(0, play.seq(0), 2, 2.0)
+    assert job is not None
+    assert told(decisions) == []
+    # Else it would be built again for these.
+    assert told(play.scheduler.reported(job, Report(2, [0, 1], {}, seconds=2.0))) == ["send [2] to 0"]
+    assert play.finished(0) == ["send [3] to 0"]
+    assert play.finished(0) == ["settle", "close 0"]
+
+
+@pytest.mark.parametrize("is_wanted", [False, True])
+def test_objects_are_closed_when_there_is_no_such_rest(*, is_wanted: bool) -> None:
+    play, call = with_objects(1), a_call(4, budget=1.0)
+    play.submit(call)
+    job, _ = play.scheduler.answered(0, play.seq(0), 2, 2.0)
+    assert job is not None
+    assert told(play.scheduler.close()) == []
+    if is_wanted:
+        assert told(play.scheduler.fail(job.call, MemoryError())) == ["settle", "close 0"]
+    else:
+        told(play.scheduler.drop())
+        assert told(play.scheduler.reported(job, Report(2, [0, 1], {}))) == ["close 0"]
+
+
 def test_idle_objects_can_be_released_and_come_back() -> None:
     play = with_objects(2)
     play.submit(a_call())
