@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
+from joblib import Parallel, delayed, parallel_config
 
 import joblib_stateful
 from contract import DASK, N_JOBS, Model, count, on
-from joblib import Parallel, delayed, parallel_config
 from joblib_stateful import StatefulExecutor, call_worker, engines, errors, stateful_map
 from joblib_stateful._worker._messages import Build, Built, Run
 

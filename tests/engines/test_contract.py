@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from joblib import Parallel, delayed, parallel_config
 
 import joblib_stateful
 from contract import ALL, N_JOBS, PROCESSES, Model, count, hang, kill_oneself, on, values
-from joblib import Parallel, delayed, parallel_config
 from joblib_stateful import StatefulExecutor, call_worker, errors, get_worker, get_worker_info, stateful_map
 
 pytestmark = pytest.mark.cluster

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-
 from joblib import Parallel, delayed, parallel_config
+
 from joblib_stateful import StatefulExecutor, errors, get_worker, stateful_map
 from joblib_stateful._worker._surroundings import Environment, Surroundings
 from joblib_stateful.engines.loky._starting import interpreter_flags

@@ -9,8 +9,8 @@ from typing import Any
 
 import cloudpickle
 import pytest
-
 from joblib import Parallel, delayed, parallel_config
+
 from joblib_stateful import StatefulBackend, StatefulExecutor, get_worker, stateful_map
 from joblib_stateful.testing import MemoryEngine
 from scenes import engines

@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import joblib
 import loky
 import numpy as np
 import pytest
-
-import joblib
 from joblib import Parallel, delayed, parallel_config
+
 from joblib_stateful import StatefulExecutor, call_worker, errors, get_worker_info, stateful_map
 from scenes import Log, Scene, new_scene, parallel_engines
 

@@ -16,11 +16,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import joblib
 import psutil
 import pytest
 from joblib.parallel import ParallelBackendBase
 
-import joblib
 from joblib_stateful import StatefulExecutor, call_worker, errors, factory, get_worker, get_worker_info
 from joblib_stateful._executor import _executor
 from scenes import Gate, Log, Meeting, Scene, engines, new_scene, parallel_engines

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from joblib import Parallel, delayed, parallel_config
+
 from joblib_stateful import (
     StatefulBackend,
     StatefulExecutor,

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from joblib import Parallel, delayed, parallel_config
 
 import joblib_stateful
-from joblib import Parallel, delayed, parallel_config
 from joblib_stateful import call_worker, get_worker, get_worker_info, stateful_map
 from joblib_stateful.testing import MemoryEngine
 from scenes import Log, Meeting, Scene, engines, new_scene, parallel_engines, wait_until

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from joblib import Parallel, delayed, parallel_config
 
 from contract import ALL, N_JOBS, Model, count, on
-from joblib import Parallel, delayed, parallel_config
 from joblib_stateful import call_worker, get_worker_info, stateful_map
 
 pytestmark = pytest.mark.cluster

@@ -9,14 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import joblib
 import loky
 import numpy as np
 import psutil
 import pytest
-
-import joblib
-import joblib_stateful
 from joblib import Parallel, delayed, parallel_config
+
+import joblib_stateful
 from joblib_stateful import StatefulExecutor, call_worker, factory, stateful_map
 from scenes import Gate, Log, Scene, engines, new_scene, parallel_engines
 

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
+from joblib import Parallel, delayed, parallel_config
 
 import joblib_stateful
 from contract import on
-from joblib import Parallel, delayed, parallel_config
 from joblib_stateful import StatefulExecutor, call_worker, stateful_map
 from joblib_stateful._executor import _timeouts
 

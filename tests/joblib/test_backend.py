@@ -17,10 +17,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
-import pytest
-
 import joblib
+import pytest
 from joblib import Parallel, delayed, parallel_backend, parallel_config
+
 from joblib_stateful import StatefulBackend, call_worker, errors, factory, get_worker, get_worker_info
 from scenes import Gate, Log, Meeting, Scene, engines, new_scene, parallel_engines
 

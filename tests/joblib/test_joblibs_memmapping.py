@@ -15,9 +15,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from joblib.test import test_memmapping as theirs
-
 from joblib import parallel_config
+from joblib.test import test_memmapping as theirs
 
 
 def _popen(command: list[str], **options: Any) -> subprocess.Popen[bytes]:

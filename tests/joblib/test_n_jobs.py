@@ -8,10 +8,10 @@ import warnings
 from functools import partial
 from typing import Any
 
-import pytest
-
 import joblib
+import pytest
 from joblib import Parallel, delayed, parallel_backend, parallel_config
+
 from joblib_stateful import StatefulBackend, get_worker, get_worker_info
 
 stateful = partial(parallel_config, backend="stateful")

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 import pytest
-
-import joblib
 from joblib import parallel_config
+
 from joblib_stateful import errors, get_worker, get_worker_info
 from needs import needs
 

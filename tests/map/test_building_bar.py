@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from joblib import Parallel, delayed, parallel_config
 from tqdm import tqdm
 
 from contract import on
-from joblib import Parallel, delayed, parallel_config
 from joblib_stateful import StatefulExecutor, stateful_map
 from needs import needs
 from scenes import crash, new_scene, orders, parallel_engines

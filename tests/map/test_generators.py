@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
+from joblib import Parallel, delayed, parallel_config
 
 from contract import ALL, N_JOBS, on
-from joblib import Parallel, delayed, parallel_config
 from joblib_stateful import StatefulExecutor, call_worker, errors, factory, stateful_map
 
 pytestmark = pytest.mark.cluster

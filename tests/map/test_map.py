@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import joblib
 import pytest
 
-import joblib
 import joblib_stateful
 from joblib_stateful import StatefulExecutor, StatefulMap, call_worker, factory, get_worker_info, stateful_map
 from scenes import Scene, engines, new_scene, orders, parallel_engines

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from joblib import Parallel, delayed, parallel_config
 
 from conftest import ENGINES, RunProgram
-from joblib import Parallel, delayed, parallel_config
 from joblib_stateful import (
     StatefulBackend,
     StatefulExecutor,

@@ -16,8 +16,8 @@ import time
 from typing import Any
 
 import pytest
-
 from joblib import Parallel, delayed, parallel_config
+
 from joblib_stateful import StatefulBackend, StatefulExecutor, call_worker, errors, factory, get_worker, stateful_map
 from joblib_stateful.compat.py_stateful_map import StateFullWorkerPool
 from scenes import engines

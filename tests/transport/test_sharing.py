@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from joblib import Parallel, delayed, parallel_config
 
 import joblib_stateful
-from joblib import Parallel, delayed, parallel_config
 from joblib_stateful import StatefulExecutor, call_worker, get_worker, shutdown, stateful_map
 from joblib_stateful._transport._segments import _Spares, spares
 from joblib_stateful._transport._shared_memory import SharedMemory

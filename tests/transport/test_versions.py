@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from joblib import Parallel, delayed, parallel_config
 
 from contract import on
-from joblib import Parallel, delayed, parallel_config
 from joblib_stateful import StatefulExecutor, call_worker, factory, get_worker, shutdown, stateful_map
 from scenes import engines, new_scene
 

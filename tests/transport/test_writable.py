@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from joblib import Parallel, delayed, parallel_config
 
 from contract import N_JOBS, on
-from joblib import Parallel, delayed, parallel_config
 from joblib_stateful import StatefulExecutor, call_worker, get_worker, stateful_map
 from needs import needs
 
