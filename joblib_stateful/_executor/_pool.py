@@ -339,8 +339,9 @@ class WorkerPool:
         """Take no more calls, drop those taken, and kill the workers before any of them is closed."""
 
         def end() -> Decisions:
+            dropped = self._scheduler.drop()  # first, or it would close those that are idle
             self._scheduler.closing = True
-            return [*self._scheduler.drop(), *self._scheduler.kill(idle_too=True)]
+            return [*dropped, *self._scheduler.kill(idle_too=True)]
 
         self._note(end)
 

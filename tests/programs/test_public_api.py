@@ -92,7 +92,7 @@ def test_every_exception_is_named_and_of_one_family() -> None:
 # --- documentation ------------------------------------------------------------------------------------
 
 _CLUSTERS = {
-    "distributed": ("joblib_stateful.engines.dask._engine", "DaskEngine"),
+    "distributed": ("joblib_stateful.engines.dask.", "DaskEngine"),
     "ray": ("joblib_stateful.engines._ray", "RayEngine"),
 }
 _MISSING = {name for package, names in _CLUSTERS.items() if not importlib.util.find_spec(package) for name in names}
