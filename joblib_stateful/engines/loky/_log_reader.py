@@ -1,7 +1,5 @@
 """The parent's end of the way that log records take: one thread for all workers hands them to the loggers.
 
-It is there as long as something comes. That something has come is seen by whoever hears the workers' answers anyway.
-
 A handler that is slow, or raises, keeps no answer from coming: what is behind it waits here, so much of each worker, and then
 in the workers.
 """
@@ -11,14 +9,12 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-import os
 import select
 import socket
 import threading
 import time
-import weakref
 from collections import deque
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from ..._process import _locks
 from ..._process._safely import Log
@@ -29,12 +25,9 @@ from ._log_channel import DROPPED, HEADER, MOST_BYTES, MOST_RECORDS
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-
 _log = Log()
 # So long records are handled between two looks at what has come.
 _STRETCH_SECONDS = 0.01
-# So long nothing has come before the thread ends.
-_IDLE_SECONDS = 0.2
 # So many messages are taken between two of these, and so many are more than the socket holds.
 _AT_ONCE, _MOST_THERE = 256, 4096
 
@@ -98,15 +91,8 @@ class Channel:
 _handler = logging.NullHandler()
 
 
-class Lookout(Protocol):
-    """Who sees that log records have come."""
-
-    def look_at_logs(self) -> None:
-        """Look again: what had come is handled."""
-
-
 class LogReader:
-    """The thread, as long as something comes, and the socket to which all workers write."""
+    """The thread, as long as there are workers, and the socket to which all of them write."""
 
     def __init__(self) -> None:
         self._lock = _locks.make_lock()  # guards the rest
@@ -116,7 +102,6 @@ class LogReader:
         self._thread: threading.Thread | None = None
         self._ends: tuple[socket.socket, socket.socket] | None = None  # ours, and the workers'
         self._is_taking = False  # some of what has come is on its way to the loggers
-        self._lookouts: weakref.WeakSet[Lookout] = weakref.WeakSet()  # who is to look again when the thread ends
 
     def open(self, slot: int, owner: Hashable) -> Channel | None:
         """Return a way for the records of a worker that is to be started; None if there is none."""
@@ -128,51 +113,30 @@ class LogReader:
                     self._ends = _log_channel.pair()
                 channel = Channel(slot, owner, next(_numbers), self._ends[1].fileno())
                 self._channels[channel.number] = channel
-            except OSError:  # no room for two more open files: then workers handle their records themselves
-                return None
-        return channel
-
-    def end_to_look_at(self) -> int:
-        """Return an open file of the caller's own that shows when something has come; it is to be told by `begin` then.
-
-        Raises OSError if there is none.
-        """
-        with self._lock:
-            if self._ends is None:
-                raise OSError("there are no workers with a way for log records")
-            return os.dup(self._ends[0].fileno())
-
-    def begin(self, lookout: Lookout | None = None) -> None:
-        """Have what has come handled, and then a lookout look again."""
-        with self._lock:
-            if self._ends is None:
-                return
-            if lookout is not None:
-                self._lookouts.add(lookout)
-            if self._thread is None:
-                thread = threading.Thread(target=self._serve, name="joblib_stateful-logs", daemon=True)
-                with contextlib.suppress(RuntimeError):  # no room for it, or the interpreter is ending
+                if self._thread is None:
+                    thread = threading.Thread(target=self._serve, name="joblib_stateful-logs", daemon=True)
                     thread.start()
                     self._thread = thread
+            except (
+                OSError,
+                RuntimeError,
+            ):  # no room for two more open files, or a thread, or the interpreter is ending:
+                self._channels.clear()  # then workers handle their records themselves
+                self._stop()
+                return None
+        return channel
 
     def finish(self, channel: Channel) -> None:
         """Note that a worker is gone: what has come from it is all. Without a lock, for finalisers come here, too."""
         if not channel.is_over:
             channel.is_over = True
             self._ring()
-            if self._thread is None:
-                with contextlib.suppress(RuntimeError):  # the interpreter is ending
-                    _locks.call_elsewhere(self.begin)
 
     def flush(self, owner: Hashable, seconds: float) -> bool:
         """Wait until the loggers have had what has come from the workers of an owner (None: all), but no longer."""
-        if self.is_mine():
+        if self._thread is None or self.is_mine():
             return True
         deadline = time.monotonic() + seconds
-        if self._thread is None:
-            if not self._is_pending(owner):
-                return True
-            self.begin()
         with self._changed:
             return self._changed.wait_for(lambda: not self._is_pending(owner), max(0.0, deadline - time.monotonic()))
 
@@ -199,45 +163,27 @@ class LogReader:
         self._ends = self._thread = None
 
     def _serve(self) -> None:
-        while self._serve_once():
-            pass
-        with self._lock:
-            lookouts = list(self._lookouts)
-            self._lookouts.clear()
-        for lookout in lookouts:
-            lookout.look_at_logs()
-        # Whoever was told that the thread is there, and has left something for it, did so before it ended.
-        if any(each.is_over for each in list(self._channels.values())):
-            self.begin()
-
-    def _serve_once(self) -> bool:
-        """Handle some of what has come; False if nothing comes."""
-        with self._lock:
-            if not self._channels or self._ends is None:
-                self._stop()
-                return False
-            channels, end = list(self._channels.values()), self._ends[0]
-        # Also if one is over that was not there yet when we were last woken.
-        if not any(each.queue or each.is_over for each in channels) and not _has_come(end, _IDLE_SECONDS):
+        while True:
             with self._lock:
-                self._thread = None
-            return False
-        self._take_and_handle(channels, end)
-        return True
-
-    def _take_and_handle(self, channels: list[Channel], end: socket.socket) -> None:
-        self._is_taking = True
-        over = [each for each in channels if each.is_over]
-        # What a worker has sent before its end is there, behind no more than the socket takes.
-        self._take(end, _MOST_THERE if over else _AT_ONCE)
-        _handle(channels)
-        over = [each for each in over if not each.queue]
-        with self._lock:
-            for channel in over:
-                del self._channels[channel.number]
-                channel.done.set()
-            self._is_taking = False
-            self._changed.notify_all()
+                if not self._channels or self._ends is None:
+                    self._stop()
+                    return
+                channels, end = list(self._channels.values()), self._ends[0]
+            # Also if one is over that was not there yet when we were last woken.
+            if not any(each.queue or each.is_over for each in channels):
+                _has_come(end, None)
+            self._is_taking = True
+            over = [each for each in channels if each.is_over]
+            # What a worker has sent before its end is there, behind no more than the socket takes.
+            self._take(end, _MOST_THERE if over else _AT_ONCE)
+            _handle(channels)
+            over = [each for each in over if not each.queue]
+            with self._lock:
+                for channel in over:
+                    del self._channels[channel.number]
+                    channel.done.set()
+                self._is_taking = False
+                self._changed.notify_all()
 
     def _take(self, end: socket.socket, most: int) -> None:
         for _ in range(most):

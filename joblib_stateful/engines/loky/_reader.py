@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import selectors
 import socket
 import threading
@@ -22,8 +21,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ..._process import _locks, _system, _timers
 from ..._process._interrupts import put_off_wakeups, wake_those_put_off
 from ..._process._safely import Log
-from ._log_reader import LogReader
-from ._log_reader import reader as log_reader
 from ._process_tree import kill_tree
 from ._receiving import Asked, answer_in
 
@@ -122,7 +119,6 @@ class Reader:
         self._turn: _Turn | None = None  # of the thread that reads
         self._selector: selectors.BaseSelector | None = None  # there as long as that is
         self._bell: tuple[socket.socket, socket.socket] | None = None  # ends its wait
-        self._logs: int | None = None  # what shows that workers have logged something, to be told to `log_reader`
         self._is_looked_after = False  # it will be looked at whether it takes too long over an answer
         self._next_look = self._due = math.inf  # at workers in general, and at processes that are to be gone
         _all.add(self)
@@ -139,7 +135,6 @@ class Reader:
                     self._open()
                 self._sources.add(source)
                 self._sync(source)
-                self._renew_logs()
                 if self._turn is None:
                     self._lead()
                 else:
@@ -198,12 +193,10 @@ class Reader:
         """In a fork: all of it is the parent's."""
         # Kept, so that nothing is collected that would tidy up after the parent.
         _not_ours.append((self._sources, self._selector))
-        bell, logs = self._bell, self._logs
+        bell = self._bell
         self.__init__()  # type: ignore[misc]  # the same state as a new one
         for end in bell or ():
             end.close()
-        if logs is not None:
-            os.close(logs)
 
     # --- what it listens to; all of it with the lock -----------------------------------------------------
 
@@ -217,39 +210,9 @@ class Reader:
         self._next_look = time.monotonic() + _LOOK_SECONDS
 
     def _close(self) -> None:
-        self._drop_logs()
         bell, self._bell, self._selector = self._bell, None, None
         for end in bell or ():
             end.close()
-
-    def _renew_logs(self) -> None:
-        """Look for log records of the workers that there are now."""
-        self._drop_logs()
-        if _system.CARRIES_RECORDS and self._selector is not None:
-            with contextlib.suppress(OSError):  # they have no way for them
-                self._logs = log_reader.end_to_look_at()
-                self._selector.register(self._logs, selectors.EVENT_READ, log_reader)
-
-    def _drop_logs(self) -> None:
-        logs, self._logs = self._logs, None
-        if logs is not None and self._selector is not None:
-            with contextlib.suppress(KeyError):  # something has come
-                self._selector.unregister(logs)
-            os.close(logs)
-
-    def look_at_logs(self) -> None:
-        """Look for log records again: what had come is handled."""
-        with self._lock:
-            if self._logs is not None and self._selector is not None:
-                with contextlib.suppress(KeyError):  # it does already
-                    self._selector.register(self._logs, selectors.EVENT_READ, log_reader)
-                self._ring()
-
-    def _tell_of_logs(self, fd: int) -> None:
-        with self._lock:
-            if self._selector is not None and fd in self._selector.get_map():
-                self._selector.unregister(fd)
-        log_reader.begin(self)
 
     def _lead(self) -> None:
         """Have a new thread read."""
@@ -335,11 +298,9 @@ class Reader:
                 return False
             selector, seconds = self._selector, min(self._next_look, self._due) - time.monotonic()
         for key, _ in self._select(turn, selector, max(0.0, seconds)):
-            source: Source | LogReader | None = key.data
+            source: Source | None = key.data
             if source is None:
                 self._answer_bell()
-            elif isinstance(source, LogReader):
-                self._tell_of_logs(key.fd)
             elif not (self._hear if key.fd == source.line.fileno() else self._hear_the_end)(turn, source):
                 return False
         now = time.monotonic()
