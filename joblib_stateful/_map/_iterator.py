@@ -388,7 +388,8 @@ class StatefulMap(NotCopied, Generic[T]):
         # start (W7 of `python -m benchmarks`).
         n_first = plan.n_jobs if plan.length is None else min(plan.n_jobs, plan.length)
         self._pool.begin(self._group, plan.limits, self._feeder.surroundings, n_first)
-        from ._generator import BatchGenerator
+        with uninterrupted():  # or a module of joblib's, or numpy's, would be there by half
+            from ._generator import BatchGenerator
 
         self._results = Results(BatchGenerator(self._pool, ordered=plan.ordered), ordered=plan.ordered)
         return self._results
