@@ -462,15 +462,20 @@ class Reader:
     def _end_overdue(self, now: float) -> None:
         """End processes that should have ended, and stay."""
         with self._lock:
-            overdue = [source for source in self._sources if source.due <= now]
-            for source in overdue:
-                source.due = math.inf
-            self._due = min((source.due for source in self._sources), default=math.inf)
+            overdue = self._take_overdue(now)
         for source in overdue:
             worker = source.worker()
             if worker is not None:
                 worker.overstays()
             kill_tree(source.process)
+
+    def _take_overdue(self, now: float) -> list[Source]:
+        """Return whose processes should have ended by now; each once."""
+        overdue = [source for source in self._sources if source.due <= now]
+        for source in overdue:
+            source.due = math.inf
+        self._due = min((source.due for source in self._sources), default=math.inf)
+        return overdue
 
     def _look(self, now: float) -> None:
         """End workers that say that they have sent what has not come."""
