@@ -50,11 +50,10 @@ def run_one(way: str, direction: str, kilobytes: int) -> float:
     from joblib_stateful import stateful_map
     from joblib_stateful._transport._shared_memory import SharedMemory
     from joblib_stateful._transport._transport import Pickled, Sharing
-    from joblib_stateful.engines.loky._engine import LokyEngine
+    from joblib_stateful.engines.loky._runtime import LokyRuntime
 
     size, count = kilobytes << 7, max(8, min(400, (1 << 18) // kilobytes))
-    engine = LokyEngine()
-    engine.transport = Pickled() if way == "in line" else SharedMemory(Sharing(threshold=1))
+    LokyRuntime.transport = Pickled() if way == "in line" else SharedMemory(Sharing(threshold=1))
 
     def work(n: int) -> Any:
         if way == "joblib":
@@ -65,8 +64,8 @@ def run_one(way: str, direction: str, kilobytes: int) -> float:
             )
             return Parallel(n_jobs=2, return_as="generator", max_nbytes=1)(tasks)
         if direction == "out":
-            return stateful_map(total, arrays(n, size), n_jobs=2, engine=engine)
-        return stateful_map(make, [size] * n, n_jobs=2, engine=engine)
+            return stateful_map(total, arrays(n, size), n_jobs=2)
+        return stateful_map(make, [size] * n, n_jobs=2)
 
     for _ in work(8):
         pass

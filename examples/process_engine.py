@@ -2,8 +2,8 @@
 
     python examples/process_engine.py
 
-Slots, order, retries, time limits, policies, progress and the rest come with it. An engine says how a worker is opened;
-a worker, how a message gets to its far end and the answer back, and how the far end is ended.
+Slots, order, retries, time limits, policies, progress and the rest come with it. An engine says what its workers are like,
+before there are any; a runtime, of which each executor has its own, opens them; a worker, how a message gets to its far end and the answer back, and how the far end is ended.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 from typing import Any, ClassVar
 
 from joblib_stateful import stateful_map
-from joblib_stateful.engines import Engine, Host, Pickled, RemoteWorker
+from joblib_stateful.engines import Engine, Host, Pickled, RemoteWorker, Runtime
 
 
 def serve(connection: Connection, env: Mapping[str, str]) -> None:
@@ -54,20 +54,27 @@ class ProcessWorker(RemoteWorker):
         self._ours.close()
 
 
+class ProcessRuntime(Runtime):
+    """Opens such workers, for one executor."""
+
+    transport = Pickled()
+
+    def open(self, slot: int, env: Mapping[str, str]) -> ProcessWorker:  # noqa: ARG002 - all slots are alike
+        """Return a worker for a slot."""
+        return ProcessWorker(env)
+
+
 class ProcessEngine(Engine):
-    """Opens such workers."""
+    """What is passed as ``engine=``."""
 
     name: ClassVar[str] = "process"
     has_processes: ClassVar[bool] = True
     takes_env: ClassVar[bool] = True
     is_remote: ClassVar[bool] = True  # which item of a batch runs isn't seen from here
 
-    def __init__(self) -> None:
-        self.transport = Pickled()
-
-    def open(self, slot: int, env: Mapping[str, str]) -> ProcessWorker:  # noqa: ARG002 - all slots are alike
-        """Return a worker for a slot."""
-        return ProcessWorker(env)
+    def make_runtime(self, n_slots: int) -> ProcessRuntime:  # noqa: ARG002 - however many there are
+        """Return a runtime for one executor."""
+        return ProcessRuntime(self)
 
 
 if __name__ == "__main__":

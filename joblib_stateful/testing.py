@@ -13,7 +13,7 @@ from ._transport._transport import Pickled
 from ._worker._messages import Death, Finish, Finished, Phase, Run
 from ._worker._progress_page import Progress
 from ._worker._worker import Worker
-from .engines import Engine, EngineWorker
+from .engines import Engine, EngineWorker, Runtime
 from .engines._mailbox import Mailbox
 
 if TYPE_CHECKING:
@@ -172,8 +172,23 @@ class MemoryWorker(EngineWorker):
         return f"<MemoryWorker slot={self.slot} life={self.life}: {state}>"
 
 
+class _MemoryRuntime(Runtime):
+    """Opens workers, and leaves them to the engine, which is what the test holds."""
+
+    transport = Pickled()
+    engine: MemoryEngine
+
+    def open(self, slot: int, env: Mapping[str, str]) -> MemoryWorker:
+        """Return a worker for a slot."""
+        workers = self.engine.workers
+        life = 1 + sum(worker.slot == slot for worker in workers)
+        worker = MemoryWorker(slot, env, life, _FIRST_PID + len(workers), auto=self.engine.is_synchronous)
+        workers.append(worker)
+        return worker
+
+
 class MemoryEngine(Engine):
-    """Opens workers that live in the test's own memory; see `MemoryWorker`.
+    """Workers that live in the test's own memory; see `MemoryWorker`.
 
     Messages are packed and unpacked as between processes, and handled by the same code as in a real worker.
     What ends an executor (``shutdown()``, the end of a ``with`` block) waits for what is pending, so answer it
@@ -210,16 +225,11 @@ class MemoryEngine(Engine):
 
     def __init__(self, *, auto: bool = False) -> None:
         self.is_synchronous = auto
-        self.transport = Pickled()
         self.workers: list[MemoryWorker] = []
 
-    def open(self, slot: int, env: Mapping[str, str]) -> MemoryWorker:
-        """Return a worker for a slot."""
-        life = 1 + sum(worker.slot == slot for worker in self.workers)
-        pid = _FIRST_PID + len(self.workers)
-        worker = MemoryWorker(slot, env, life, pid, auto=self.is_synchronous)
-        self.workers.append(worker)
-        return worker
+    def make_runtime(self, n_slots: int) -> Runtime:  # noqa: ARG002 - however many there are
+        """Return a runtime, whose workers come to be listed here."""
+        return _MemoryRuntime(self)
 
     @property
     def pending(self) -> list[MemoryWorker]:

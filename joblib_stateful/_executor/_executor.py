@@ -157,21 +157,22 @@ class StatefulExecutor(NotCopied, Executor):
                 f"stateless function {worker!r}: submit that instead; or write factory({worker!r}) if it is to be called "
                 "once per worker and to return its object.",
             )
-        check_call(worker, self._engine)
         n_slots = _arguments.resolve_n_jobs(n_jobs, spec.worker_kwargs, self._engine)
         if max_tasks_per_worker is not None:
             _arguments.check_integer("max_tasks_per_worker", max_tasks_per_worker, 1, " None means never.")
+        runtime = self._engine.make_runtime(n_slots)
+        check_call(worker, runtime)
         self._pool = make_pool(
-            PackedSpec(spec, self._engine.transport),
+            PackedSpec(spec, runtime.transport),
             n_slots,
-            self._engine,
+            runtime,
             _arguments.check_env(worker_env, n_slots, self._engine),
             max_tasks=max_tasks_per_worker,
             idle_timeout=_arguments.check_seconds("idle_timeout", idle_timeout),
             inner_max_num_threads=inner_max_num_threads,
         )
         self._group = Group()
-        self._reloads, self._version = _code.reloads(), version_of(spec, self._engine.transport)
+        self._reloads, self._version = _code.reloads(), version_of(spec, runtime.transport)
         self._memory = Memory()
         # Dropped without shutdown(): what was submitted is finished, then the workers end.
         self._finalizer = weakref.finalize(self, _close, self._pool)
@@ -229,9 +230,10 @@ class StatefulExecutor(NotCopied, Executor):
             )
         self._warn_of_reloads(_code.reloads(at_new_ones=False), 4)
         self.warn_of_changes()
-        check_call(fn, self._engine)
+        runtime = self._pool.runtime
+        check_call(fn, runtime)
         future: Future[T] = Future()
-        transport = self._engine.transport
+        transport = runtime.transport
         parcel, faults = transport.pack_all([(fn, args, kwargs)], definer=transport.definer(memory=self._memory))
         request = Request(
             1,
@@ -240,7 +242,7 @@ class StatefulExecutor(NotCopied, Executor):
             self._limits,
             parcel=parcel,
             faults={0: packing_error_of(faults[0], None)} if faults else None,
-            surroundings=self._engine.surroundings(),
+            surroundings=runtime.surroundings(),
             claim=future.set_running_or_notify_cancel,
         )
         self._pool.accept(request)
@@ -250,7 +252,7 @@ class StatefulExecutor(NotCopied, Executor):
         """Warn if the workers' code has been edited since they were made from it; once each time. For `stateful_map`."""
         self._warn_of_reloads(_code.reloads(), 8)
         spec, before = self._pool.packed.spec, self._version
-        self._version = version_of(spec, self._engine.transport)
+        self._version = version_of(spec, self._pool.runtime.transport)
         if self._version != before:
             _warn_of_old_code(
                 f"{name_of(spec.build)}, or something that it uses, has changed since this executor was made, and its "
@@ -421,7 +423,7 @@ def _taken(under_way: deque[Future[T]], submit_next: Callable[[], None], end: fl
 def make_pool(
     packed: PackedSpec,
     n_jobs: int,
-    engine: engines.Engine,
+    runtime: engines.Runtime,
     envs: Sequence[Mapping[str, str]],
     *,
     max_tasks: int | None = None,
@@ -429,6 +431,7 @@ def make_pool(
     inner_max_num_threads: int | None = None,
 ) -> WorkerPool:
     """Return the pool of an executor; nothing is started yet."""
+    engine = runtime.engine
     _arguments.check_inner_threads(engine, inner_max_num_threads)
     engine.check()
     depth = depth_of(engine)
@@ -446,7 +449,7 @@ def make_pool(
     return WorkerPool(
         packed,
         n_jobs,
-        engine.for_slots(n_jobs),
+        runtime,
         with_limits,
         max_tasks=max_tasks,
         idle_timeout=idle_timeout,

@@ -19,13 +19,14 @@ from functools import partial
 from multiprocessing import util
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .. import engines
 from .._process import _locks
 from .._process._interrupts import Uninterrupted
 from .._process._system import after_fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from ..engines import Runtime
 
 # After Ctrl-C, objects have this long to close; a script shall be gone within two seconds.
 _GRACE_AFTER_INTERRUPT = 1.0
@@ -37,7 +38,9 @@ _SETTLE_SECONDS = 0.5
 class Ending(Protocol):
     """What has workers, and ends them when it is told to; see `WorkerPool`, whose methods these are."""
 
-    engine: engines.Engine
+    @property
+    def runtime(self) -> Runtime:
+        """What has opened them."""
 
     @property
     def is_awaited(self) -> bool:
@@ -63,12 +66,14 @@ class Ending(Protocol):
 
 
 _pools: weakref.WeakSet[Ending] = weakref.WeakSet()
+_kinds: weakref.WeakSet[type[Runtime]] = weakref.WeakSet()  # also of pools that are gone
 _finalizer_of: int | None = None  # the process whose finaliser is ours: children of multiprocessing forget them
 
 
 def watch(pool: Ending) -> None:
     """See to it that a pool's workers end with the interpreter."""
     _pools.add(pool)
+    _kinds.add(type(pool.runtime))
 
 
 def register() -> None:
@@ -141,8 +146,8 @@ def _end_in_order() -> None:
 
 def _settle(deadline: float = 0.0) -> None:
     deadline = max(deadline, time.monotonic() + _SETTLE_SECONDS)
-    for engine in {*engines.loaded(), *(pool.engine for pool in _pools)}:
-        engine.settle(max(0.0, deadline - time.monotonic()))
+    for kind in list(_kinds):
+        kind.settle(max(0.0, deadline - time.monotonic()))
 
 
 def _forget() -> None:
@@ -150,6 +155,7 @@ def _forget() -> None:
     for pool in list(_pools):
         pool.disown()
     _pools.clear()
+    _kinds.clear()
 
 
 after_fork(_forget)

@@ -21,7 +21,7 @@ from .._worker._worker import current
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ..engines import Engine
+    from ..engines import Engine, Runtime
 
 # Workers of the program's map, workers that those start, and workers that these start: with two each that is 14 processes.
 # joblib itself goes no deeper than two, and then runs calls one after the other.
@@ -55,22 +55,22 @@ def depth_of(engine: Engine) -> int:
     return depth
 
 
-def check_call(function: Any, engine: Engine) -> None:
+def check_call(function: Any, runtime: Runtime) -> None:
     """Raise `EngineError` if a function or class can't be sent to workers at this point of the program.
 
     Parameters
     ----------
     function
         What was passed as worker, or what is called in one.
-    engine
-        Where it shall run.
+    runtime
+        What opens the workers where it shall run.
     """
-    if engine.is_synchronous:
+    if runtime.engine.is_synchronous:
         return
     if current() is not None:
         _refuse_while_loading()
         _refuse_itself(function)
-    if not isinstance(engine.transport, ByReference):
+    if not isinstance(runtime.transport, ByReference):
         for named in _parts_of(function):
             _refuse_while_importing(named)
 

@@ -1,4 +1,4 @@
-"""The scheduler put to work: one lock around it, its decisions carried out on an engine's workers.
+"""The scheduler put to work: one lock around it, its decisions carried out on the workers of a runtime.
 
 Events come from callers (`accept`, `drop`, ...), from workers (their replies, in any thread) and from the
 clock (time limits). Each is noted under the lock; what the scheduler decides is done outside of it.
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from .._worker._progress_page import Progress
     from .._worker._surroundings import Surroundings
     from .._worker._worker import Worker
-    from ..engines import Engine, EngineWorker
+    from ..engines import EngineWorker, Runtime
     from ._spec import PackedSpec
 
 _log = _safely.Log()
@@ -67,7 +67,7 @@ class WorkerPool:
         What to build.
     n_jobs : int
         Number of slots.
-    engine : Engine
+    runtime : Runtime
         What opens workers.
     envs : callable
         Returns the environment variables of each slot; called when a worker is to be opened.
@@ -83,7 +83,7 @@ class WorkerPool:
         self,
         packed: PackedSpec,
         n_jobs: int,
-        engine: Engine,
+        runtime: Runtime,
         envs: Callable[[], Sequence[dict[str, str]]],
         *,
         max_tasks: int | None = None,
@@ -91,7 +91,9 @@ class WorkerPool:
         depth: int = 0,
     ) -> None:
         self._depth = depth
-        self.packed, self.n_jobs, self.engine, self.idle_timeout = packed, n_jobs, engine, idle_timeout
+        engine = runtime.engine
+        self.packed, self.n_jobs, self.idle_timeout = packed, n_jobs, idle_timeout
+        self.engine, self.runtime = engine, runtime
         self._envs = envs
         self.is_disowned = False
         self._lock = _locks.make_lock()  # guards the scheduler and the workers
@@ -241,7 +243,7 @@ class WorkerPool:
         group = Group(
             on_error=lambda _: None, n_slots=n_slots
         )  # so that an error ends all of it, and is found in `group.error`
-        self._surroundings = self.engine.surroundings()
+        self._surroundings = self.runtime.surroundings()
         again = False
         # Again, if a slot that somebody else had begun to build came to nothing, or one has died as soon as it was built.
         while not self._scheduler.is_warm(group) and not self._scheduler.closing:
@@ -413,9 +415,9 @@ class WorkerPool:
                 self.environment.forget()
             self.environment.note()
         try:
-            self.engine.get_ready()
-            _room.make_way(self.engine)
-            worker = self.engine.open(start.slot, self._envs()[start.slot])
+            self.runtime.get_ready()
+            _room.make_way(self.runtime)
+            worker = self.runtime.open(start.slot, self._envs()[start.slot])
             message = Build(start.seq, start.slot, start.n_jobs, self.packed.for_slot(start.slot))
         except Exception as error:  # noqa: BLE001 - out of file descriptors or memory, or an engine's own trouble
             return self._answer(start.slot, start.seq, Death(reason=f"{type(error).__name__}: {error}"))
@@ -467,7 +469,7 @@ class WorkerPool:
 
     def _part_of(self, call: Call, parcel: Parcel, positions: Sequence[int]) -> Parcel:
         """Return the parcel of some of a call's items."""
-        transport, places = self.engine.transport, positions
+        transport, places = self.runtime.transport, positions
         faults = call.request.faults
         if faults:
             # The parcel holds those items that could be packed.
@@ -504,7 +506,7 @@ class WorkerPool:
         return [] if reply is None else self._answer(slot, message.seq, reply, link)
 
     def _nothing_run(self, seq: int) -> Ran:
-        return Ran(seq, 0, self.engine.transport.pack_all(())[0], {}, 0.0)
+        return Ran(seq, 0, self.runtime.transport.pack_all(())[0], {}, 0.0)
 
     def _received(self, slot: int, seq: int, link: Link, reply: Reply | Death) -> None:
         thread = threading.get_ident()
@@ -532,7 +534,7 @@ class WorkerPool:
         return decisions
 
     def _answer_of_run(self, slot: int, seq: int, reply: Ran, link: Link) -> Decisions:
-        scheduler, transport = self._scheduler, self.engine.transport
+        scheduler, transport = self._scheduler, self.runtime.transport
         link.note(reply)
         if reply.definitions:  # in the order of answers, for later ones may refer to them
             receive(link.peer, reply.definitions, transport)
@@ -541,7 +543,7 @@ class WorkerPool:
         ):
             job = scheduler.slots[slot].job
             try:
-                report = read_answer(job, reply, self.engine, slot, link)
+                report = read_answer(job, reply, self.runtime, slot, link)
             except NonsenseError as error:
                 return self._end_damaged(slot, seq, link.worker, str(error))
             with self._lock:
@@ -563,7 +565,7 @@ class WorkerPool:
     def _what_came_of(self, job: Job, reply: Ran, slot: int, link: Link) -> Decisions:
         try:
             try:
-                report = read_answer(job, reply, self.engine, slot, link)
+                report = read_answer(job, reply, self.runtime, slot, link)
             except NonsenseError as error:
                 report = report_without(job, reply, error, slot, link.worker.pid)
             with self._lock:
@@ -578,7 +580,7 @@ class WorkerPool:
     def _answer_of_build(self, slot: int, seq: int, reply: Reply | Death, link: Link | None) -> Decisions:
         scheduler, decoded = self._scheduler, None
         if link is not None and isinstance(reply, BuildFailed):  # before the lock is taken, for that runs users' code
-            decoded = init_error_of(slot, self.packed.spec.kwargs(slot), reply, self.engine, link.peer)
+            decoded = init_error_of(slot, self.packed.spec.kwargs(slot), reply, self.runtime.transport, link.peer)
         with self._lock:
             if isinstance(reply, Built):
                 decisions = scheduler.built(slot, seq, reply.seconds)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .._transport._definitions import Peer
     from .._transport._transport import Transport
     from .._worker._messages import BuildFailed, Failure, Ran
-    from ..engines import Engine
+    from ..engines import Runtime
     from ._links import Link
 
 
@@ -32,16 +32,16 @@ def receive(peer: Peer, definitions: Iterable[Any], transport: Transport) -> Non
         peer.receive(definitions, transport.unpack)
 
 
-def report_of(job: Job | None, reply: Ran, engine: Engine, slot: int, pid: int | None, *, peer: Peer) -> Report:
+def report_of(job: Job | None, reply: Ran, transport: Transport, slot: int, pid: int | None, *, peer: Peer) -> Report:
     """Unpack a reply to a job; without a job (nobody waits for it) only count."""
     if job is None:
         return Report(reply.n_run, [], {}, reply.seconds)
     with active(peer):
-        return _unpack(job, reply, engine, slot, pid)
+        return _unpack(job, reply, transport, slot, pid)
 
 
-def _unpack(job: Job, reply: Ran, engine: Engine, slot: int, pid: int | None) -> Report:
-    transport, request = engine.transport, job.call.request
+def _unpack(job: Job, reply: Ran, transport: Transport, slot: int, pid: int | None) -> Report:
+    request = job.call.request
     faults: dict[int, BaseException] = {
         place: exception_of(failure, transport, request.index(job.positions[place]), slot, pid)
         for place, failure in reply.failures.items()
@@ -74,18 +74,20 @@ def _unpack(job: Job, reply: Ran, engine: Engine, slot: int, pid: int | None) ->
     return Report(reply.n_run, values, faults, reply.seconds, reply.values.nbytes, reply.was_refused)
 
 
-def read_answer(job: Job | None, reply: Ran, engine: Engine, slot: int, link: Link) -> Report:
+def read_answer(job: Job | None, reply: Ran, runtime: Runtime, slot: int, link: Link) -> Report:
     """Unpack a reply to a job, whatever goes wrong with that; without a job, or if nobody wants it any more, only count.
 
     Raises NonsenseError if the worker can't have sent that, and on a synchronous engine a Ctrl-C.
     """
     pid = link.worker.pid
     if job is None or job.call.settled:
-        return report_of(None, reply, engine, slot, pid, peer=link.peer)
+        return report_of(None, reply, runtime.transport, slot, pid, peer=link.peer)
     try:
-        return report_of(job, reply, engine, slot, pid, peer=link.peer)
+        return report_of(job, reply, runtime.transport, slot, pid, peer=link.peer)
     except BaseException as error:
-        if isinstance(error, NonsenseError) or (engine.is_synchronous and _safely.is_a(error, KeyboardInterrupt)):
+        if isinstance(error, NonsenseError) or (
+            runtime.engine.is_synchronous and _safely.is_a(error, KeyboardInterrupt)
+        ):
             raise
         return report_without(job, reply, error, slot, pid)
 
@@ -142,7 +144,7 @@ def packing_error_of(error: BaseException, index: int | None) -> errors.Transfer
 
 
 def init_error_of(
-    slot: int, kwargs: Iterable[str], reply: BuildFailed, engine: Engine, peer: Peer
+    slot: int, kwargs: Iterable[str], reply: BuildFailed, transport: Transport, peer: Peer
 ) -> errors.WorkerInitError:
     """Return the error for a constructor that raised."""
     failure = reply.failure
@@ -151,8 +153,8 @@ def init_error_of(
         reason = f"its class or kwargs could not be unpickled there: {reason} {errors.how_to_send(reason)}"
     error = errors.WorkerInitError(slot, tuple(kwargs), reason, reply.pid)
     with active(peer):
-        peer.receive(reply.definitions, engine.transport.unpack)
-        cause = _rebuild(failure, engine.transport)
+        peer.receive(reply.definitions, transport.unpack)
+        cause = _rebuild(failure, transport)
     if cause is None:
         cause = errors.RemoteError(failure.type_name, failure.message, failure.traceback)
     error.__cause__ = cause if _safely.traceback_of(cause) is not None else _with_traceback(cause, failure)

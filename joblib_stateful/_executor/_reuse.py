@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from .._scheduling._requests import WorkerSpec
     from .._transport._code import Reloads, Source
-    from ..engines import Engine
+    from ..engines import Engine, Runtime
     from ._pool import WorkerPool
     from ._spec import SpecKey
 
@@ -57,12 +57,10 @@ class _Entry:
     listed = True  # False: to be ended by its last user
     alarm: _timers.Alarm | None = None
 
-    def __init__(
-        self, key: _Key, pool: WorkerPool, engine: Engine, spec_id: SpecKey, reloads: Reloads, *, is_stateless: bool
-    ) -> None:
+    def __init__(self, key: _Key, pool: WorkerPool, spec_id: SpecKey, reloads: Reloads, *, is_stateless: bool) -> None:
+        # The pool keeps its engine, so that its identity in the key stays its own.
         self.key, self.pool, self.spec_id, self.is_stateless = key, pool, spec_id, is_stateless
-        self.engine = engine  # kept, so that its identity in the key stays its own
-        self.session = engine.session()
+        self.session = pool.engine.session()
         self.name = name_of((key.common, key.own[0]))  # of its first slot, for more of them can come
         self.reloads = reloads  # before its workers started, at any rate
         self.source = self.present_source()
@@ -72,7 +70,7 @@ class _Entry:
         # On a cluster idle actors hold CPUs, without which the new ones would find no place. Those with old code, or of an
         # environment that has changed, are of no use to anybody.
         is_outdated = self.reloads != new.reloads or self.name == new.name
-        return is_outdated or (new.engine.is_remote and self.session == new.session)
+        return is_outdated or (new.pool.engine.is_remote and self.session == new.session)
 
     def displaces(self, other: _Entry) -> bool:
         """Tell whether idle workers make way for these."""
@@ -88,11 +86,13 @@ class _Entry:
             return False
         n_slots = min(len(self.key.own), len(other.key.own))
         held, asked = other.pool.packed.spec.of_first(n_slots), self.pool.packed.spec.of_first(n_slots)
-        return holds_the_same(held, asked, self.spec_id.of_first(n_slots), self.engine.transport)
+        return holds_the_same(held, asked, self.spec_id.of_first(n_slots), self.pool.runtime.transport)
 
     def present_source(self) -> Source | None:
         """Return what objects would be built from now, where nothing travels."""
-        return _code.source_of(self.pool.packed.spec.build) if isinstance(self.engine.transport, ByReference) else None
+        if not isinstance(self.pool.runtime.transport, ByReference):
+            return None
+        return _code.source_of(self.pool.packed.spec.build)
 
     def was_edited(self, present: Source | None) -> bool:
         """Tell whether what its objects were built from is another thing now."""
@@ -153,7 +153,7 @@ _turns = Turns()
 def prepare(
     spec: WorkerSpec,
     n_jobs: int,
-    engine: Engine,
+    runtime: Runtime,
     envs: Sequence[dict[str, str]],
     inner_max_num_threads: int | None = None,
 ) -> Callable[[], Lease]:
@@ -161,8 +161,10 @@ def prepare(
 
     Parameters
     ----------
-    spec, n_jobs, engine, envs, inner_max_num_threads
+    spec, n_jobs, envs, inner_max_num_threads
         What it is made from; see `StatefulExecutor`.
+    runtime
+        What opens its workers, if it is a new one.
 
     Returns
     -------
@@ -172,23 +174,24 @@ def prepare(
     """
     # What runs in a worker of this process must not wait for the slots that its like, or it itself, holds.
     inside = current()
-    spec_id, session, reloads = spec_key(spec, engine.transport), engine.session(), _code.reloads()
+    transport, engine = runtime.transport, runtime.engine
+    spec_id, session, reloads = spec_key(spec, transport), engine.session(), _code.reloads()
     key = _Key(
         (spec_id.common, reloads, id(engine), session, inner_max_num_threads, inside and id(inside)),
         tuple((spec_id.of_slot(slot), tuple(sorted(env.items()))) for slot, env in enumerate(envs)),
     )
     with _lock:
         # By reference, what the one that is there was made from may hold something else when one is taken.
-        found = None if isinstance(engine.transport, ByReference) else _find(key)
+        found = None if isinstance(transport, ByReference) else _find(key)
     # Not by its key, which says what it will have; and the number first, for another thread may be having it grow.
     has_all = found is not None and (found.pool.n_jobs >= n_jobs or spec.worker_kwargs is None)
-    packed = found.pool.packed if found is not None and has_all else PackedSpec(spec, engine.transport)
-    pool = make_pool(packed, n_jobs, engine, envs, inner_max_num_threads=inner_max_num_threads)
+    packed = found.pool.packed if found is not None and has_all else PackedSpec(spec, transport)
+    pool = make_pool(packed, n_jobs, runtime, envs, inner_max_num_threads=inner_max_num_threads)
 
     def lease() -> Lease:
         if pool.is_disowned:  # by a fork since
-            return prepare(spec, n_jobs, engine, envs, inner_max_num_threads)()
-        return _lease(_Entry(key, pool, engine, spec_id, reloads, is_stateless=spec.build is None))
+            return prepare(spec, n_jobs, engine.make_runtime(n_jobs), envs, inner_max_num_threads)()
+        return _lease(_Entry(key, pool, spec_id, reloads, is_stateless=spec.build is None))
 
     return lease
 

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..engines import Engine
+    from ..engines import Engine, Runtime
 
-#: Called with the engine that wants to open a worker, in any thread; they must not wait.
+#: Called with the engine of which another worker is to be opened, in any thread; they must not wait.
 keepers: list[Callable[[Engine], None]] = []
 
 
-def make_way(engine: Engine) -> None:
-    """Have idle workers let go that stand where an engine has no room for another one."""
-    if keepers and engine.lacks_room():
+def make_way(runtime: Runtime) -> None:
+    """Have idle workers let go that stand where a runtime has no room for another one."""
+    if keepers and runtime.lacks_room():
         for let_go in keepers:
-            let_go(engine)
+            let_go(runtime.engine)

@@ -277,7 +277,8 @@ class StatefulBackend(ParallelBackendBase):  # type: ignore[misc]  # joblib is u
     def prepare(self, slots: int) -> Callable[[], _reuse.Lease]:
         """Return what takes a lease of an executor with so many slots; nothing is started yet."""
         spec = self._spec
-        check_call(self._options["worker"], self._engine)
+        runtime = self._engine.make_runtime(slots)
+        check_call(self._options["worker"], runtime)
         if spec.worker_kwargs is not None and slots < len(spec.worker_kwargs):
             spec = make_spec(
                 as_builder(self._options["worker"]), self._options["shared_kwargs"], list(spec.worker_kwargs[:slots])
@@ -286,12 +287,7 @@ class StatefulBackend(ParallelBackendBase):  # type: ignore[misc]  # joblib is u
         if env is not None and len(env) > slots and (spec is not self._spec or spec.worker_kwargs is None):
             env = env[:slots]
         envs = _arguments.check_env(env, slots, self._engine)
-        return _reuse.prepare(spec, slots, self._engine, envs, self.inner_max_num_threads)
-
-    @property
-    def engine(self) -> engines.Engine:
-        """What its workers are."""
-        return self._engine
+        return _reuse.prepare(spec, slots, runtime, envs, self.inner_max_num_threads)
 
     @property
     def limits(self) -> Limits:
@@ -335,7 +331,7 @@ class StatefulBackend(ParallelBackendBase):  # type: ignore[misc]  # joblib is u
         if spec.worker_kwargs is not None:
             own = [spec.worker_kwargs[0]]
             spec = make_spec(as_builder(self._options["worker"]), self._options["shared_kwargs"], own)
-        return _reuse.prepare(spec, 1, engines.get("inline"), [{}])
+        return _reuse.prepare(spec, 1, engines.get("inline").make_runtime(1), [{}])
 
     def _lease_inline(self) -> _reuse.Lease:
         lease = self._prepare_inline()()

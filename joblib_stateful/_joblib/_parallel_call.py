@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     from joblib import Parallel
 
-    from .. import engines
     from .._executor import _reuse
     from .._executor._pool import WorkerPool
     from .._map._progress import ProgressLike
@@ -47,10 +46,6 @@ class Configuration(Protocol):
 
     nesting_level: int | None
     inner_max_num_threads: int | None
-
-    @property
-    def engine(self) -> engines.Engine:
-        """What its workers are."""
 
     @property
     def limits(self) -> Limits:
@@ -130,8 +125,8 @@ class ParallelCall(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc
         self._group = Group(on_error=lambda _: None, n_slots=self._slots)
         self._raised = None
         self._forget_prepared()
-        self._surroundings = self._config.engine.surroundings()
         lease, environment = self._lease, None if self._lease is None else self._pool.environment
+        self._surroundings = None if lease is None else lease.pool.runtime.surroundings()
         if lease is not None and environment is not None and environment.changes():
             # Within `with Parallel() as parallel`, since the call before.
             lease.release()
@@ -152,9 +147,9 @@ class ParallelCall(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc
     def submit(self, func: Callable[[], Any], callback: Callable[[Future[Any]], None] | None = None) -> Future[Any]:
         """Run a batch of joblib's in a worker."""
         for function, _, _ in getattr(func, "items", ())[:1]:  # of a batch of joblib's; the others are like it
-            check_call(function, self._pool.engine)
+            check_call(function, self._pool.runtime)
         future: Future[Any] = Future()
-        transport = self._pool.engine.transport
+        transport = self._pool.runtime.transport
         definer = transport.definer(memory=self._memory)
         parcel, faults = transport.pack_all([(call_all, (func,), {})], sharing=self._sharing, definer=definer)
         # joblib counts the tasks of a batch before it submits it.
@@ -222,7 +217,7 @@ class ParallelCall(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc
         if self._ticker is not None:
             self._ticker.end()
         if self._lease is not None:
-            self._pool.engine.flush()
+            self._pool.runtime.flush()
         with self._bar_lock:
             self._bar.close()
 

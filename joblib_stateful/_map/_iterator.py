@@ -449,7 +449,7 @@ class StatefulMap(NotCopied, Generic[T]):
     def _flush(self) -> None:
         """Have the loggers get what the workers have logged, before the consumer hears that this is the end."""
         if self._pool is not None and not self._pool.is_disowned:
-            self._pool.engine.flush()
+            self._pool.runtime.flush()
 
 
 def with_indices(results: StatefulMap[T]) -> StatefulMap[TaskResult[T]]:

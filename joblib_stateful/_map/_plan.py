@@ -90,19 +90,21 @@ def make_plan(
             inner_max_num_threads=inner_max_num_threads,
             engine=None if engine == "loky" else engine,
         )
-        chosen, slots, opening = _open_owned(worker)
+        runtime, slots, opening = _open_owned(worker)
+        chosen = runtime.engine
         checked = _arguments.check_limits(chosen, **_inherit(limits, worker.limits))
     else:
         _arguments.check_worker(worker)
         chosen = engines.get(engine)
-        check_call(worker, chosen)
         checked = _arguments.check_limits(chosen, **limits)
         spec = make_spec(worker, shared_kwargs, worker_kwargs)
         slots = _arguments.resolve_n_jobs(n_jobs, spec.worker_kwargs, chosen, _configured_n_jobs())
         envs = _arguments.check_env(worker_env, slots, chosen)
+        runtime = chosen.make_runtime(slots)
+        check_call(worker, runtime)
         if spec.build is None:
-            target = pack_function(worker, chosen.transport)
-        lease = _reuse.prepare(spec, slots, chosen, envs, inner_max_num_threads)
+            target = pack_function(worker, runtime.transport)
+        lease = _reuse.prepare(spec, slots, runtime, envs, inner_max_num_threads)
 
         def opening() -> tuple[WorkerPool, Callable[[], None]]:
             taken = lease()
@@ -119,10 +121,10 @@ def make_plan(
         limits=checked,
         batching=Batching(slots, _arguments.check_batch_size(chosen, checked, batch_size), buffer),
         progress=progress,
-        transport=chosen.transport,
+        transport=runtime.transport,
         synchronous=chosen.is_synchronous,
         n_jobs=slots,
-        surroundings=chosen.surroundings,
+        surroundings=runtime.surroundings,
     )
 
 
@@ -154,7 +156,7 @@ def _refuse_next_to_executor(**own: Any) -> None:
 
 def _open_owned(
     executor: StatefulExecutor,
-) -> tuple[engines.Engine, int, Callable[[], tuple[WorkerPool, Callable[[], None]]]]:
+) -> tuple[engines.Runtime, int, Callable[[], tuple[WorkerPool, Callable[[], None]]]]:
     """Return what a map needs of an executor that the caller owns."""
     pool = executor.pool
     executor.warn_of_old_code()
@@ -173,7 +175,7 @@ def _open_owned(
         executor.warn_of_changes(8)  # who has asked for the first result
         return pool, give_back
 
-    return pool.engine, pool.n_jobs, opening
+    return pool.runtime, pool.n_jobs, opening
 
 
 def _inherit(limits: Mapping[str, Any], own: Limits) -> dict[str, Any]:

@@ -220,7 +220,7 @@ def _remove(path: str, pid: int) -> None:
 class Stored(SharedMemory):
     """cloudpickle in both directions; large buffers on their way out by the store of a cluster.
 
-    The engine takes each `Blob` out of a message and puts it into the store once; its far end takes it from there.
+    A worker's parent takes each `Blob` out of a message and puts it into the store once; its far end takes it from there.
 
     Parameters
     ----------

@@ -2,7 +2,7 @@
 
 Each value of a batch is a frame of its own, so that a bad pickle is one item's error on either side. Only
 values of plain built-in types, which can neither fail to pickle nor to load, share one frame for speed.
-An engine chooses its transport: `ByReference` within a process, `Pickled` between any two, and between those of one
+An engine's runtimes choose their transport: `ByReference` within a process, `Pickled` between any two, and between those of one
 machine `SharedMemory` (in `_shared_memory`).
 """
 

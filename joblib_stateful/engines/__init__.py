@@ -2,7 +2,8 @@
 
 ``"loky"`` a process of its own (default); ``"threads"`` a thread; ``"inline"`` the calling thread; ``"dask"`` a worker
 process of a Dask cluster; ``"ray"`` a Ray actor.
-To add one, write a subclass of `Engine` and one of `RemoteWorker`, and pass an instance as ``engine=``; a complete one
+An `Engine` is what users name; the `Runtime` that each executor has it make opens the workers.
+To add one, write a subclass of each and one of `RemoteWorker`, and pass an `Engine` as ``engine=``; a complete one
 is in ``examples/process_engine.py``. Where none of its threads shall wait for answers, write one of `EngineWorker` instead. What a
 worker is sent is a `Build`, `Run` or `Finish`; it answers with a `Built`, `BuildFailed`, `Ran` or `Finished`, or with
 `Refused` if there was no memory to take the message in; a `Death` stands for an answer that can't come. `Progress` says what it is
@@ -16,7 +17,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from .. import errors
-from ._base import Engine, EngineWorker
+from ._base import Engine, EngineWorker, Runtime
 
 if TYPE_CHECKING:
     from .._transport._transport import Pickled
@@ -60,8 +61,8 @@ __all__ = [
     "RemoteWorker",
     "Reply",
     "Run",
+    "Runtime",
     "get",
-    "loaded",
 ]
 
 _MODULES = {"loky": "loky._engine", "threads": "_threads", "inline": "_inline", "dask": "dask._engine", "ray": "_ray"}
@@ -104,7 +105,7 @@ def get(engine: str | Engine) -> Engine:
     Parameters
     ----------
     engine : str or Engine
-        One of `NAMES`, or an object that opens workers.
+        One of `NAMES`, or an object that says what workers are.
 
     Returns
     -------
@@ -158,18 +159,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})  # without those that may not be installed
-
-
-def loaded() -> list[Engine]:
-    """Return the engines that were asked for by name.
-
-    Returns
-    -------
-    list of Engine
-
-    Examples
-    --------
-    >>> get("inline") in loaded()
-    True
-    """
-    return list(_loaded.values())

@@ -1,7 +1,8 @@
 """The seam between the executor and what its workers run on.
 
-An engine opens workers; a worker takes one message at a time, and can be closed or killed. That is all:
-retries, limits, order and the rest are the executor's and the same on every engine.
+An engine is what users name, and says what its workers are; a runtime is what one executor opens its workers with; a worker
+takes one message at a time, and can be closed or killed. That is all: retries, limits, order and the rest are the executor's
+and the same on every engine.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from .._worker._surroundings import Surroundings
     from .._worker._worker import Worker
 
-__all__ = ["Engine", "EngineWorker"]
+__all__ = ["Engine", "EngineWorker", "Runtime"]
 
 
 class EngineWorker(ABC):
@@ -104,8 +105,81 @@ class EngineWorker(ABC):
         """Forget, in a fork, what belongs to the parent: this object will be collected, and must harm nothing."""
 
 
+class Runtime(ABC):
+    """What one executor opens its workers with: what there is of an engine while it is at work.
+
+    Each executor has one of its own, which its engine makes for it; what its workers have in common is here.
+
+    Parameters
+    ----------
+    engine : Engine
+        The engine that has made it.
+    """
+
+    #: How values travel to and from the workers. All runtimes of an engine must have the same one, or one that loads what
+    #: those of others have packed: what was packed for one executor may go to another one's workers.
+    transport: Transport
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    @abstractmethod
+    def open(self, slot: int, env: Mapping[str, str]) -> EngineWorker:
+        """Return a worker for a slot; it need not be started before the first message. Must not block.
+
+        Parameters
+        ----------
+        slot : int
+            Which slot, counted from 0.
+        env : mapping
+            Environment variables for its process; only those of engines with ``takes_env`` are given any.
+
+        Returns
+        -------
+        EngineWorker
+
+        Raises
+        ------
+        OSError
+            There is no room for one more.
+        """
+
+    def get_ready(self) -> None:  # noqa: B027 - most are
+        """Load what workers need; called before each of them is opened."""
+
+    def lacks_room(self) -> bool:
+        """Tell whether another worker would have to wait until one that stands is gone."""
+        return False
+
+    def surroundings(self) -> Surroundings | None:
+        """Return what workers shall take over from this process; None if they share it with it, or are elsewhere."""
+        return None
+
+    def flush(self) -> None:  # noqa: B027 - most have nothing that comes beside the answers
+        """Wait, for a moment at most, until the loggers have had what workers have logged."""
+
+    @classmethod  # noqa: B027 - most leave nothing
+    def settle(cls, seconds: float) -> None:
+        """Wait, at most so long, until nothing of the workers that are gone is left to be tidied up.
+
+        Called at the end of the program, for all runtimes of the class, since some may be gone before what is left of their
+        workers.
+
+        Parameters
+        ----------
+        seconds : float
+            How long.
+        """
+
+    def __repr__(self) -> str:
+        return f"<runtime of {self.engine!r}>"
+
+
 class Engine(ABC):
-    """Opens workers."""
+    """What users name or make to say what their workers are; it has no state, and serves any number of executors.
+
+    What it says of the workers is known before there are any. Each executor has it make a `Runtime`, which opens them.
+    """
 
     #: How users name it.
     name: ClassVar[str]
@@ -118,39 +192,9 @@ class Engine(ABC):
     #: `EngineWorker.send` answers itself, in the caller's thread.
     is_synchronous: ClassVar[bool] = False
 
-    #: How values travel to and from the workers of this engine.
-    transport: Transport
-
-    def get_ready(self) -> None:  # noqa: B027 - most engines are
-        """Load what workers need; called before each of them is opened."""
-
     @abstractmethod
-    def open(self, slot: int, env: Mapping[str, str]) -> EngineWorker:
-        """Return a worker for a slot; it need not be started before the first message. Must not block.
-
-        Parameters
-        ----------
-        slot : int
-            Which slot, counted from 0.
-        env : mapping
-            Environment variables for its process; only engines with ``takes_env`` are given any.
-
-        Returns
-        -------
-        EngineWorker
-
-        Raises
-        ------
-        OSError
-            There is no room for one more.
-        """
-
-    def lacks_room(self) -> bool:
-        """Tell whether another worker would have to wait until one that stands is gone."""
-        return False
-
-    def for_slots(self, n_slots: int) -> Engine:  # noqa: ARG002 - for engines whose slots must know of each other
-        """Return the engine for one executor.
+    def make_runtime(self, n_slots: int) -> Runtime:
+        """Return a runtime for one executor. Must not block, and must start nothing: it may never be used.
 
         Parameters
         ----------
@@ -159,30 +203,24 @@ class Engine(ABC):
 
         Returns
         -------
-        Engine
+        Runtime
+
+        Raises
+        ------
+        EngineError
+            This engine can't be used in this process.
         """
-        return self
 
-    def session(self) -> Hashable:
-        """Return what tells one connection from another, for engines that have one: workers belong to theirs."""
-        return None
-
-    def surroundings(self) -> Surroundings | None:
-        """Return what workers shall take over from this process; None if they share it with it, or are elsewhere."""
-        return None
+    def check(self) -> None:  # noqa: B027 - most engines can be used everywhere
+        """Raise `EngineError` if this engine can't be used in this process."""
 
     def default_n_jobs(self) -> int | None:
         """Return how many slots there are where nobody says it, and for ``n_jobs=-1``; None: one per CPU."""
         return None
 
-    def check(self) -> None:  # noqa: B027 - most engines can be used everywhere
-        """Raise `EngineError` if this engine can't be used in this process."""
-
-    def settle(self, seconds: float) -> None:  # noqa: B027 - most engines leave nothing
-        """Wait, at most so long, until nothing of the workers that are gone is left to be tidied up."""
-
-    def flush(self) -> None:  # noqa: B027 - most engines have nothing that comes beside the answers
-        """Wait, for a moment at most, until the loggers have had what workers have logged."""
+    def session(self) -> Hashable:
+        """Return what tells one connection from another, for engines that have one: workers belong to theirs."""
+        return None
 
     def __repr__(self) -> str:
         return f"<engine {self.name!r}>"

@@ -9,7 +9,7 @@ from .._process._interrupts import interruptible
 from .._transport._transport import ByReference
 from .._worker._progress_page import Progress
 from .._worker._worker import Worker
-from ._base import Engine, EngineWorker
+from ._base import Engine, EngineWorker, Runtime
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -43,18 +43,25 @@ class InlineWorker(EngineWorker):
         """Do nothing: a thread can't be killed."""
 
 
-class InlineEngine(Engine):
-    """Opens workers that run in the calling thread."""
+class InlineRuntime(Runtime):
+    """Opens such workers."""
 
-    name: ClassVar[str] = "inline"
-    is_synchronous: ClassVar[bool] = True
-
-    def __init__(self) -> None:
-        self.transport = ByReference()
+    transport = ByReference()
 
     def open(self, slot: int, env: Mapping[str, str]) -> InlineWorker:  # noqa: ARG002 - slots don't differ here
         """Return a worker for a slot."""
         return InlineWorker()
+
+
+class InlineEngine(Engine):
+    """Workers that run in the calling thread."""
+
+    name: ClassVar[str] = "inline"
+    is_synchronous: ClassVar[bool] = True
+
+    def make_runtime(self, n_slots: int) -> InlineRuntime:  # noqa: ARG002 - however many there are
+        """Return a runtime."""
+        return InlineRuntime(self)
 
 
 engine_class = InlineEngine

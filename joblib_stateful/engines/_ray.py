@@ -16,7 +16,7 @@ import ray
 from .. import errors
 from .._transport._shared_memory import Stored
 from .._worker._messages import NO_ROOM, Death, Finish, Finished, Refused
-from ._base import Engine
+from ._base import Engine, Runtime
 from ._buffers import Handle, with_buffers
 from ._remote import Host, RemoteWorker
 
@@ -69,9 +69,9 @@ def _put(blob: Blob) -> Handle:
 class RayWorker(RemoteWorker):
     """One actor."""
 
-    def __init__(self, engine: RayEngine, env: Mapping[str, str]) -> None:
+    def __init__(self, runtime: RayRuntime, env: Mapping[str, str]) -> None:
         super().__init__()
-        self._engine, self._env = engine, dict(env)
+        self._runtime, self._env = runtime, dict(env)
         self._actor: Any = None
         self._is_scheduled = False
         self._session = ""
@@ -80,10 +80,10 @@ class RayWorker(RemoteWorker):
         """Have the actor answer; it is made with the first message."""
         if self._actor is None and isinstance(message, Finish):
             return Finished(message.seq, None)
-        self._engine.check()  # or Ray would start a cluster of its own
+        self._runtime.engine.check()  # or Ray would start a cluster of its own
         if self._actor is None:
             self._session = _session()
-            self._actor = self._engine.make_actor(self._env)
+            self._actor = self._runtime.make_actor(self._env)
             if self.is_gone:  # killed meanwhile
                 raise RuntimeError("it was killed")
             died = self._wait(self._actor.__ray_ready__.remote())
@@ -104,7 +104,7 @@ class RayWorker(RemoteWorker):
 
     def explain(self) -> str:
         """Say what it asks for and what there is, as long as Ray has not placed it."""
-        return "" if self._is_scheduled else self._engine.why_not_scheduled()
+        return "" if self._is_scheduled else self._runtime.why_not_scheduled()
 
     def _wait(self, answer: Any) -> Any:
         """Return what Ray is asked for; a `Death` if the connection is closed meanwhile.
@@ -118,8 +118,46 @@ class RayWorker(RemoteWorker):
         return future.result()
 
 
+class RayRuntime(Runtime):
+    """Opens actors.
+
+    Parameters
+    ----------
+    engine : RayEngine
+        Says what they ask Ray for.
+    """
+
+    transport = Stored()
+    engine: RayEngine
+
+    def open(self, slot: int, env: Mapping[str, str]) -> RayWorker:  # noqa: ARG002 - only env tells slots apart
+        """Return a worker for a slot."""
+        return RayWorker(self, env)
+
+    def lacks_room(self) -> bool:
+        """Tell whether Ray has no place for another actor just now, on the cluster as a whole."""
+        if not ray.is_initialized():
+            return False
+        free = ray.available_resources()
+        return any(free.get(name, 0) < amount for name, amount in self.engine.wanted().items())
+
+    def make_actor(self, env: Mapping[str, str]) -> Any:
+        """Return a new actor, which Ray may have to find a place for."""
+        return _Actor.options(**self.engine.options_for(env)).remote(self.transport)
+
+    def why_not_scheduled(self) -> str:
+        """Say what an actor asks for, and what the cluster has."""
+        if not ray.is_initialized():
+            return "the connection to Ray is closed"
+        wanted = self.engine.wanted()
+        has, free = ray.cluster_resources(), ray.available_resources()
+        asked = ", ".join(f"{amount:g} {name}" for name, amount in wanted.items() if amount) or "nothing"
+        there = ", ".join(f"{free.get(name, 0):g} of {has.get(name, 0):g} {name}" for name in wanted)
+        return f"Ray found no place for its actor, which asks for {asked}; free are {there}"
+
+
 class RayEngine(Engine):
-    """Opens workers that are Ray actors.
+    """Workers that are Ray actors.
 
     Parameters
     ----------
@@ -167,7 +205,6 @@ class RayEngine(Engine):
         max_restarts: int = 0,
         **actor_options: Any,
     ) -> None:
-        self.transport = Stored()
         self._runtime_env = dict(runtime_env or {})
         self._options = {
             "num_cpus": num_cpus,
@@ -176,11 +213,11 @@ class RayEngine(Engine):
             "max_restarts": max_restarts,
             **actor_options,
         }
-        _Actor.options(**self._options, runtime_env=self._runtime_env or None)  # which checks them
+        _Actor.options(**self.options_for({}))  # which checks them
 
-    def open(self, slot: int, env: Mapping[str, str]) -> RayWorker:  # noqa: ARG002 - only env tells slots apart
-        """Return a worker for a slot."""
-        return RayWorker(self, env)
+    def make_runtime(self, n_slots: int) -> RayRuntime:  # noqa: ARG002 - Ray finds places for as many as there are
+        """Return a runtime."""
+        return RayRuntime(self)
 
     def check(self) -> None:
         """Refuse to start a cluster."""
@@ -200,34 +237,18 @@ class RayEngine(Engine):
         self.check()
         has = ray.cluster_resources()
         # Not //, by which 2 / 0.1 is 19.
-        fits = [int(has.get(name, 0) / amount + 1e-9) for name, amount in self._wanted().items() if amount]
+        fits = [int(has.get(name, 0) / amount + 1e-9) for name, amount in self.wanted().items() if amount]
         return max(min(fits, default=1), 1)
 
-    def lacks_room(self) -> bool:
-        """Tell whether Ray has no place for another actor just now, on the cluster as a whole."""
-        if not ray.is_initialized():
-            return False
-        free = ray.available_resources()
-        return any(free.get(name, 0) < amount for name, amount in self._wanted().items())
-
-    def make_actor(self, env: Mapping[str, str]) -> Any:
-        """Return a new actor, which Ray may have to find a place for."""
+    def options_for(self, env: Mapping[str, str]) -> dict[str, Any]:
+        """Return the options of an actor with these environment variables."""
         runtime_env = dict(self._runtime_env)
         if env:
             runtime_env["env_vars"] = {**runtime_env.get("env_vars", {}), **env}
-        return _Actor.options(**self._options, runtime_env=runtime_env or None).remote(self.transport)
+        return {**self._options, "runtime_env": runtime_env or None}
 
-    def why_not_scheduled(self) -> str:
-        """Say what an actor asks for, and what the cluster has."""
-        if not ray.is_initialized():
-            return "the connection to Ray is closed"
-        wanted = self._wanted()
-        has, free = ray.cluster_resources(), ray.available_resources()
-        asked = ", ".join(f"{amount:g} {name}" for name, amount in wanted.items() if amount) or "nothing"
-        there = ", ".join(f"{free.get(name, 0):g} of {has.get(name, 0):g} {name}" for name in wanted)
-        return f"Ray found no place for its actor, which asks for {asked}; free are {there}"
-
-    def _wanted(self) -> dict[str, float]:
+    def wanted(self) -> dict[str, float]:
+        """Return what each actor asks for."""
         own = self._options
         return {"CPU": own["num_cpus"] or 0, "GPU": own["num_gpus"] or 0, **(own["resources"] or {})}
 

@@ -51,7 +51,7 @@ class RemoteWorker(ServedWorker):
     An engine whose far end is no farther than a call; ``examples/process_engine.py`` is one with processes.
 
     >>> from joblib_stateful import stateful_map
-    >>> from joblib_stateful.engines import Engine, Host, Pickled
+    >>> from joblib_stateful.engines import Engine, Host, Pickled, Runtime
     >>> class NearWorker(RemoteWorker):
     ...     def __init__(self, transport):
     ...         super().__init__()
@@ -60,11 +60,14 @@ class RemoteWorker(ServedWorker):
     ...         return self.host.serve(message)
     ...     def end(self):
     ...         pass
-    >>> class NearEngine(Engine):
-    ...     name = "near"
+    >>> class NearRuntime(Runtime):
     ...     transport = Pickled()
     ...     def open(self, slot, env):
     ...         return NearWorker(self.transport)
+    >>> class NearEngine(Engine):
+    ...     name = "near"
+    ...     def make_runtime(self, n_slots):
+    ...         return NearRuntime(self)
     >>> list(stateful_map(abs, [-1, -2], n_jobs=2, engine=NearEngine()))
     [1, 2]
     """
@@ -132,7 +135,7 @@ class Host:
     Parameters
     ----------
     transport : Transport
-        How values travel; the engine's own.
+        How values travel; the runtime's own.
     is_process : bool
         It has its process for itself.
 

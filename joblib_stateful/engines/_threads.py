@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from .._process._safely import full_name_of
 from .._transport._transport import ByReference
 from .._worker._worker import Worker
-from ._base import Engine
+from ._base import Engine, Runtime
 from ._mailbox import ServedWorker
 
 if TYPE_CHECKING:
@@ -38,17 +38,24 @@ class ThreadWorker(ServedWorker):
             return self._death(message, full_name_of(type(error)))
 
 
-class ThreadsEngine(Engine):
-    """Opens workers that are threads of this process."""
+class ThreadsRuntime(Runtime):
+    """Opens such workers."""
 
-    name: ClassVar[str] = "threads"
-
-    def __init__(self) -> None:
-        self.transport = ByReference()
+    transport = ByReference()
 
     def open(self, slot: int, env: Mapping[str, str]) -> ThreadWorker:  # noqa: ARG002 - refused before
         """Return a worker for a slot."""
         return ThreadWorker(slot)
+
+
+class ThreadsEngine(Engine):
+    """Workers that are threads of this process."""
+
+    name: ClassVar[str] = "threads"
+
+    def make_runtime(self, n_slots: int) -> ThreadsRuntime:  # noqa: ARG002 - however many there are
+        """Return a runtime."""
+        return ThreadsRuntime(self)
 
 
 engine_class = ThreadsEngine

@@ -13,14 +13,55 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from joblib import Parallel, delayed, parallel_config
 
 import joblib_stateful
 from contract import ALL, N_JOBS, PROCESSES, Model, count, hang, kill_oneself, on, values
-from joblib_stateful import StatefulExecutor, call_worker, errors, get_worker, get_worker_info, stateful_map
+from joblib_stateful import StatefulExecutor, call_worker, engines, errors, get_worker, get_worker_info, stateful_map
 
 pytestmark = pytest.mark.cluster
+
+
+# --- an engine and its runtimes -------------------------------------------------------------------------
+
+
+@on(*ALL)
+def test_each_executor_has_a_runtime_of_its_own_and_to_make_one_starts_nothing(engine: Any) -> None:
+    named = engines.get(engine)
+
+    def started() -> tuple[set[Any], set[Any]]:
+        threads = (thread for thread in threading.enumerate() if thread.name.startswith("joblib_stateful"))
+        return set(threads), set(psutil.Process().children())
+
+    before = started()
+    one, other = named.make_runtime(N_JOBS), named.make_runtime(1)
+    assert one is not other
+    assert one.engine is other.engine is named
+    assert repr(one) == f"<runtime of {named!r}>"
+    assert [now - earlier for now, earlier in zip(started(), before, strict=True)] == [set(), set()]
+
+
+@on(*ALL)
+def test_runtimes_of_one_engine_understand_each_other(engine: Any) -> None:
+    np = pytest.importorskip("numpy")
+    one, other = (engines.get(engine).make_runtime(N_JOBS).transport for _ in range(2))
+    assert other.unpack(one.pack({"key": lambda: 3}))["key"]() == 3
+    # That is how an executor is found again, also by the large arrays among its kwargs.
+    array = np.arange(1 << 17)
+    assert one.identify(array) == other.identify(array.copy())
+    assert one.identify(array) != other.identify(array + 1)
+
+
+@on(*ALL)
+def test_one_engine_serves_several_executors_at_once(engine: Any) -> None:
+    options: dict[str, Any] = {"n_jobs": 1, "engine": engine}
+    with StatefulExecutor(dict, shared_kwargs={"a": 1}, **options) as one:
+        assert one.submit(lambda: get_worker()["a"]).result() == 1
+        with StatefulExecutor(dict, shared_kwargs={"a": 2}, **options) as other:
+            assert other.submit(lambda: get_worker()["a"]).result() == 2
+        assert one.submit(lambda: get_worker()["a"]).result() == 1
 
 
 # --- features -------------------------------------------------------------------------------------------

@@ -116,21 +116,21 @@ def test_restarts_are_waited_for_only_when_they_have_begun() -> None:
     """As at the end of a program: one thread has a process restarted while another one waits for all that are."""
     pytest.importorskip("distributed")
     from joblib_stateful.engines import DaskEngine
-    from joblib_stateful.engines.dask._engine import _Seats
+    from joblib_stateful.engines.dask._engine import DaskRuntime
 
     class NoWorker:
         def kill_process(self, _: Any) -> None:
             """Have nothing to kill."""
 
     untyped: Any = NoWorker()
-    seats = _Seats(DaskEngine(), None, 1)
+    runtime = DaskRuntime(DaskEngine(), None, 1)
     failures: list[BaseException] = []
     stop = threading.Event()
 
     def settle() -> None:
         try:
             while not stop.is_set():
-                seats.settle(10)
+                runtime.settle(10)
         except BaseException as error:
             failures.append(error)
 
@@ -141,11 +141,11 @@ def test_restarts_are_waited_for_only_when_they_have_begun() -> None:
         for thread in waiting:
             thread.start()
         for _ in range(500):
-            seats.restart(untyped, None)
+            runtime.restart(untyped, None)
     finally:
         stop.set()
         for thread in waiting:
             thread.join()
         sys.setswitchinterval(interval)
-    seats.settle(10)
+    runtime.settle(10)
     assert not failures

@@ -286,7 +286,7 @@ def test_a_callback_that_exits_harms_nobody_else(caplog: pytest.LogCaptureFixtur
 
 def test_a_worker_that_nobody_needs_any_more_ends() -> None:
     engine = get("loky")
-    worker: Any = engine.open(0, {})
+    worker: Any = engine.make_runtime(1).open(0, {})
     built = threading.Event()
     assert worker.send(Build(1, 0, 1, None), lambda _: built.set()) is None
     assert built.wait(60)

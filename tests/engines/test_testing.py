@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import doctest
+import gc
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
 from joblib_stateful import StatefulExecutor, call_worker, errors, get_worker_info, stateful_map, testing
+from joblib_stateful._executor import _exit
 from joblib_stateful._transport._transport import Pickled
 from joblib_stateful._worker._messages import Build, Death, Finish, Run
+from joblib_stateful.engines import Runtime
 from joblib_stateful.testing import MemoryEngine, MemoryWorker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from joblib_stateful._worker._messages import Failure, Reply
 
@@ -55,6 +58,36 @@ def crash_and_tell(worker: MemoryWorker) -> None:
     worker.crash()
     assert worker.on_idle_death is not None
     worker.on_idle_death(Death(worker.pid, -9))
+
+
+class Untidy(Runtime):
+    """Leaves something behind, for which the end of the program has to wait."""
+
+    transport = Pickled()
+    engine: MemoryEngine
+    settled: ClassVar[list[float]] = []
+
+    def open(self, slot: int, env: Mapping[str, str]) -> MemoryWorker:
+        return MemoryWorker(slot, env, 1, 1, auto=True)
+
+    @classmethod
+    def settle(cls, seconds: float) -> None:
+        cls.settled.append(seconds)
+
+
+class UntidyEngine(MemoryEngine):
+    def make_runtime(self, n_slots: int) -> Untidy:
+        return Untidy(self)
+
+
+def test_at_the_end_what_executors_have_left_behind_is_waited_for_once_also_when_they_are_gone() -> None:
+    for _ in range(2):
+        with StatefulExecutor(n_jobs=1, engine=UntidyEngine(auto=True)) as executor:
+            assert executor.submit(abs, -1).result() == 1
+        del executor
+    gc.collect()
+    _exit._settle()
+    assert len(Untidy.settled) == 1
 
 
 def test_the_examples_in_its_docstrings_run() -> None:
@@ -293,7 +326,8 @@ def test_what_a_test_gets_wrong_is_said() -> None:
     engine = MemoryEngine()
     with pytest.raises(LookupError, match="No worker was opened for slot 1 yet"):
         engine.worker(1)
-    worker = engine.open(1, {})
+    engine.make_runtime(2).open(1, {})
+    worker = engine.worker(1)
     with pytest.raises(RuntimeError, match="has no message to answer"):
         worker.answer()
     sent(worker, a_run(2))

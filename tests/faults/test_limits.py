@@ -36,7 +36,9 @@ class Watch:
         monkeypatch.setattr(time, "monotonic_ns", lambda: round(self.now * 1e9))
         monkeypatch.setattr(_timeouts, "time", SimpleNamespace(monotonic=lambda: self.now))
         monkeypatch.setattr(_timeouts, "_timers", self)
-        worker = MemoryEngine().open(0, {})
+        engine = MemoryEngine()
+        engine.make_runtime(1).open(0, {})
+        worker = engine.worker(0)
         worker.progress = progress
         watch = _timeouts.LimitWatch(1, threading.Condition(), lambda _, seq: seq == SEQ, self._expire, self._condemn)
         parcel = worker._worker.transport.pack_all(range(1000))[0]

@@ -109,8 +109,14 @@ _OFFERS = {
     **{f"engines.{name}": getattr(engines, name) for _, name in _CLUSTERS.values() if name not in _MISSING},
     **{f"testing.{name}": getattr(testing, name) for name in testing.__all__},
 }
-# Nobody makes one of these: the first three are for subclasses, the fourth comes from its engine.
-_ABSTRACT = {"engines.Engine", "engines.EngineWorker", "engines.RemoteWorker", "testing.MemoryWorker"}
+# Nobody makes one of these: the first four are for subclasses, the fifth comes from its engine.
+_ABSTRACT = {
+    "engines.Engine",
+    "engines.EngineWorker",
+    "engines.RemoteWorker",
+    "engines.Runtime",
+    "testing.MemoryWorker",
+}
 # Are given, not made; or made with what they are sent with.
 _MESSAGES = {
     f"engines.{name}"
@@ -134,7 +140,7 @@ def test_every_offer_has_a_docstring_with_an_example(name: str) -> None:
     assert doc
     summary = doc.split("\n\n")[0]
     assert summary.endswith((".", ":"))
-    if name not in {"engines.Engine", "engines.EngineWorker"} | _RECORDS:
+    if name not in {"engines.Engine", "engines.EngineWorker", "engines.Runtime"} | _RECORDS:
         assert "Examples" in sections(thing)
         assert ">>> " in doc
 

@@ -1,1 +1,1 @@
-"""The engine ``"dask"``: `_engine` opens workers on a cluster, `_actor` holds one there."""
+"""The engine ``"dask"``: `_engine` has what users name and what opens workers on a cluster, `_actor` holds one there."""

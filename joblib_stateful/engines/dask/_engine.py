@@ -25,7 +25,7 @@ from ..._process import _locks
 from ..._transport._frames import PROTOCOL
 from ..._transport._shared_memory import Stored
 from ..._worker._messages import Death, Finish, Finished
-from .._base import Engine
+from .._base import Engine, Runtime
 from .._buffers import Handle, with_buffers
 from .._remote import RemoteWorker
 from ._actor import Room
@@ -47,9 +47,9 @@ _DEATH_SECONDS, _RESTART_SECONDS = 2.0, 30.0
 class DaskWorker(RemoteWorker):
     """One life of one slot, in a Dask worker process that it shares with no other slot of its executor."""
 
-    def __init__(self, seats: _Seats, slot: int) -> None:
+    def __init__(self, runtime: DaskRuntime, slot: int) -> None:
         super().__init__()
-        self._seats, self._slot = seats, slot
+        self._runtime, self._slot = runtime, slot
         self._address: str | None = None
         self._future: Any = None  # of the actor; it lives as long as this does
         self._room: Any = None  # the actor
@@ -65,14 +65,14 @@ class DaskWorker(RemoteWorker):
             if isinstance(message, Finish):
                 return Finished(message.seq, None)
             self._move_in(message)
-        if self._gone.is_set() or self._seats.client.status != "running":
+        if self._gone.is_set() or self._runtime.client.status != "running":
             return Death(self.pid, reason=f"the worker process at {self._address} is gone, or out of reach")
         stored = with_buffers(message, self._scatter)
         self.begin(message)  # it has not waited for its data, nor for its process
         self._is_busy = True
         packed = pickle.dumps(stored, PROTOCOL)
         answers: list[Any] = []
-        self._seats.client.loop.add_callback(self._ask, self._room, packed, answers)
+        self._runtime.client.loop.add_callback(self._ask, self._room, packed, answers)
         while not answers:  # news of the actor's own future may come late
             self._wait()
         answer = answers[0]
@@ -99,9 +99,9 @@ class DaskWorker(RemoteWorker):
         """Leave the process; if it was killed at work, have the process killed and started again."""
         room, self._room, self._future = self._room, None, None
         if self.was_killed and self._is_busy and room is not None and not self._gone.is_set():
-            self._seats.restart(self, room)  # it takes seconds until the new process is there
+            self._runtime.restart(self, room)  # it takes seconds until the new process is there
         else:
-            self._seats.leave(self)
+            self._runtime.leave(self)
 
     def explain(self) -> str:
         """Say what it waits for, if that is not its own constructor."""
@@ -117,23 +117,23 @@ class DaskWorker(RemoteWorker):
         room.die()  # Dask's own way asks first, and takes four seconds over it
         if not self._gone.wait(_DEATH_SECONDS):
             # Where no nanny is there to start it again, or the cluster is closed, it is left to itself.
-            self._seats.client.restart_workers([self._address], timeout=_RESTART_SECONDS, raise_for_error=False)
+            self._runtime.client.restart_workers([self._address], timeout=_RESTART_SECONDS, raise_for_error=False)
 
     def _move_in(self, message: Message) -> None:
         """Find a process, and make an actor in it."""
-        client = self._seats.client
-        self._address = self._seats.take(self, self._slot)
+        client = self._runtime.client
+        self._address = self._runtime.take(self, self._slot)
         self.waits_for = f"its actor waited for its turn in the worker process at {self._address}"
         self._future = client.submit(
             Room,
-            self._seats.transport,
+            self._runtime.transport,
             key=f"joblib_stateful-slot-{self._slot}-{uuid.uuid4().hex}",
             workers=[self._address],
             allow_other_workers=False,
             actor=True,
             pure=False,
             retries=0,
-            resources=self._seats.engine.resources,
+            resources=self._runtime.engine.resources,
         )
         self._future.add_done_callback(lambda _: self._events.put("done"))
         self._wait()
@@ -146,7 +146,7 @@ class DaskWorker(RemoteWorker):
 
     def _scatter(self, blob: Blob) -> Handle:
         """Lay a buffer into the worker process, once: it stays as long as the blob."""
-        client = self._seats.client
+        client = self._runtime.client
         place = id(client), self._address
         with blob.lock:
             held = blob.handles.get(place)
@@ -159,7 +159,7 @@ class DaskWorker(RemoteWorker):
             try:
                 event = self._events.get(timeout=_LOOK_SECONDS)
             except queue.Empty:
-                if self._address not in self._seats.addresses():
+                if self._address not in self._runtime.addresses():
                     break
                 if self._room is not None and self._future.status != "finished":
                     raise ConnectionError("Dask has lost the actor") from None
@@ -169,33 +169,42 @@ class DaskWorker(RemoteWorker):
         raise ConnectionError(f"Dask's scheduler has lost the worker process at {self._address}")
 
 
-class _Seats(Engine):
-    """The worker processes in which one executor's slots are: each slot in one of its own."""
+class DaskRuntime(Runtime):
+    """Puts the slots of one executor into worker processes, each into one of its own.
 
-    name: ClassVar[str] = "dask"
-    has_processes: ClassVar[bool] = True
-    is_remote: ClassVar[bool] = True
+    Parameters
+    ----------
+    engine : DaskEngine
+        Says which worker processes may be used.
+    client : distributed.Client
+        The client that was active when the executor was made.
+    n_slots : int
+        Number of slots.
+    """
+
+    transport = Stored()
+    engine: DaskEngine
+
+    _restarts_lock: ClassVar[_locks.Lock] = _locks.Lock()
+    _restarts: ClassVar[list[threading.Thread]] = []  # those of all runtimes
 
     def __init__(self, engine: DaskEngine, client: Any, n_slots: int) -> None:
-        self.engine, self.client, self.transport, self._n_slots = engine, client, engine.transport, n_slots
-        self._lock = _locks.Lock()  # guards the two below
+        super().__init__(engine)
+        self.client, self._n_slots = client, n_slots
+        self._lock = _locks.Lock()  # guards the one below
         self._taken: dict[DaskWorker, str] = {}
-        self._restarts: list[threading.Thread] = []
 
     def open(self, slot: int, env: Mapping[str, str]) -> DaskWorker:  # noqa: ARG002 - refused before
         """Return a worker for a slot."""
         self._n_slots = max(self._n_slots, slot + 1)  # they were added later
         return DaskWorker(self, slot)
 
-    def check(self) -> None:
-        """Refuse to go on without the client."""
-        _check_client(self.client)
-
-    def settle(self, seconds: float) -> None:
+    @classmethod
+    def settle(cls, seconds: float) -> None:
         """Wait for processes that are being killed."""
         deadline = time.monotonic() + seconds
-        with self._lock:
-            restarts = list(self._restarts)
+        with cls._restarts_lock:
+            restarts = list(cls._restarts)
         for thread in restarts:
             thread.join(max(0.0, deadline - time.monotonic()))
 
@@ -207,7 +216,7 @@ class _Seats(Engine):
         """Wait for a worker process in which no other slot is, and return its address."""
         deadline = time.monotonic() + self.engine.worker_timeout
         while True:
-            self.check()
+            _check_client(self.client)
             there = self.addresses()
             asked = f" that offers {self.engine.resources}" if self.engine.resources else ""
             worker.waits_for = f"slot {slot} of {self._n_slots} found no Dask worker process of its own{asked}: the cluster has {len(there)}"
@@ -245,17 +254,17 @@ class _Seats(Engine):
                 _log.debug("A Dask worker process could not be restarted: %r", error)
             finally:
                 self.leave(worker)
-                with self._lock:
+                with self._restarts_lock:
                     self._restarts.remove(thread)
 
         thread = threading.Thread(target=work, name="joblib_stateful-restart", daemon=True)
-        with self._lock:  # who waits for it must not see it before it has started
+        with self._restarts_lock:  # who waits for it must not see it before it has started
             thread.start()
             self._restarts.append(thread)
 
 
 class DaskEngine(Engine):
-    """Opens workers in the worker processes of a Dask cluster, one slot in each.
+    """Workers in the worker processes of a Dask cluster, one slot in each.
 
     Parameters
     ----------
@@ -294,19 +303,14 @@ class DaskEngine(Engine):
             raise TypeError(f"client must be a distributed.Client, not {client!r}.")
         if isinstance(workers, str):
             raise TypeError(f"workers must be a list of addresses, not one string; write workers=[{workers!r}].")
-        self.transport = Stored()
         self.resources = None if resources is None else dict(resources)
         self.worker_timeout = worker_timeout
         self._client = client
         self._only = None if workers is None else set(workers)
 
-    def open(self, slot: int, env: Mapping[str, str]) -> DaskWorker:
-        """Return a worker for the only slot of an executor."""
-        return _Seats(self, self.client(), 1).open(slot, env)
-
-    def for_slots(self, n_slots: int) -> Engine:
-        """Return an engine whose slots are in different processes, of the client that is active now."""
-        return _Seats(self, self.client(), n_slots)
+    def make_runtime(self, n_slots: int) -> DaskRuntime:
+        """Return a runtime whose slots are in different processes, of the client that is active now."""
+        return DaskRuntime(self, self.client(), n_slots)
 
     def session(self) -> Hashable:
         """Return the client."""

@@ -6,94 +6,25 @@ shut ours down.
 
 from __future__ import annotations
 
-import copy
 import multiprocessing
-import sys
-import time
-from multiprocessing import resource_tracker
-from typing import TYPE_CHECKING, ClassVar
-
-import cloudpickle
+from typing import ClassVar
 
 from ... import errors
-from ..._process import _system
-from ..._transport._shared_memory import InLine, SharedMemory
-from ..._worker._surroundings import Surroundings
 from .._base import Engine
-from ._capacity import check_room
-from ._ending import wait_for_ends
-from ._line import Line
-from ._reader import Reader, wait_for_deaths
-from ._starting import interpreter_flags, start
-
-if TYPE_CHECKING:
-    from collections.abc import Hashable, Mapping
-
-    from ..._transport._transport import Transport
-    from ._worker import LokyWorker
-
-# Log records that have come when a map ends are handled first, unless their handlers take longer.
-_FLUSH_SECONDS = 0.5
+from ._runtime import LokyRuntime
+from ._starting import interpreter_flags
 
 
 class LokyEngine(Engine):
-    """Opens workers that are processes on this machine."""
+    """Workers that are processes on this machine."""
 
     name: ClassVar[str] = "loky"
     has_processes: ClassVar[bool] = True
     takes_env: ClassVar[bool] = True
 
-    def __init__(self) -> None:
-        self._reader = Reader()
-        self.transport: Transport = SharedMemory() if Line.carries_files else InLine()
-        # What multiprocessing spawns knows the main script by a name that no worker of ours could import it by.
-        main = sys.modules.get("__mp_main__")
-        if main is not None and main.__name__ == "__mp_main__":
-            cloudpickle.register_pickle_by_value(main)
-
-    def get_ready(self) -> None:
-        """Import loky."""
-        if f"{__package__}._worker" in sys.modules:
-            return
-        if not _system.IS_WINDOWS:
-            # The first worker would start it. It takes half as much CPU time as a worker until it is ready: so it does
-            # that while loky is being imported, which is most of what is to be done before a worker can be started.
-            # (On two cores the first result comes 20 ms sooner: `python -m benchmarks --workloads "W7*"`.)
-            start(resource_tracker)
-        from . import _worker  # noqa: F401
-
-    def open(self, slot: int, env: Mapping[str, str]) -> LokyWorker:
-        """Return a worker for a slot."""
-        check_room()
-        from ._worker import LokyWorker
-
-        return LokyWorker(self.transport, env, self._reader, slot)
-
-    def for_slots(self, n_slots: int) -> LokyEngine:  # noqa: ARG002 - however many there are
-        """Return an engine whose workers are heard by one thread."""
-        engine = copy.copy(self)
-        engine._reader = Reader()
-        return engine
-
-    def surroundings(self) -> Surroundings:
-        """Return those of this process."""
-        return Surroundings.now()
-
-    def settle(self, seconds: float) -> None:
-        """Wait for what is left of workers that were closed or killed."""
-        deadline = time.monotonic() + seconds
-        wait_for_deaths(seconds)
-        wait_for_ends(max(0.0, deadline - time.monotonic()))
-        self._flush(None, max(_FLUSH_SECONDS, deadline - time.monotonic()))
-
-    def flush(self) -> None:
-        """Wait until the loggers have had what has come from the workers, unless that takes long."""
-        self._flush(id(self._reader), _FLUSH_SECONDS)
-
-    def _flush(self, owner: Hashable, seconds: float) -> None:
-        logs = sys.modules.get(f"{__package__}._log_reader")  # which comes with the first worker
-        if logs is not None:
-            logs.reader.flush(owner, seconds)
+    def make_runtime(self, n_slots: int) -> LokyRuntime:  # noqa: ARG002 - however many there are
+        """Return a runtime."""
+        return LokyRuntime(self)
 
     def check(self) -> None:
         """Refuse daemonic processes; warn of flags that can't be handed on."""
