@@ -2,8 +2,8 @@
 
     python examples/process_engine.py
 
-Slots, order, retries, time limits, policies, progress and the rest come with it. An engine says what its workers are like,
-before there are any; a runtime, of which each executor has its own, opens them; a worker, how a message gets to its far end and the answer back, and how the far end is ended.
+Slots, order, retries, time limits, policies, progress and the rest come with it. An engine says what its workers are; a
+runtime opens them, for one executor; a worker, how a message gets to its far end and the answer back, and how that is ended.
 """
 
 from __future__ import annotations
