@@ -37,7 +37,9 @@ _SETTLE_SECONDS = 0.5
 class Ending(Protocol):
     """What has workers, and ends them when it is told to; see `WorkerPool`, whose methods these are."""
 
-    engine: engines.Engine
+    @property
+    def engine(self) -> engines.Engine:
+        """What opened them."""
 
     @property
     def is_awaited(self) -> bool:
