@@ -65,6 +65,8 @@ class Batch:
         "_n_taken",
         "first",
         "has_begun",
+        "n_calls",
+        "n_fit",
         "n_known",
         "n_run",
         "outcomes",
@@ -87,6 +89,7 @@ class Batch:
         self.has_begun = False
         self.n_known = 0  # items of which it knows what became of them
         self.n_run, self.seconds, self.result_bytes = 0, 0.0, 0
+        self.n_calls, self.n_fit = 0, 0
 
     def send(self, pool: WorkerPool, callback: Callable[[Batch], None]) -> None:
         """Have it run."""

@@ -48,6 +48,9 @@ class Batching:
         As given to `stateful_map`.
     """
 
+    #: The worker is called with all items of a batch at once, so that they should not go out before there are enough.
+    is_of_calls = False
+
     def __init__(self, n_jobs: int, batch_size: int | Literal["auto"], buffer: int | Literal["auto"]) -> None:
         self._n_jobs, self._fixed_batch, self._fixed_buffer = n_jobs, batch_size, buffer
         self._item_seconds: float | None = None
@@ -63,13 +66,27 @@ class Batching:
         self.buffer: int
         self._look_again()
 
+    @property
+    def fixed(self) -> int | None:
+        """The size that was given; None if it is found here."""
+        return None if self._fixed_batch == "auto" else self._fixed_batch
+
     def note_sent(self, nbytes: int, count: int) -> None:
         """Learn what items weigh."""
         before, self._item_bytes = self._item_bytes, _blend(self._item_bytes, nbytes / count)
         if before != self._item_bytes:
             self._look_again()
 
-    def note_back(self, size: int, n_run: int, seconds: float, result_bytes: int) -> None:
+    def note_back(
+        self,
+        size: int,
+        n_run: int,
+        seconds: float,
+        result_bytes: int,
+        *,
+        n_calls: int = 1,  # noqa: ARG002 - for those who call with several items at once
+        n_fit: int = 0,  # noqa: ARG002 - see above
+    ) -> None:
         """Learn how long the items of a batch took, as far as they were run, and what their results weigh."""
         if n_run <= 0:
             return

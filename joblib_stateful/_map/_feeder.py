@@ -44,6 +44,7 @@ class Feeder:
         self._input: Iterator[Any] | None = None
         self._is_at_rest = False  # its items are there already: it is never slow
         self._set_back: list[Any] = []  # items of such an input for which the latest batch had no room
+        self._begun: Packing | None = None  # the first items of a batch that is to be whole before it is sent
         self._memory = Memory()
         self.surroundings: Surroundings | None = None  # when the input was begun
         self.n_pulled = 0
@@ -51,16 +52,31 @@ class Feeder:
         self.is_slow = False  # the latest batch took long to pull
         self.error: Exception | None = None  # that the input has raised
 
-    def next_batch(self, room: int) -> Batch | None:
-        """Pull a batch for which there is room; None if the input has ended."""
+    def next_batch(self, room: int, *, is_awaited: bool = True) -> Batch | None:
+        """Pull a batch for which there is room; None if the input has ended, or if it has only begun.
+
+        That is so where all of it makes one call, and no worker waits for it (``is_awaited``): a slow input goes on with it
+        the next time.
+        """
         plan = self._plan
         if self._input is None:
             self.surroundings = plan.surroundings()  # before the input's own code
             self._input = iter(plan.iterable)
             self._is_at_rest = isinstance(self._input, _AT_REST)
         remaining = None if plan.length is None else max(0, plan.length - self.n_pulled)
-        packing = self._pull(self._input, plan.batching.next_batch(room, remaining))
-        return self._batch_of(packing) if packing.count else None
+        wanted = plan.batching.next_batch(room, remaining)
+        items, self._begun = self._begun or self._packing(), None
+        self._pull(items, self._input, wanted - items.count)
+        is_whole = items.count >= wanted or not plan.batching.is_of_calls
+        if self.is_slow and not (is_whole or is_awaited or self.is_over):
+            self._begun = items
+            return None
+        return self._batch_of(items) if items.count else None
+
+    @property
+    def has_begun_batch(self) -> bool:
+        """True if the next batch has begun, and its rest is to be pulled."""
+        return self._begun is not None
 
     def __repr__(self) -> str:
         return f"<Feeder {self.n_pulled} pulled{', over' * self.is_over}{', slow' * self.is_slow}>"
@@ -69,13 +85,17 @@ class Feeder:
         """Pull nothing more."""
         source, self._input, self.is_over = self._input, None, True
         self._set_back.clear()
+        self._begun = None
         if isinstance(source, Generator):
             source.close()
 
-    def _pull(self, source: Iterator[Any], wanted: int) -> Packing:
-        """Pull and pack up to ``wanted`` items; fewer if the input ends, breaks or is slow."""
-        transport, max_bytes = self._plan.transport, self._plan.batching.max_bytes
-        items = transport.packing(definer=transport.definer(memory=self._memory))
+    def _packing(self) -> Packing:
+        transport = self._plan.transport
+        return transport.packing(definer=transport.definer(memory=self._memory))
+
+    def _pull(self, items: Packing, source: Iterator[Any], wanted: int) -> None:
+        """Pull and pack up to ``wanted`` items more; fewer if the input ends, breaks or is slow."""
+        max_bytes = self._plan.batching.max_bytes
         try:
             if self._is_at_rest:
                 has_more = self._fill(items, source, wanted, max_bytes)
@@ -87,7 +107,6 @@ class Feeder:
             self.error, has_more = error, False
         if not has_more:
             self._input, self.is_over = None, True
-        return items
 
     def _fill(self, items: Packing, source: Iterator[Any], wanted: int, max_bytes: float) -> bool:
         """Pack items that are there already; return whether there may be more."""
@@ -117,6 +136,7 @@ class Feeder:
             surroundings=self.surroundings,
             after_error=AFTER_ERROR[plan.on_error],
             budget=plan.batching.budget,
+            isolate=plan.isolate,
         )
         if parcel.n_values:
             plan.batching.note_sent(parcel.nbytes, parcel.n_values)

@@ -23,6 +23,7 @@ from .._worker._tracebacks import without_our_frames
 from ..errors import ShutdownError
 from ._batches import Inbox
 from ._feeder import Feeder
+from ._plan import explain_batch_size
 from ._progress import Progress
 from ._results import Results
 
@@ -302,8 +303,11 @@ class StatefulMap(NotCopied, Generic[T]):
             self._n_finished += len(outcome.positions)
         if outcome.errors and not self._first_errors:
             self._first_errors = {batch.first + position: error for position, error in outcome.errors.items()}
+            explain_batch_size(self._plan, self._first_errors)
         if batch.is_known:
-            self._plan.batching.note_back(batch.size, batch.n_run, batch.seconds, batch.result_bytes)
+            self._plan.batching.note_back(
+                batch.size, batch.n_run, batch.seconds, batch.result_bytes, n_calls=batch.n_calls, n_fit=batch.n_fit
+            )
 
     def _check(self) -> None:
         """Raise, or stop feeding, if something went wrong."""
@@ -366,9 +370,9 @@ class StatefulMap(NotCopied, Generic[T]):
         """Pull a batch and send it; False if the input has ended, or nothing of it is wanted any more."""
         if self._is_closed:  # by the progress, a moment ago
             return False
-        batch = self._feeder.next_batch(self._room)
+        batch = self._feeder.next_batch(self._room, is_awaited=self._n_running < self._plan.n_jobs)
         if batch is None:
-            return False
+            return self._feeder.has_begun_batch
         results = self._results or self._start()
         with uninterrupted():
             results.send(batch)

@@ -10,8 +10,10 @@ from .. import engines
 from .._executor import _arguments, _reuse
 from .._executor._executor import StatefulExecutor
 from .._executor._nesting import check_call
+from .._executor._replies import add_note
 from .._executor._spec import make_spec, pack_function, refuse_async_objects
 from ._batching import Batching
+from ._call_sizes import CallSizes
 
 if TYPE_CHECKING:
     from .._executor._pool import WorkerPool
@@ -39,6 +41,10 @@ _NOT_GIVEN = {
 }
 
 
+# What is raised by code that expects a list of items, and is given one of them.
+_OF_SCALARS = (TypeError, AttributeError, IndexError, ValueError)
+
+
 class Plan(NamedTuple):
     """What a map was asked to do; nothing of it has started."""
 
@@ -56,6 +62,7 @@ class Plan(NamedTuple):
     synchronous: bool
     n_jobs: int  # slots that it uses
     surroundings: Callable[[], Surroundings | None]
+    isolate: bool = True
     indexed: bool = False  # yield a TaskResult for each item under every policy
 
 
@@ -72,6 +79,7 @@ def make_plan(
     on_error: OnError,
     batch_size: int | Literal["auto"],
     buffer: int | Literal["auto"],
+    isolate: bool,
     limits: dict[str, Any],
     inner_max_num_threads: int | None,
     progress: ProgressLike,
@@ -117,13 +125,29 @@ def make_plan(
         ordered=bool(ordered),
         on_error=on_error,
         limits=checked,
-        batching=Batching(slots, _arguments.check_batch_size(chosen, checked, batch_size), buffer),
+        batching=(
+            CallSizes(slots, batch_size, buffer)
+            if pass_as == "batch"  # noqa: S105 - no password
+            else Batching(slots, _arguments.check_batch_size(chosen, checked, batch_size), buffer)
+        ),
         progress=progress,
         transport=chosen.transport,
         synchronous=chosen.is_synchronous,
         n_jobs=slots,
         surroundings=chosen.surroundings,
+        isolate=isolate,
     )
+
+
+def explain_batch_size(plan: Plan, errors: Mapping[int, BaseException]) -> None:
+    """Note on the first item's error what ``batch_size`` is, if whoever has set it may have thought of another thing."""
+    size, error = plan.batching.fixed, errors.get(0)
+    if size is not None and size > 1 and not plan.batching.is_of_calls and isinstance(error, _OF_SCALARS):
+        add_note(
+            error,
+            f"batch_size={size} says how many items travel in one message; the worker is called with one at a time. To have "
+            'it called with a list of them, and return a list of results, write pass_as="batch"',
+        )
 
 
 def _configured_n_jobs() -> int | None:

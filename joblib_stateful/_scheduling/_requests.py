@@ -112,6 +112,8 @@ class Request:
         What an item's error does to the others of the group.
     budget : float, optional
         Seconds that a message may take before what is left of it is shared out.
+    isolate : bool, default True
+        A call with several items that raises is repeated in halves.
     claim : callable, optional
         Asked just before the first item is sent; False: the caller has cancelled it.
     """
@@ -124,6 +126,7 @@ class Request:
         "faults",
         "first",
         "group",
+        "isolate",
         "limits",
         "mode",
         "parcel",
@@ -147,11 +150,18 @@ class Request:
         surroundings: Surroundings | None = None,
         after_error: AfterError = "go_on",
         budget: float | None = None,
+        isolate: bool = True,
         claim: Callable[[], bool] | None = None,
     ) -> None:
         self.size, self.group, self.deliver, self.limits = size, group, deliver, limits
         self.parcel, self.faults, self.first, self.mode, self.target = parcel, faults or {}, first, mode, target
         self.surroundings, self.after_error, self.budget, self.claim = surroundings, after_error, budget, claim
+        self.isolate = isolate
+
+    @property
+    def is_one_call(self) -> bool:
+        """True if the worker is called with all of its items at once."""
+        return self.mode == "batch"
 
     def index(self, position: int) -> int | None:
         """Return the index in the input of the item at a position, if there is an input."""
@@ -185,6 +195,8 @@ class Outcome(NamedTuple):
     n_run: int = 0  # how many of them a worker has run
     seconds: float = 0.0  # that it took for that
     result_bytes: int = 0
+    n_calls: int = 1  # in which they were run, where it could be one
+    n_fit: int = 0  # if a call ran out of memory: items of the largest one that did not
 
 
 class Report(NamedTuple):
@@ -196,3 +208,5 @@ class Report(NamedTuple):
     seconds: float = 0.0
     result_bytes: int = 0
     was_refused: bool = False  # there was no room for all of these items at once
+    n_calls: int = 1
+    n_fit: int = 0

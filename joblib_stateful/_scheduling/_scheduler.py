@@ -11,7 +11,8 @@ assigns it. The rules, in one place:
   others have nothing to do, and nothing can come for them.
 - What a worker has no memory for all at once goes to it one by one.
 - When a worker dies, the item that ran pays (a retry on another slot, or its error); the other items of its
-  message run again one by one. What had not been started costs nothing.
+  message run again one by one. What had not been started costs nothing. If it was called with several at once, all of them
+  pay, and are tried again in halves.
 - Deaths that are nobody's fault are counted per slot and in a row; beyond ``max_restarts`` they end the group.
 """
 
@@ -362,11 +363,18 @@ class Scheduler:
         if n_run:
             faults = {job.positions[place]: error for place, error in report.errors.items()}
             outcome = Outcome(
-                ran, report.values, faults, n_run=n_run, seconds=report.seconds, result_bytes=report.result_bytes
+                ran,
+                report.values,
+                faults,
+                n_run=n_run,
+                seconds=report.seconds,
+                result_bytes=report.result_bytes,
+                n_calls=report.n_calls,
+                n_fit=report.n_fit,
             )
             decisions = self._deliver(call, outcome)
         if rest and report.was_refused:
-            decisions += self._put_back(job.some((position,)) for position in reversed(rest))
+            decisions += self._put_back_apart(job, rest)
         elif rest and n_run and (request.after_error == "go_on" or not report.errors):
             # It took too long for one message, or others have nothing to do. Parts for those, or else some for each slot,
             # but none that is over sooner than it is worth.
@@ -409,16 +417,21 @@ class Scheduler:
             return self._died_before_it_began(slot, job, death, late)
         if death.n_finished:
             slot.deaths = 0
-        guilty = 0 if len(job.positions) == 1 else death.place
-        if guilty is not None and not 0 <= guilty < len(job.positions):  # nothing that a worker says is sure
-            guilty = None
-        if late is not None and len(job.positions) > 1 and guilty != late.place:
-            guilty = None  # the slow item had just ended when its worker was killed: let the single run tell
-        others = [position for place, position in enumerate(job.positions) if place != guilty]
-        decisions = self._put_back(Job(job.call, (position,)) for position in reversed(others))
-        if guilty is None:
+        suspects = _suspects(job, death, late)
+        before, after = job.positions[: suspects.start], job.positions[suspects.stop :]
+        decisions = self._put_back_apart(job, after) + self._put_back_apart(job, before)
+        if not suspects:
             return decisions
-        return decisions + self._blame(slot, job, job.positions[guilty], death, late)
+        return decisions + self._blame(slot, job, job.positions[suspects.start : suspects.stop], death, late)
+
+    def _put_back_apart(self, job: Job, positions: Sequence[int]) -> Decisions:
+        """Put back items of a job that are not known to be to blame: one by one, or where a call takes several, in fewer."""
+        if not positions:
+            return []
+        n_parts = len(positions)
+        if job.call.request.is_one_call:
+            n_parts = 2 if n_parts == len(job.positions) else 1
+        return self._put_back(reversed(job.split(positions, n_parts)))
 
     def _died_before_it_began(self, slot: Slot, job: Job, death: Death, late: Killing | None) -> Decisions:
         slot.deaths += 1
@@ -461,21 +474,26 @@ class Scheduler:
                 self.work.put_back(job)
         return decisions
 
-    def _blame(self, slot: Slot, job: Job, position: int, death: Death, late: Killing | None) -> Decisions:
-        call, request = job.call, job.call.request
+    def _blame(self, slot: Slot, job: Job, positions: Sequence[int], death: Death, late: Killing | None) -> Decisions:
+        """Have the items pay for a death that ran when it came."""
+        call, request, n_items = job.call, job.call.request, len(positions)
         if job.attempt <= request.limits.retries and not call.group.stopping:
             avoid = slot.index if self.work.width(call.group) > 1 else None
-            self.work.put_back(Job(call, (position,), job.attempt + 1, avoid))
-            return []
-        slot.deaths = 0  # the item is done with, so this slot has got somewhere
-        slot.n_done += 1
-        index = request.index(position)
-        error: BaseException
-        if late is not None:
-            error = errors.ItemTimeoutError(index, slot.index, death.pid, request.limits.item_timeout or 0.0)
-        else:
-            error = errors.WorkerCrashedError(index, slot.index, death.pid, death.exitcode, reason=death.reason)
-        return self._deliver(call, Outcome((position,), [None], {position: error})) + self._after_errors(call)
+            again = Job(call, positions, job.attempt + 1, avoid)
+            return self._put_back(reversed(again.split(positions, min(2, n_items))))
+        slot.deaths = 0  # these items are done with, so this slot has got somewhere
+        slot.n_done += n_items
+        found: dict[int, BaseException] = {}
+        for position in positions:
+            index = request.index(position)
+            if late is not None:
+                timeout = request.limits.item_timeout or 0.0
+                found[position] = errors.ItemTimeoutError(index, slot.index, death.pid, timeout, n_items=n_items)
+            else:
+                found[position] = errors.WorkerCrashedError(
+                    index, slot.index, death.pid, death.exitcode, reason=death.reason, n_items=n_items
+                )
+        return self._deliver(call, Outcome(positions, [None] * n_items, found)) + self._after_errors(call)
 
     def _fail_group(self, slot: Slot, error: BaseException) -> Decisions:
         group, slot.group, slot.deaths = slot.group, None, 0
@@ -524,3 +542,15 @@ class Scheduler:
         wanted = set(calls)
         running = [slot for slot in self.slots if slot.job is not None and slot.job.call in wanted]
         return [StopJob(slot.index, slot.seq) for slot in running]
+
+
+def _suspects(job: Job, death: Death, late: Killing | None) -> range:
+    """Return the places of those items of a job that ran when its worker died; none if that can't be told."""
+    size = len(job.positions)
+    if size == 1:
+        return range(1)
+    if death.place is None or not 0 <= death.place < death.place + death.n_together <= size:
+        return range(0)  # nothing that a worker says is sure
+    if late is not None and death.place != late.place:
+        return range(0)  # the slow item had just ended when its worker was killed: let the single run tell
+    return range(death.place, death.place + death.n_together)
