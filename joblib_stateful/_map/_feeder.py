@@ -85,7 +85,7 @@ class Feeder:
         """Pull nothing more."""
         source, self._input, self.is_over = self._input, None, True
         self._set_back.clear()
-        self._begun = None
+        self._begun, self._plan = None, self._plan.ended()
         if isinstance(source, Generator):
             source.close()
 

@@ -432,6 +432,8 @@ class StatefulMap(NotCopied, Generic[T]):
             pool, results, self._results = self._pool, self._results, None
             if self._give_back is not None:
                 rest.callback(self._give_back)
+                self._give_back = None
+            self._plan = self._plan.ended()
             rest.callback(self._progress.close)
             rest.callback(self._feeder.end)
             rest.callback(self._inbox.close)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
 
 from .. import engines
 from .._executor import _arguments, _reuse
@@ -64,6 +64,10 @@ class Plan(NamedTuple):
     surroundings: Callable[[], Surroundings | None]
     isolate: bool = True
     indexed: bool = False  # yield a TaskResult for each item under every policy
+
+    def ended(self) -> Plan:
+        """Return the plan of a map that is over, which keeps neither its workers nor its input alive."""
+        return self._replace(open=_open_nothing, iterable=(), target=None)
 
 
 def make_plan(
@@ -137,6 +141,10 @@ def make_plan(
         surroundings=chosen.surroundings,
         isolate=isolate,
     )
+
+
+def _open_nothing() -> NoReturn:
+    raise AssertionError("a map that is over needs no workers")
 
 
 def explain_batch_size(plan: Plan, errors: Mapping[int, BaseException]) -> None:
