@@ -28,6 +28,8 @@ class Asked:
         first: int | None = None,
         unsent: Collection[int] = (),
         mode: Mode = "call",
+        only: int | None = None,
+        is_urgent: bool = False,
     ) -> None:
         faults = {position: errors.TransferError(position, "item", "a lock") for position in unsent}
         self.request = Request(
@@ -40,6 +42,8 @@ class Asked:
             first=first,
             faults=faults,
             mode=mode,
+            only=only,
+            is_urgent=is_urgent,
         )
         self.size, self.group, self.limits, self.after_error = size, group, limits, after_error
         self.values: list[Any] = [None] * size

@@ -74,6 +74,8 @@ class Group:
     error: BaseException | None = None
     stopping = False  # an item failed, and nothing more of the group shall start
     sharing = False  # no more requests can come at present: idle slots shall have a share of those that run
+    #: Of a group whose items must run in certain slots, and don't stop the others if they can't: why a slot is of no use.
+    broken: dict[int, BaseException] | None = None
 
     def __init__(self, on_error: Callable[[BaseException], None] | None = None, n_slots: int = sys.maxsize) -> None:
         self.on_error, self.n_slots = on_error, n_slots
@@ -102,6 +104,12 @@ class Request:
         Items that could not be packed, by position.
     first : int, optional
         Index in the input of the first item; None if there is no such thing.
+    indices : sequence of int, optional
+        Indices in the input of all items, where they don't follow each other.
+    only : int, optional
+        The slot that it must run in. By default in any.
+    is_urgent : bool, default False
+        Before what else waits for that slot only.
     mode : str
         How the worker calls with an item.
     target : Target, optional
@@ -126,9 +134,12 @@ class Request:
         "faults",
         "first",
         "group",
+        "indices",
+        "is_urgent",
         "isolate",
         "limits",
         "mode",
+        "only",
         "parcel",
         "size",
         "surroundings",
@@ -152,11 +163,14 @@ class Request:
         budget: float | None = None,
         isolate: bool = True,
         claim: Callable[[], bool] | None = None,
+        indices: Sequence[int] | None = None,
+        only: int | None = None,
+        is_urgent: bool = False,
     ) -> None:
         self.size, self.group, self.deliver, self.limits = size, group, deliver, limits
         self.parcel, self.faults, self.first, self.mode, self.target = parcel, faults or {}, first, mode, target
         self.surroundings, self.after_error, self.budget, self.claim = surroundings, after_error, budget, claim
-        self.isolate = isolate
+        self.isolate, self.indices, self.only, self.is_urgent = isolate, indices, only, is_urgent
 
     @property
     def is_one_call(self) -> bool:
@@ -165,6 +179,8 @@ class Request:
 
     def index(self, position: int) -> int | None:
         """Return the index in the input of the item at a position, if there is an input."""
+        if self.indices is not None:
+            return self.indices[position]
         return None if self.first is None else self.first + position
 
     def emptied(self) -> Request:
@@ -175,6 +191,8 @@ class Request:
             self.deliver,
             self.limits,
             first=self.first,
+            indices=self.indices,
+            only=self.only,
             mode=self.mode,
             after_error=self.after_error,
         )

@@ -77,6 +77,8 @@ class Scheduler:
             return self._fail(call, call.group.error)
         if call.group.stopping:
             return self._drop([call])
+        if call.group.broken and request.only in call.group.broken:
+            return self._fail_items(call, call.positions_left, call.group.broken[request.only])
         if not request.faults:
             self.work.jobs.append(Job(call, range(request.size)))
             return self._assign()
@@ -154,7 +156,7 @@ class Scheduler:
     def stop_after_running(self, group: Group) -> Decisions:
         """Let what runs of a group finish its current item, and drop the rest, and what may still come."""
         group.stopping = True
-        queued = self.work.remove(lambda job: job.call.group is group)
+        queued = self.work.jobs.remove(lambda job: job.call.group is group)
         decisions = [decision for job in queued for decision in self._drop_items(job.call, job.positions)]
         return self._stop_running(self.work.calls_of(group)) + decisions + self._release_if_done()
 
@@ -478,7 +480,7 @@ class Scheduler:
         """Have the items pay for a death that ran when it came."""
         call, request, n_items = job.call, job.call.request, len(positions)
         if job.attempt <= request.limits.retries and not call.group.stopping:
-            avoid = slot.index if self.work.width(call.group) > 1 else None
+            avoid = slot.index if self.work.width(call.group) > 1 and job.only is None else None
             again = Job(call, positions, job.attempt + 1, avoid)
             return self._put_back(reversed(again.split(positions, min(2, n_items))))
         slot.deaths = 0  # these items are done with, so this slot has got somewhere
@@ -500,18 +502,27 @@ class Scheduler:
         self.slots.leave_cold(slot)
         if group is None or group.error is not None:
             return []
+        if group.broken is not None:
+            return self._break_slot(slot, group, error)
         if group.on_error is not None:  # a map or a Parallel call: nothing more of it can count
             group.error = error
         for other in self.slots.to_be_warm:
             if other.group is group and other.state in (State.EMPTY, State.CLOSING):
                 self.slots.leave_cold(other)
         # Of calls that were submitted one by one, those fail that wait for a worker.
-        queued = {job.call for job in self.work.jobs}
+        queued = {job.call for job in self.work.jobs if job.only in (None, slot.index)}
         calls = [call for call in self.work.calls_of(group) if group.on_error is not None or call in queued]
         decisions: Decisions = [FailGroup(group, error), *self._stop_running(calls)]
         decisions += [decision for call in calls for decision in self._give_back(call, fatal=error)]
-        self.work.remove(lambda job: job.call.settled)
+        self.work.jobs.remove(lambda job: job.call.settled)
         return decisions
+
+    def _break_slot(self, slot: Slot, group: Group, error: BaseException) -> Decisions:
+        """Fail the items of a group that must run in a slot which is of no use, and those that are still to come."""
+        assert group.broken is not None  # noqa: S101 - see `_fail_group`
+        group.broken[slot.index] = error
+        waiting = self.work.jobs.remove(lambda job: job.only == slot.index and job.call.group is group)
+        return [decision for job in waiting for decision in self._fail_items(job.call, job.positions, error)]
 
     # Each of these says of items what became of them, each item once; with the last one a call is settled.
 
@@ -525,6 +536,9 @@ class Scheduler:
     def _drop_items(self, call: Call, positions: Sequence[int]) -> Decisions:
         return self._deliver(call, Outcome(positions, [], is_dropped=True)) if positions else []
 
+    def _fail_items(self, call: Call, positions: Sequence[int], error: BaseException) -> Decisions:
+        return self._deliver(call, Outcome(positions, [None] * len(positions), dict.fromkeys(positions, error)))
+
     def _give_back(self, call: Call, *, fatal: BaseException | None = None) -> Decisions:
         """Say of all items of which nothing was said yet that they will not be run."""
         return self._deliver(call, Outcome(call.positions_left, [], is_dropped=True, fatal=fatal))
@@ -535,7 +549,7 @@ class Scheduler:
     def _drop(self, calls: Collection[Call]) -> Decisions:
         decisions = self._stop_running(calls)
         decisions += [decision for call in calls for decision in self._give_back(call)]
-        self.work.remove(lambda job: job.call.settled)
+        self.work.jobs.remove(lambda job: job.call.settled)
         return decisions + self._release_if_done()
 
     def _stop_running(self, calls: Collection[Call]) -> Decisions:

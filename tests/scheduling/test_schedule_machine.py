@@ -148,6 +148,7 @@ class ScheduleMachine(RuleBasedStateMachine):
         assert not call.group.stopping
         assert call.request.claim is None or send.job.call.claimed
         assert send.job.positions
+        assert send.job.call.request.only in (None, send.slot)
         running = {
             p
             for other in self.lives.values()
@@ -159,7 +160,7 @@ class ScheduleMachine(RuleBasedStateMachine):
             item = call, position
             assert position not in call.heard_of, "it has an outcome already"
             assert self.blamed[item] <= call.limits.retries
-            if self.scheduler.work.width(call.group) > 1:
+            if self.scheduler.work.width(call.group) > 1 and call.request.only is None:
                 assert self.blamed_in.get(item) != send.slot, "it killed its worker here before"
         max_tasks = self.scheduler.max_tasks
         assert max_tasks is None or life.n_run + len(send.job.positions) <= max_tasks
@@ -187,6 +188,8 @@ class ScheduleMachine(RuleBasedStateMachine):
         budget=st.sampled_from([0.1, 0.1, None]),
         unsent=st.sampled_from([(), (), (), (0,), (1,), (0, 2)]),
         together=st.booleans(),
+        only=st.sampled_from([None, None, 0, 1]),
+        is_urgent=st.booleans(),
     )
     def submit(
         self,
@@ -199,18 +202,24 @@ class ScheduleMachine(RuleBasedStateMachine):
         budget: float | None,
         unsent: tuple[int, ...],
         together: bool,
+        only: int | None,
+        is_urgent: bool,
     ) -> None:
         limits = Limits(5.0, 5.0, retries, max_restarts)
         kept = frozenset(position for position in unsent if position < size)
         group: Group = getattr(self, whose)
+        if only is not None and only >= self.scheduler.work.width(group):
+            only = None
         call = Asked(
             size,
             group,
             limits,
             after_error=after_error,
-            budget=None if together else budget,
+            budget=None if together or only is not None else budget,
             unsent=kept,
             mode="batch" if together else "item",
+            only=only,
+            is_urgent=is_urgent,
         )
         if call.group.on_error is None:
             call.request.claim = lambda: call not in self.cancelled
@@ -539,7 +548,7 @@ class ScheduleMachine(RuleBasedStateMachine):
     def no_job_waits_while_a_slot_is_free(self) -> None:
         scheduler = self.scheduler
         for job in scheduler.work.jobs:
-            own = [slot for slot in scheduler.slots.first(job.call.group.n_slots) if slot.index != job.avoid]
+            own = [slot for slot in scheduler.slots.first(job.call.group.n_slots) if _may_run(job, slot.index)]
             n_building = len([slot for slot in own if slot.state is State.BUILDING])
             for slot in own:
                 # No more are built than there are jobs for.
@@ -554,14 +563,15 @@ class ScheduleMachine(RuleBasedStateMachine):
         coming = [slot.index for slot in scheduler.slots if slot.state is State.BUILDING]
         empty = [slot.index for slot in scheduler.slots if slot.state is State.EMPTY]
         fewest_first = sorted(
-            scheduler.work.jobs, key=lambda job: (scheduler.work.width(job.call.group), job.avoid is None)
+            scheduler.work.jobs,
+            key=lambda job: (job.only is None, scheduler.work.width(job.call.group), job.avoid is None),
         )
         for job in fewest_first:
-            own = [index for index in coming if index < job.call.group.n_slots and index != job.avoid]
+            own = [index for index in coming if index < job.call.group.n_slots and _may_run(job, index)]
             if own:
                 coming.remove(own[0])
             else:
-                assert not [index for index in empty if index < job.call.group.n_slots and index != job.avoid]
+                assert not [index for index in empty if index < job.call.group.n_slots and _may_run(job, index)]
 
     @invariant()
     def somebody_works_while_a_call_is_open(self) -> None:
@@ -693,6 +703,10 @@ class ScheduleMachine(RuleBasedStateMachine):
     def _snapshot(self) -> object:
         slots = [dict(vars(slot)) for slot in self.scheduler.slots]
         return repr(self.scheduler), slots
+
+
+def _may_run(job: Job, index: int) -> bool:
+    return index != job.avoid and job.only in (None, index)
 
 
 def _value(call: Asked, position: int) -> object:
