@@ -39,7 +39,7 @@ class Asked:
             limits,
             after_error=after_error,
             budget=budget,
-            first=first,
+            indices=None if first is None else range(first, first + size),
             faults=faults,
             mode=mode,
             only=only,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from .._public import WorkerInfo
     from .._scheduling._decisions import Decisions
+    from .._scheduling._jobs import Call
     from .._scheduling._requests import Limits, Request
     from .._scheduling._scheduler import Scheduler
     from .._worker._progress_page import Progress
@@ -149,6 +150,17 @@ class WorkerPool:
     def stop_after_running(self, group: Group) -> None:
         """Let items of a group that run now finish, and drop the rest of it."""
         self._driver.note(lambda: self._scheduler.stop_after_running(group))
+
+    def stop(self, deliver: Callable[[Outcome], object]) -> bool:
+        """End a call at once, told by what it delivers to, and the worker that runs it; False if it is over."""
+        found: list[Call] = []
+
+        def end() -> Decisions:
+            found.extend(call for call in self._scheduler.work.calls_of() if call.request.deliver is deliver)
+            return [decision for call in found for decision in self._scheduler.stop(call)]
+
+        self._driver.note(end)
+        return bool(found)
 
     def share(self, group: Group) -> None:
         """Have idle slots get a share of what runs of a group: nothing else can come for them at present."""

@@ -83,6 +83,7 @@ def stateful_map(
     batch_size: int | Literal["auto"] = "auto",
     buffer: int | Literal["auto"] = "auto",
     isolate: bool = True,
+    route: Callable[[Any], int] | None = None,
     item_timeout: float | None = None,
     init_timeout: float | None = None,
     retries: int = _arguments.RETRIES,
@@ -132,6 +133,11 @@ def stateful_map(
     isolate : bool, default True
         Under ``pass_as="batch"`` a call that raises is repeated in halves, until those items are alone that make it
         raise: only they fail. False: all items of the call do, and none is run twice.
+    route : callable, optional
+        ``route(item)`` returns the number of the worker, counted from 0, that must run the item: the one that holds its
+        shard, say. Called in the consumer's thread. Items of one worker start in the order of the input. An item without
+        such a number fails; if a worker's object can't be built, its items do, and under ``on_error="deferred"`` the others
+        are done. None: any worker runs any item.
     item_timeout : float, optional
         Seconds one item may run; beyond it its worker is killed and the item fails with
         `errors.ItemTimeoutError`. A call with several items may run that many times as long. None: no limit.
@@ -187,6 +193,8 @@ def stateful_map(
     if not isinstance(isolate, bool):
         raise TypeError(f"isolate must be True or False, not {isolate!r}.")
     on_error = _arguments.check_choice("on_error", on_error, ("immediate", "wait_others", "deferred"))
+    if route is not None and not callable(route):
+        raise TypeError(f"route must be a function from an item to the number of a worker, not {route!r}.")
     check_progress(progress)
     for name, value in (("batch_size", batch_size), ("buffer", buffer)):
         if value != "auto":
@@ -209,6 +217,7 @@ def stateful_map(
         batch_size=batch_size,
         buffer=buffer,
         isolate=isolate,
+        route=route,
         limits={
             "item_timeout": item_timeout,
             "init_timeout": init_timeout,

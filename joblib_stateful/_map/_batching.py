@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from .._scheduling._requests import Outcome
 
 # `benchmarks/batching.py` on two cores: batches of 200 ms leave 96 to 99 % of both to the workers' own code (20 ms: 94 to
 # 96 %, 80 ms: 95 to 98 %), and a progress bar does not wait for them. Items longer than 10 ms travel alone though they get
@@ -83,9 +86,6 @@ class Batching:
         n_run: int,
         seconds: float,
         result_bytes: int,
-        *,
-        n_calls: int = 1,  # noqa: ARG002 - for those who call with several items at once
-        n_fit: int = 0,  # noqa: ARG002 - see above
     ) -> None:
         """Learn how long the items of a batch took, as far as they were run, and what their results weigh."""
         if n_run <= 0:
@@ -95,6 +95,10 @@ class Batching:
         self._largest = max(self._largest if n_run > 1 else 1, size)
         self._n_back += n_run
         self._look_again()
+
+    def note_outcome(self, outcome: Outcome) -> None:
+        """Learn how long some items took, where they were run in one call."""
+        self.note_back(len(outcome.positions), outcome.n_run, outcome.seconds, outcome.result_bytes)
 
     def _look_again(self) -> None:
         # Once for each message instead of ten times: `benchmarks/items.py`.

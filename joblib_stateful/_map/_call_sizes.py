@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ._batching import BUFFER_BYTES, Batching
+
+if TYPE_CHECKING:
+    from .._scheduling._requests import Outcome
 
 # A call may grow by so much if the latest step has made items per second so many times as many, else by half as much. From
 # one item to the best size of a sentence model (32) in three steps, and to that of a client which takes 50 ms whatever it is
@@ -43,17 +46,16 @@ class CallSizes(Batching):
         self._limit = _MOST_ITEMS  # a larger call has run out of memory
         super().__init__(n_jobs, batch_size, buffer)
 
-    def note_back(
-        self, size: int, n_run: int, seconds: float, result_bytes: int, *, n_calls: int = 1, n_fit: int = 0
-    ) -> None:
+    def note_outcome(self, outcome: Outcome) -> None:
         """Learn how long a call took, and what its results weigh."""
-        if n_fit:
-            self._limit = min(self._limit, n_fit)
-            self._size = min(self._size, n_fit)
+        size, seconds = len(outcome.positions), outcome.seconds
+        if outcome.n_fit:
+            self._limit = min(self._limit, outcome.n_fit)
+            self._size = min(self._size, outcome.n_fit)
             self._is_settled = True
-        elif n_calls == 1 and n_run == size and seconds > 0:
+        elif outcome.n_calls == 1 and outcome.n_run == size and seconds > 0:
             self._note_rate(size, size / seconds, seconds)
-        super().note_back(size, n_run, seconds, result_bytes)
+        super().note_outcome(outcome)
 
     def _note_rate(self, size: int, rate: float, seconds: float) -> None:
         if self._n_unmeasured:

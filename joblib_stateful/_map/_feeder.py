@@ -14,14 +14,16 @@ from ._batches import Batch
 from ._plan import AFTER_ERROR
 
 if TYPE_CHECKING:
-    from .._scheduling._requests import Group
+    from collections.abc import Callable, Sequence
+
+    from .._scheduling._requests import Group, Outcome
     from .._transport._transport import Packing
     from .._worker._surroundings import Surroundings
     from ._batches import Inbox
     from ._plan import Plan
 
 # A slow input must not hold results up: a batch is sent as it is when pulling it has taken so long.
-_PULL_SECONDS = 0.02
+PULL_SECONDS = 0.02
 # Pulling from these runs nobody's code, so several items can be pulled before the first of them is packed.
 _AT_REST: tuple[type, ...] = tuple(map(type, map(iter, ([], (), range(0), range(1 << 64)))))
 
@@ -58,20 +60,25 @@ class Feeder:
         That is so where all of it makes one call, and no worker waits for it (``is_awaited``): a slow input goes on with it
         the next time.
         """
-        plan = self._plan
-        if self._input is None:
-            self.surroundings = plan.surroundings()  # before the input's own code
-            self._input = iter(plan.iterable)
-            self._is_at_rest = isinstance(self._input, _AT_REST)
-        remaining = None if plan.length is None else max(0, plan.length - self.n_pulled)
-        wanted = plan.batching.next_batch(room, remaining)
+        source, wanted = self._source(), self._n_wanted(room)
         items, self._begun = self._begun or self._packing(), None
-        self._pull(items, self._input, wanted - items.count)
-        is_whole = items.count >= wanted or not plan.batching.is_of_calls
+        self._pull(items, source, wanted - items.count)
+        is_whole = items.count >= wanted or not self._plan.batching.is_of_calls
         if self.is_slow and not (is_whole or is_awaited or self.is_over):
             self._begun = items
             return None
         return self._batch_of(items) if items.count else None
+
+    def _source(self) -> Iterator[Any]:
+        if self._input is None:
+            self.surroundings = self._plan.surroundings()  # before the input's own code
+            self._input = iter(self._plan.iterable)
+            self._is_at_rest = isinstance(self._input, _AT_REST)
+        return self._input
+
+    def _n_wanted(self, room: int) -> int:
+        length = self._plan.length
+        return self._plan.batching.next_batch(room, None if length is None else max(0, length - self.n_pulled))
 
     @property
     def has_begun_batch(self) -> bool:
@@ -100,7 +107,7 @@ class Feeder:
             if self._is_at_rest:
                 has_more = self._fill(items, source, wanted, max_bytes)
             else:
-                until = time.perf_counter() + _PULL_SECONDS
+                until = time.perf_counter() + PULL_SECONDS
                 has_more = items.pull(source, wanted, until=until, max_bytes=max_bytes)
                 self.is_slow = items.is_late
         except Exception as error:  # noqa: BLE001 - it is raised when the items before it are done with
@@ -118,26 +125,36 @@ class Feeder:
         return n_packed < len(values) or len(values) == wanted
 
     def _batch_of(self, items: Packing) -> Batch:
-        plan, first, count = self._plan, self.n_pulled, items.count
-        self.n_pulled += count
-        parcel = items.finish()
+        first, count = self.n_pulled, items.count
         batch = Batch(first, count, self._inbox)
-        faults = {position: packing_error_of(error, first + position) for position, error in items.faults.items()}
-        batch.request = Request(
+        batch.requests.append(self._request(items, batch.deliver, range(first, first + count)))
+        self.n_pulled += count
+        return batch
+
+    def _request(
+        self,
+        items: Packing,
+        deliver: Callable[[Outcome], None],
+        indices: Sequence[int],
+        only: int | None = None,
+    ) -> Request:
+        plan, count = self._plan, items.count
+        parcel = items.finish()
+        if parcel.n_values:
+            plan.batching.note_sent(parcel.nbytes, parcel.n_values)
+        return Request(
             count,
             self._group,
-            batch.deliver,
+            deliver,
             plan.limits,
             parcel=parcel,
-            faults=faults,
-            first=first,
+            faults={position: packing_error_of(error, indices[position]) for position, error in items.faults.items()},
+            indices=indices,
             mode=plan.pass_as,
             target=plan.target,
             surroundings=self.surroundings,
             after_error=AFTER_ERROR[plan.on_error],
-            budget=plan.batching.budget,
+            budget=None if only is not None else plan.batching.budget,  # nobody else could do what is left of it
             isolate=plan.isolate,
+            only=only,
         )
-        if parcel.n_values:
-            plan.batching.note_sent(parcel.nbytes, parcel.n_values)
-        return batch

@@ -26,6 +26,7 @@ from ._feeder import Feeder
 from ._plan import explain_batch_size
 from ._progress import Progress
 from ._results import Results
+from ._routing import RoutedFeeder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,7 +78,9 @@ class StatefulMap(NotCopied, Generic[T]):
         inbox = Inbox()
         self._inbox, self._news = inbox, inbox.news
         self._group = Group(on_error=inbox.put, n_slots=plan.n_jobs)
-        self._feeder = Feeder(plan, self._group, inbox)
+        if plan.route is not None and plan.on_error == "deferred":
+            self._group.broken = {}
+        self._feeder = (Feeder if plan.route is None else RoutedFeeder)(plan, self._group, inbox)
         self._progress = Progress(plan.progress, plan.length)
         self._give_back: Callable[[], None] | None = None
         self._results: Results | None = None
@@ -304,10 +307,10 @@ class StatefulMap(NotCopied, Generic[T]):
         if outcome.errors and not self._first_errors:
             self._first_errors = {batch.first + position: error for position, error in outcome.errors.items()}
             explain_batch_size(self._plan, self._first_errors)
-        if batch.is_known:
-            self._plan.batching.note_back(
-                batch.size, batch.n_run, batch.seconds, batch.result_bytes, n_calls=batch.n_calls, n_fit=batch.n_fit
-            )
+        if self._plan.batching.is_of_calls:
+            self._plan.batching.note_outcome(outcome)
+        elif batch.is_known:
+            self._plan.batching.note_back(batch.size, batch.n_run, batch.seconds, batch.result_bytes)
 
     def _check(self) -> None:
         """Raise, or stop feeding, if something went wrong."""

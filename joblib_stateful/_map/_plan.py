@@ -63,6 +63,7 @@ class Plan(NamedTuple):
     n_jobs: int  # slots that it uses
     surroundings: Callable[[], Surroundings | None]
     isolate: bool = True
+    route: Callable[[Any], int] | None = None
     indexed: bool = False  # yield a TaskResult for each item under every policy
 
     def ended(self) -> Plan:
@@ -84,6 +85,7 @@ def make_plan(
     batch_size: int | Literal["auto"],
     buffer: int | Literal["auto"],
     isolate: bool,
+    route: Callable[[Any], int] | None,
     limits: dict[str, Any],
     inner_max_num_threads: int | None,
     progress: ProgressLike,
@@ -120,6 +122,11 @@ def make_plan(
             taken = lease()
             return taken.pool, taken.release
 
+    if route is not None and slots == 1:
+        raise ValueError(
+            "route says which of several workers runs an item, and this map has one. Leave route out, or give n_jobs=2 or "
+            "more, or worker_kwargs with a dict for each."
+        )
     return Plan(
         open=opening,
         target=target,
@@ -140,6 +147,7 @@ def make_plan(
         n_jobs=slots,
         surroundings=chosen.surroundings,
         isolate=isolate,
+        route=route,
     )
 
 

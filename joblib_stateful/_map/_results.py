@@ -46,8 +46,6 @@ class Results:
         batch.n_run += outcome.n_run
         batch.seconds += outcome.seconds
         batch.result_bytes += outcome.result_bytes
-        batch.n_calls += outcome.n_calls
-        batch.n_fit = outcome.n_fit or batch.n_fit
         batch.n_known += len(outcome.positions)
         self.n_running -= batch.is_known
 

@@ -28,6 +28,7 @@ class MapOptions(TypedDict, total=False):
     batch_size: int | Literal["auto"]
     buffer: int | Literal["auto"]
     isolate: bool
+    route: Callable[[Any], int] | None
     item_timeout: float | None
     init_timeout: float | None
     retries: int

@@ -102,10 +102,8 @@ class Request:
         The items, packed, but for those in ``faults``.
     faults : dict of int to exception, optional
         Items that could not be packed, by position.
-    first : int, optional
-        Index in the input of the first item; None if there is no such thing.
     indices : sequence of int, optional
-        Indices in the input of all items, where they don't follow each other.
+        Where in the input the items are, or which call it is; None if there is no such thing.
     only : int, optional
         The slot that it must run in. By default in any.
     is_urgent : bool, default False
@@ -132,7 +130,6 @@ class Request:
         "claim",
         "deliver",
         "faults",
-        "first",
         "group",
         "indices",
         "is_urgent",
@@ -155,7 +152,6 @@ class Request:
         *,
         parcel: Parcel | None = None,
         faults: Mapping[int, BaseException] | None = None,
-        first: int | None = None,
         mode: Mode = "call",
         target: Target | None = None,
         surroundings: Surroundings | None = None,
@@ -168,7 +164,7 @@ class Request:
         is_urgent: bool = False,
     ) -> None:
         self.size, self.group, self.deliver, self.limits = size, group, deliver, limits
-        self.parcel, self.faults, self.first, self.mode, self.target = parcel, faults or {}, first, mode, target
+        self.parcel, self.faults, self.mode, self.target = parcel, faults or {}, mode, target
         self.surroundings, self.after_error, self.budget, self.claim = surroundings, after_error, budget, claim
         self.isolate, self.indices, self.only, self.is_urgent = isolate, indices, only, is_urgent
 
@@ -179,9 +175,7 @@ class Request:
 
     def index(self, position: int) -> int | None:
         """Return the index in the input of the item at a position, if there is an input."""
-        if self.indices is not None:
-            return self.indices[position]
-        return None if self.first is None else self.first + position
+        return None if self.indices is None else self.indices[position]
 
     def emptied(self) -> Request:
         """Return a request that says the same, without what is needed only to run it."""
@@ -190,7 +184,6 @@ class Request:
             self.group,
             self.deliver,
             self.limits,
-            first=self.first,
             indices=self.indices,
             only=self.only,
             mode=self.mode,
@@ -198,7 +191,7 @@ class Request:
         )
 
     def __repr__(self) -> str:
-        return f"<Request {self.size} items{'' if self.first is None else f' from {self.first}'}>"
+        return f"<Request {self.size} items{'' if self.indices is None else f' from {self.indices[0]}'}>"
 
 
 class Outcome(NamedTuple):

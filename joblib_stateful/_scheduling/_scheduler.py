@@ -18,6 +18,7 @@ assigns it. The rules, in one place:
 
 from __future__ import annotations
 
+from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING
 
 from .. import errors
@@ -174,6 +175,15 @@ class Scheduler:
             slot.killing = slot.killing or Killing()
             decisions.append(KillWorker(slot.index, slot.life))
         return decisions
+
+    def stop(self, call: Call) -> Decisions:
+        """Forget a call, and kill the workers that run it."""
+        running = [slot for slot in self.slots if slot.job is not None and slot.job.call is call]
+        for slot in running:
+            slot.killing = slot.killing or Killing()
+        decisions = self._give_back(call, fatal=CancelledError())
+        self.work.jobs.remove(lambda job: job.call.settled)
+        return [*decisions, *(KillWorker(slot.index, slot.life) for slot in running), *self._release_if_done()]
 
     def close(self) -> Decisions:
         """Take no more calls; close each worker once nothing is left for it."""
