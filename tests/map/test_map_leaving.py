@@ -372,8 +372,11 @@ def test_results_are_not_kept_alive(engine: str) -> None:
 
 
 @pytest.mark.parametrize("where", ["main thread", "another thread"])
+@pytest.mark.parametrize("without", ["", "all"], ids=["as it is", "without what other systems lack"])
 @pytest.mark.parametrize("engine", ["loky", "threads", "inline"])
-def test_a_map_that_is_left_at_the_end_of_a_script_is_silent(run_program: RunProgram, engine: str, where: str) -> None:
+def test_a_map_that_is_left_at_the_end_of_a_script_is_silent(
+    run_program: RunProgram, engine: str, without: str, where: str
+) -> None:
     done = run_program(
         """
         import sys, threading
@@ -396,6 +399,7 @@ def test_a_map_that_is_left_at_the_end_of_a_script_is_silent(run_program: RunPro
         engine,
         where,
         limit=30,
+        env={"JOBLIB_STATEFUL_WITHOUT": without},
     )
     assert (done.code, done.out, done.err) == (0, "0\n", "")
 
