@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     from ._map._api import stateful_map
     from ._map._iterator import StatefulMap
     from ._public import TaskResult, WorkerInfo
+    from ._worker._failure import Failure
 
 __version__ = "0.1.0"
 
 __all__ = [  # noqa: RUF022 - grouped by what they are for
     # map
+    "Failure",
     "StatefulMap",
     "TaskResult",
     "stateful_map",
@@ -45,6 +47,7 @@ __all__ = [  # noqa: RUF022 - grouped by what they are for
 ]
 
 _HOMES = {
+    "Failure": "_worker._failure",
     "StatefulBackend": "_joblib._backend",
     "StatefulExecutor": "_executor._executor",
     "StatefulMap": "_map._iterator",

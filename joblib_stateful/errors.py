@@ -75,6 +75,8 @@ class WorkerCrashedError(WorkerError):
         How often the slot died in a row, if it died without running anything.
     reason : str
         What a cluster tells of its end.
+    n_items : int
+        How many items the worker had been called with at once (``pass_as="batch"``): any of them may be to blame.
     """
 
     def __init__(
@@ -86,11 +88,15 @@ class WorkerCrashedError(WorkerError):
         detail: str = "",
         *,
         reason: str = "",
+        n_items: int = 1,
     ) -> None:
         self.index, self.slot, self.pid, self.exitcode, self.detail = index, slot, pid, exitcode, detail
-        self.reason = reason
+        self.reason, self.n_items = reason, n_items
         during, advice = "while it ran a call", "Set retries to run an item again after a crash."
-        if index is not None:
+        if n_items > 1:
+            during = f"while it ran a call with {n_items} items, item {index} among them"
+            advice = "Any of them may be to blame; set retries to have them run again in halves after a crash."
+        elif index is not None:
             during = f"while it ran item {index}"
         elif detail:
             during, advice = "while nothing ran on it", ""
@@ -102,7 +108,7 @@ class WorkerCrashedError(WorkerError):
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle by the fields, so that the message is built anew."""
         fields = self.index, self.slot, self.pid, self.exitcode, self.detail
-        return functools.partial(type(self), reason=self.reason), fields
+        return functools.partial(type(self), reason=self.reason, n_items=self.n_items), fields
 
 
 class ItemTimeoutError(WorkerError, TimeoutError):
@@ -113,21 +119,29 @@ class ItemTimeoutError(WorkerError, TimeoutError):
     index, slot, pid
         See `WorkerError`.
     timeout : float
-        The limit in seconds.
+        The limit in seconds, for one item.
+    n_items : int
+        How many items the worker had been called with at once (``pass_as="batch"``): the call's limit was so many times
+        that, and any of them may be to blame.
     """
 
-    def __init__(self, index: int | None, slot: int, pid: int | None, timeout: float) -> None:
-        self.index, self.slot, self.pid, self.timeout = index, slot, pid, timeout
-        which = "The call" if index is None else f"Item {index}"
+    def __init__(self, index: int | None, slot: int, pid: int | None, timeout: float, *, n_items: int = 1) -> None:
+        self.index, self.slot, self.pid, self.timeout, self.n_items = index, slot, pid, timeout, n_items
+        which, what, again = "The call" if index is None else f"Item {index}", "item is", "it again"
+        limit = f"item_timeout={timeout:g} s"
+        if n_items > 1:
+            which, what, again = f"A call with {n_items} items, item {index} among them,", "items are", "them in halves"
+            limit = f"{n_items} x {limit}"
         super().__init__(
-            f"{which} ran longer than item_timeout={timeout:g} s in slot {slot} (pid {pid}), so that "
-            "worker was killed; its object is built again when it is needed. Raise item_timeout if the "
-            "item is only slow, or set retries to try it again.",
+            f"{which} ran longer than {limit} in slot {slot} (pid {pid}), so that "
+            f"worker was killed; its object is built again when it is needed. Raise item_timeout if the "
+            f"{what} only slow, or set retries to try {again}.",
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle by the fields, so that the message is built anew."""
-        return type(self), (self.index, self.slot, self.pid, self.timeout)
+        fields = self.index, self.slot, self.pid, self.timeout
+        return functools.partial(type(self), n_items=self.n_items), fields
 
 
 class WorkerInitError(WorkerError):

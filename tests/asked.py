@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from joblib_stateful._scheduling._jobs import Call
-    from joblib_stateful._worker._messages import AfterError
+    from joblib_stateful._worker._messages import AfterError, Mode
 
 
 class Asked:
@@ -27,10 +27,23 @@ class Asked:
         budget: float | None = None,
         first: int | None = None,
         unsent: Collection[int] = (),
+        mode: Mode = "call",
+        only: int | None = None,
+        is_urgent: bool = False,
     ) -> None:
         faults = {position: errors.TransferError(position, "item", "a lock") for position in unsent}
         self.request = Request(
-            size, group, self.hear, limits, after_error=after_error, budget=budget, first=first, faults=faults
+            size,
+            group,
+            self.hear,
+            limits,
+            after_error=after_error,
+            budget=budget,
+            indices=None if first is None else range(first, first + size),
+            faults=faults,
+            mode=mode,
+            only=only,
+            is_urgent=is_urgent,
         )
         self.size, self.group, self.limits, self.after_error = size, group, limits, after_error
         self.values: list[Any] = [None] * size

@@ -1,4 +1,4 @@
-"""Executors: `_executor` is the public one, `_pool` puts the scheduler's decisions to work on the workers that a runtime opens.
+"""Executors: `_executor` is the public one; it asks a worker pool, `_pool`, whose `_driver` puts the scheduler's decisions to work.
 
 `_reuse` and `_turns` share pools between maps and calls, `_room` has idle ones make way on a cluster; `_replies` and `_futures` go
 from answers to what callers get, `_timeouts` and `_exit` end what takes too long or must not outlive the program. `_arguments`,

@@ -63,6 +63,16 @@ def check_integer(name: str, value: Any, low: int, advice: str = "") -> int:
     return int(value)
 
 
+def check_slot(index: Any, n_slots: int) -> int:
+    """Return the number of a slot that there is."""
+    if isinstance(index, bool) or not isinstance(index, numbers.Integral):
+        raise TypeError(f"index must be the number of a worker, an integer from 0 to {n_slots - 1}, not {index!r}.")
+    slot = int(index)
+    if not 0 <= slot < n_slots:
+        raise IndexError(f"There is no worker {slot}: this executor has {n_slots}, counted from 0.")
+    return slot
+
+
 def check_seconds(name: str, value: Any) -> float | None:
     """Return a time limit: None, or more than 0 seconds."""
     if value is None:

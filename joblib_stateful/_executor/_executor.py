@@ -26,11 +26,12 @@ import time
 import warnings
 import weakref
 from collections import deque
-from concurrent.futures import Executor, Future
+from concurrent.futures import CancelledError, Executor, Future, wait
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from .. import _words, engines, errors
 from .._copies import NotCopied
+from .._process import _safely
 from .._scheduling._requests import Group, Limits, Request
 from .._transport import _code
 from .._transport._noticing import Memory
@@ -38,7 +39,7 @@ from . import _arguments, _exit
 from ._futures import Resolver
 from ._nesting import check_call, depth_of
 from ._pool import WorkerPool
-from ._replies import packing_error_of
+from ._replies import add_note, packing_error_of
 from ._spec import PackedSpec, factory, make_spec, name_of, version_of
 
 if TYPE_CHECKING:
@@ -172,6 +173,8 @@ class StatefulExecutor(NotCopied, Executor):
             inner_max_num_threads=inner_max_num_threads,
         )
         self._group = Group()
+        # For `stop`: what sets a future stands for its call.
+        self._resolvers: weakref.WeakKeyDictionary[Future[Any], Resolver] = weakref.WeakKeyDictionary()
         self._reloads, self._version = _code.reloads(), version_of(spec, runtime.transport)
         self._memory = Memory()
         # Dropped without shutdown(): what was submitted is finished, then the workers end.
@@ -222,28 +225,184 @@ class StatefulExecutor(NotCopied, Executor):
         errors.ShutdownError
             The executor is shut down; a RuntimeError.
         """
+        return self._submit("submit", fn, args, kwargs)
+
+    def submit_to(self, index: int, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Run a function in one particular worker; see `submit`.
+
+        Parameters
+        ----------
+        index : int
+            The worker's slot, counted from 0. Its calls start in the order in which they were submitted; those of
+            `submit`, which any worker may run, come behind them.
+        fn : callable
+            The function; `call_worker` calls the worker's object.
+        *args, **kwargs
+            Its arguments.
+
+        Returns
+        -------
+        concurrent.futures.Future
+            See `submit`.
+
+        Raises
+        ------
+        TypeError
+            ``index`` is no integer, or ``fn`` not callable.
+        IndexError
+            There is no such slot.
+        errors.ShutdownError
+            The executor is shut down; a RuntimeError.
+
+        Examples
+        --------
+        >>> from joblib_stateful import StatefulExecutor, call_worker
+        >>> class Shard:
+        ...     def __init__(self, words):
+        ...         self.words = words
+        ...     def __call__(self, start):
+        ...         return [word for word in self.words if word.startswith(start)]
+        >>> shards = [{"words": ["ant", "ape"]}, {"words": ["bee"]}]
+        >>> with StatefulExecutor(Shard, worker_kwargs=shards, engine="threads") as executor:
+        ...     executor.submit_to(1, call_worker, "b").result()
+        ['bee']
+        """
+        return self._submit("submit_to", fn, args, kwargs, only=_arguments.check_slot(index, self.n_jobs))
+
+    def run_on_all(self, fn: Callable[..., T], /, *args: Any, build: bool = True, **kwargs: Any) -> list[T | None]:
+        """Run a function once in every worker, each as soon as what it is at has ended, and return when all have.
+
+        To collect statistics, update weights, clear caches.
+
+        Parameters
+        ----------
+        fn : callable
+            The function; `get_worker` returns the worker's object in it.
+        *args, **kwargs
+            Its arguments.
+        build : bool, default True
+            Build the objects that don't stand yet first. False: leave those workers out.
+
+        Returns
+        -------
+        list
+            What it returned, by slot; None for workers that were left out.
+
+        Raises
+        ------
+        Exception
+            What it raised in the worker with the lowest slot of those where it has; the others are noted on it.
+        errors.ShutdownError
+            The executor is shut down; a RuntimeError.
+
+        Examples
+        --------
+        >>> from joblib_stateful import StatefulExecutor, get_worker_info
+        >>> with StatefulExecutor(n_jobs=3, engine="threads") as executor:
+        ...     executor.run_on_all(lambda: get_worker_info().index)
+        [0, 1, 2]
+        """
+        if not isinstance(build, bool):
+            raise TypeError(f"build must be True or False, not {_words.short(build)}.")
+        stand = [build or info.state in ("idle", "busy") for info in self.workers()]
+        futures = [
+            self._submit("run_on_all", fn, args, kwargs, only=index, is_urgent=True) if is_wanted else None
+            for index, is_wanted in enumerate(stand)
+        ]
+        try:
+            wait([future for future in futures if future is not None])
+        except BaseException:  # a Ctrl-C
+            for future in futures:
+                if future is not None:
+                    future.cancel()
+            raise
+        failed = {
+            index: error
+            for index, future in enumerate(futures)
+            if future is not None and (error := _error_of(future)) is not None
+        }
+        if failed:
+            raise _first_of(failed)
+        return [None if future is None else future.result() for future in futures]
+
+    def stop(self, future: Future[Any]) -> bool:
+        """End a call of this executor, also one that runs, by killing its worker alone; the future is cancelled.
+
+        The worker's object is built again when it is needed. `Future.cancel` stays what it is in `concurrent.futures`: it
+        cancels what has not started.
+
+        Parameters
+        ----------
+        future : concurrent.futures.Future
+            What `submit` or `submit_to` has returned.
+
+        Returns
+        -------
+        bool
+            True if the call was ended; False if it was done before, or belongs to another executor.
+
+        Raises
+        ------
+        ValueError
+            By its engine the workers can't be killed (``"threads"``, ``"inline"``) and the call runs.
+
+        Examples
+        --------
+        >>> import time
+        >>> from joblib_stateful import StatefulExecutor
+        >>> with StatefulExecutor(n_jobs=1) as executor:
+        ...     future = executor.submit(time.sleep, 3600)
+        ...     executor.stop(future), future.cancelled()
+        (True, True)
+        """
+        if future.cancel():
+            return True
+        resolver = self._resolvers.get(future)
+        if resolver is None or future.done():
+            return False
+        if not self._engine.has_processes:
+            raise ValueError(
+                f"By engine={self._engine.name!r} a call that runs can't be stopped, for its worker is no process that could "
+                'be killed. Use engine="loky", or have the function itself look at something that tells it to end.'
+            )
+        return self._pool.stop(resolver)
+
+    def _submit(
+        self,
+        name: str,
+        fn: Callable[..., T],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        only: int | None = None,
+        is_urgent: bool = False,
+    ) -> Future[T]:
         if not callable(fn):
             item = _words.short(fn)
+            before = "" if name != "submit_to" else f"{only}, "
             raise TypeError(
-                f"submit() takes a function to be run in a worker, and {item} can't be called. To call the worker's object "
-                f"with it, write executor.submit(call_worker, {item})."
+                f"{name}() takes a function to be run in a worker, and {item} can't be called. To call the worker's object "
+                f"with it, write executor.{name}({before}call_worker, {item})."
             )
-        self._warn_of_reloads(_code.reloads(at_new_ones=False), 4)
-        self.warn_of_changes()
+        self._warn_of_reloads(_code.reloads(at_new_ones=False), 5)
+        self.warn_of_changes(4)
         runtime = self._pool.runtime
         check_call(fn, runtime)
         future: Future[T] = Future()
+        resolver = self._resolvers[future] = Resolver(future, _KILLED)
         transport = runtime.transport
         parcel, faults = transport.pack_all([(fn, args, kwargs)], definer=transport.definer(memory=self._memory))
         request = Request(
             1,
             self._group,
-            Resolver(future, _KILLED),
+            resolver,
             self._limits,
             parcel=parcel,
             faults={0: packing_error_of(faults[0], None)} if faults else None,
             surroundings=runtime.surroundings(),
             claim=future.set_running_or_notify_cancel,
+            only=only,
+            is_urgent=is_urgent,
         )
         self._pool.accept(request)
         return future
@@ -383,6 +542,21 @@ class StatefulExecutor(NotCopied, Executor):
         name = "no object" if built is None else getattr(built, "__qualname__", repr(built))
         counts = "shut down" if self._pool.is_closed else self._pool.counts()
         return f"<StatefulExecutor {name} n_jobs={self.n_jobs} engine={self._engine.name!r}{counts and f': {counts}'}>"
+
+
+def _error_of(future: Future[Any]) -> BaseException | None:
+    try:
+        return future.exception()
+    except CancelledError as error:
+        return error
+
+
+def _first_of(failed: dict[int, BaseException]) -> BaseException:
+    """Return the error of the lowest slot, with the others noted on it."""
+    (_, error), *others = failed.items()
+    for slot, other in others:
+        add_note(error, f"slot {slot} failed too: {_safely.name_of(type(other))}: {_safely.text_of(other)}")
+    return error
 
 
 def _close(pool: WorkerPool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any
 
 from .. import errors
@@ -39,6 +39,9 @@ class Resolver:
         future = self._future
         del self._future  # the result must live no longer than the future
         error = outcome.fatal or outcome.errors.get(0)
+        if type(error) is CancelledError and outcome.is_dropped:
+            _cancel(future)
+            return
         if not future.running():
             if error is None and outcome.is_dropped:
                 future.cancel()
@@ -50,3 +53,14 @@ class Resolver:
             future.set_exception(error if self._replace is None else self._replace(error))
         else:
             future.set_result(outcome.values[0])
+
+
+def _cancel(future: Future[Any]) -> None:
+    """Cancel a future though its call runs, or did a moment ago."""
+    with future._condition:
+        if future.done():
+            return
+        # There is no public way to it; `_state` is what every executor outside the standard library has to know.
+        future._state = "PENDING"
+    future.cancel()
+    future.set_running_or_notify_cancel()

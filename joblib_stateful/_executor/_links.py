@@ -68,6 +68,7 @@ class Link:
             definitions,
             width,
             surroundings,
+            request.isolate,
         )
 
     def note(self, reply: Ran) -> None:

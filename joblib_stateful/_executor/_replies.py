@@ -10,6 +10,7 @@ from .._process._safely import text_of
 from .._scheduling._requests import Report
 from .._transport._definitions import active
 from .._transport._transport import ByReference
+from .._worker._rows import cut
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -61,17 +62,28 @@ def _unpack(job: Job, reply: Ran, transport: Transport, slot: int, pid: int | No
         raise NonsenseError(f"{len(good)} values were sent, and are none")
     if values is None:
         values, unpack = [], transport.unpacker(reply.values)
-        for place, frame in zip(good, reply.values.frames, strict=True):
+        rows = reply.rows or (0,) * len(good)
+        for n_rows, frame in zip(rows, reply.values.frames, strict=True):
             try:
-                values.append(unpack(frame))
+                values += cut(unpack(frame), n_rows) if n_rows else (unpack(frame),)
             except BaseException as error:  # noqa: BLE001 - loading runs users' code; it is this item's error
-                values.append(None)
-                index = request.index(job.positions[place])
-                faults[place] = _result_error(index, error, reply.values.nbytes, slot, pid)
+                for place in good[len(values) : len(values) + max(n_rows, 1)]:
+                    index = request.index(job.positions[place])
+                    faults[place] = _result_error(index, error, reply.values.nbytes, slot, pid)
+                values += [None] * max(n_rows, 1)
     if reply.failures:
         found = iter(values)
         values = [None if place in reply.failures else next(found) for place in range(reply.n_run)]
-    return Report(reply.n_run, values, faults, reply.seconds, reply.values.nbytes, reply.was_refused)
+    return Report(
+        reply.n_run,
+        values,
+        faults,
+        reply.seconds,
+        reply.values.nbytes,
+        was_refused=reply.was_refused,
+        n_calls=reply.n_calls,
+        n_fit=reply.n_fit,
+    )
 
 
 def read_answer(job: Job | None, reply: Ran, runtime: Runtime, slot: int, link: Link) -> Report:

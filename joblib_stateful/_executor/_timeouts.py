@@ -130,7 +130,7 @@ class LimitWatch:
                     if worker.owes_answer(watched.seq):
                         idle_since = watched.idle_since or now
                 else:
-                    due = since + limit
+                    due = since + limit * max(1, progress.n_together)
                 if idle_since is not None and now - idle_since > _STARTUP_SECONDS + limit:
                     fault = "it says that a message is answered, but has sent no answer"
                 elif due > now:

@@ -163,7 +163,7 @@ class ParallelCall(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc
             self._config.limits,
             parcel=parcel,
             faults={0: packing_error_of(faults[0], index)} if faults else None,
-            first=index,
+            indices=(index,),
             surroundings=self._surroundings,
         )
         future.set_running_or_notify_cancel()

@@ -82,6 +82,8 @@ def stateful_map(
     on_error: OnError = "immediate",
     batch_size: int | Literal["auto"] = "auto",
     buffer: int | Literal["auto"] = "auto",
+    isolate: bool = True,
+    route: Callable[[Any], int] | None = None,
     item_timeout: float | None = None,
     init_timeout: float | None = None,
     retries: int = _arguments.RETRIES,
@@ -111,21 +113,34 @@ def stateful_map(
         One dict per worker, laid over ``shared_kwargs``.
     worker_env : list of dict, optional
         Environment variables of each worker's process, set before any module is imported there.
-    pass_as : {"item", "args", "kwargs"}, default "item"
-        Call ``worker(item)``, ``worker(*item)`` or ``worker(**item)``.
+    pass_as : {"item", "args", "kwargs", "batch"}, default "item"
+        Call ``worker(item)``, ``worker(*item)``, ``worker(**item)``, or ``worker([item, ...])`` with several items at
+        once, which returns one result for each: a sequence, or the rows of an array, tensor or frame. The rest is as
+        with single items: length, order, progress, errors. A worker that can tell which items it could not do puts
+        `Failure` (exception) in the place of their results.
     ordered : bool, default True
         Yield results in the order of the input, or as they finish.
     on_error : {"immediate", "wait_others", "deferred"}, default "immediate"
         Raise a worker's exception as soon as it is known; or when the items that run have ended and their
         results are yielded; or never, and yield a `TaskResult` for each item.
     batch_size : int or "auto", default "auto"
-        Items sent in one message. "auto" follows the measured item times; long items travel alone.
+        Items sent in one message. "auto" follows the measured item times; long items travel alone. Under
+        ``pass_as="batch"`` most items of one call; "auto" lets calls grow as long as that gives more items per second,
+        and makes them smaller if one runs out of memory.
     buffer : int or "auto", default "auto"
         Most items pulled from the input and not yet done with, the one in the consumer's hand included. "auto"
         follows the batch size, and what items and results weigh (64 MiB in all, but one item per worker).
+    isolate : bool, default True
+        Under ``pass_as="batch"`` a call that raises is repeated in halves, until those items are alone that make it
+        raise: only they fail. False: all items of the call do, and none is run twice.
+    route : callable, optional
+        ``route(item)`` returns the number of the worker, counted from 0, that must run the item: the one that holds its
+        shard, say. Called in the consumer's thread. Items of one worker start in the order of the input. An item without
+        such a number fails; if a worker's object can't be built, its items do, and under ``on_error="deferred"`` the others
+        are done. None: any worker runs any item.
     item_timeout : float, optional
         Seconds one item may run; beyond it its worker is killed and the item fails with
-        `errors.ItemTimeoutError`. None: no limit.
+        `errors.ItemTimeoutError`. A call with several items may run that many times as long. None: no limit.
     init_timeout : float, optional
         Seconds that building an object may take; can't be kept by engine ``"inline"``. None: no limit.
     retries : int, default 0
@@ -157,9 +172,10 @@ def stateful_map(
 
     Notes
     -----
-    The input is fed by hand, in programs that have imported joblib through its generator mode. When items travel in
+    The input is fed by hand through joblib's generator mode. When items travel in
     batches and a worker dies, the item that was running pays, and the others of its batch run again one by one;
-    ``batch_size=1`` makes it strictly at most once.
+    ``batch_size=1`` makes it strictly at most once. Under ``pass_as="batch"`` all items of the call pay, and are tried
+    again in halves if there are ``retries``.
 
     Examples
     --------
@@ -173,8 +189,12 @@ def stateful_map(
     [10, 11, 12]
     """
     _arguments.check_iterable(iterable)
-    pass_as = _arguments.check_choice("pass_as", pass_as, ("item", "args", "kwargs"))
+    pass_as = _arguments.check_choice("pass_as", pass_as, ("item", "args", "kwargs", "batch"))
+    if not isinstance(isolate, bool):
+        raise TypeError(f"isolate must be True or False, not {isolate!r}.")
     on_error = _arguments.check_choice("on_error", on_error, ("immediate", "wait_others", "deferred"))
+    if route is not None and not callable(route):
+        raise TypeError(f"route must be a function from an item to the number of a worker, not {route!r}.")
     check_progress(progress)
     for name, value in (("batch_size", batch_size), ("buffer", buffer)):
         if value != "auto":
@@ -196,6 +216,8 @@ def stateful_map(
         on_error=on_error,
         batch_size=batch_size,
         buffer=buffer,
+        isolate=isolate,
+        route=route,
         limits={
             "item_timeout": item_timeout,
             "init_timeout": init_timeout,

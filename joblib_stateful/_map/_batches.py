@@ -9,7 +9,7 @@ from .._process._interrupts import Wakeup
 from .._scheduling._requests import Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from .._executor._pool import WorkerPool
     from .._scheduling._requests import Request
@@ -68,7 +68,7 @@ class Batch:
         "n_known",
         "n_run",
         "outcomes",
-        "request",
+        "requests",
         "result_bytes",
         "seconds",
         "size",
@@ -76,7 +76,7 @@ class Batch:
 
     def __init__(self, first: int, size: int, inbox: Inbox) -> None:
         self.first, self.size, self._inbox = first, size, inbox
-        self.request: Request | None = None  # until it is sent
+        self.requests: list[Request] = []  # until it is sent: one, or one for each slot that items of it must run in
         self.outcomes: deque[Outcome] = deque()  # that nobody has taken
         self._callback: list[Callable[[Batch], None]] = []  # joblib's, until it is called
         self._n_taken = 0
@@ -90,13 +90,22 @@ class Batch:
 
     def send(self, pool: WorkerPool, callback: Callable[[Batch], None]) -> None:
         """Have it run."""
-        request, self.request = self.request, None
-        assert request is not None  # noqa: S101 - it is sent once
+        requests, self.requests = self.requests, []
         self._callback.append(callback)
-        try:
-            pool.accept(request)
-        except RuntimeError as error:  # shut down in mid-map
-            self.deliver(Outcome(range(self.size), [], is_dropped=True, fatal=error))
+        for request in requests:
+            try:
+                pool.accept(request)
+            except RuntimeError as error:  # shut down in mid-map
+                request.deliver(Outcome(range(request.size), [], is_dropped=True, fatal=error))
+
+    def deliver_some(self, positions: Sequence[int], outcome: Outcome) -> None:
+        """Note what became of some items of a request that has those at some positions of this; in any thread."""
+        self.deliver(
+            outcome._replace(
+                positions=[positions[position] for position in outcome.positions],
+                errors={positions[position]: error for position, error in outcome.errors.items()},
+            )
+        )
 
     def deliver(self, outcome: Outcome) -> None:
         """Note what became of some items; in any thread."""

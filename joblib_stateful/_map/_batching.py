@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from .._scheduling._requests import Outcome
 
 # `benchmarks/batching.py` on two cores: batches of 200 ms leave 96 to 99 % of both to the workers' own code (20 ms: 94 to
 # 96 %, 80 ms: 95 to 98 %), and a progress bar does not wait for them. Items longer than 10 ms travel alone though they get
@@ -48,6 +51,9 @@ class Batching:
         As given to `stateful_map`.
     """
 
+    #: The worker is called with all items of a batch at once, so that they should not go out before there are enough.
+    is_of_calls = False
+
     def __init__(self, n_jobs: int, batch_size: int | Literal["auto"], buffer: int | Literal["auto"]) -> None:
         self._n_jobs, self._fixed_batch, self._fixed_buffer = n_jobs, batch_size, buffer
         self._item_seconds: float | None = None
@@ -63,13 +69,24 @@ class Batching:
         self.buffer: int
         self._look_again()
 
+    @property
+    def fixed(self) -> int | None:
+        """The size that was given; None if it is found here."""
+        return None if self._fixed_batch == "auto" else self._fixed_batch
+
     def note_sent(self, nbytes: int, count: int) -> None:
         """Learn what items weigh."""
         before, self._item_bytes = self._item_bytes, _blend(self._item_bytes, nbytes / count)
         if before != self._item_bytes:
             self._look_again()
 
-    def note_back(self, size: int, n_run: int, seconds: float, result_bytes: int) -> None:
+    def note_back(
+        self,
+        size: int,
+        n_run: int,
+        seconds: float,
+        result_bytes: int,
+    ) -> None:
         """Learn how long the items of a batch took, as far as they were run, and what their results weigh."""
         if n_run <= 0:
             return
@@ -78,6 +95,10 @@ class Batching:
         self._largest = max(self._largest if n_run > 1 else 1, size)
         self._n_back += n_run
         self._look_again()
+
+    def note_outcome(self, outcome: Outcome) -> None:
+        """Learn how long some items took, where they were run in one call."""
+        self.note_back(len(outcome.positions), outcome.n_run, outcome.seconds, outcome.result_bytes)
 
     def _look_again(self) -> None:
         # Once for each message instead of ten times: `benchmarks/items.py`.

@@ -14,14 +14,16 @@ from ._batches import Batch
 from ._plan import AFTER_ERROR
 
 if TYPE_CHECKING:
-    from .._scheduling._requests import Group
+    from collections.abc import Callable, Sequence
+
+    from .._scheduling._requests import Group, Outcome
     from .._transport._transport import Packing
     from .._worker._surroundings import Surroundings
     from ._batches import Inbox
     from ._plan import Plan
 
 # A slow input must not hold results up: a batch is sent as it is when pulling it has taken so long.
-_PULL_SECONDS = 0.02
+PULL_SECONDS = 0.02
 # Pulling from these runs nobody's code, so several items can be pulled before the first of them is packed.
 _AT_REST: tuple[type, ...] = tuple(map(type, map(iter, ([], (), range(0), range(1 << 64)))))
 
@@ -44,6 +46,7 @@ class Feeder:
         self._input: Iterator[Any] | None = None
         self._is_at_rest = False  # its items are there already: it is never slow
         self._set_back: list[Any] = []  # items of such an input for which the latest batch had no room
+        self._begun: Packing | None = None  # the first items of a batch that is to be whole before it is sent
         self._memory = Memory()
         self.surroundings: Surroundings | None = None  # when the input was begun
         self.n_pulled = 0
@@ -51,16 +54,36 @@ class Feeder:
         self.is_slow = False  # the latest batch took long to pull
         self.error: Exception | None = None  # that the input has raised
 
-    def next_batch(self, room: int) -> Batch | None:
-        """Pull a batch for which there is room; None if the input has ended."""
-        plan = self._plan
+    def next_batch(self, room: int, *, is_awaited: bool = True) -> Batch | None:
+        """Pull a batch for which there is room; None if the input has ended, or if it has only begun.
+
+        That is so where all of it makes one call, and no worker waits for it (``is_awaited``): a slow input goes on with it
+        the next time.
+        """
+        source, wanted = self._source(), self._n_wanted(room)
+        items, self._begun = self._begun or self._packing(), None
+        self._pull(items, source, wanted - items.count)
+        is_whole = items.count >= wanted or not self._plan.batching.is_of_calls
+        if self.is_slow and not (is_whole or is_awaited or self.is_over):
+            self._begun = items
+            return None
+        return self._batch_of(items) if items.count else None
+
+    def _source(self) -> Iterator[Any]:
         if self._input is None:
-            self.surroundings = plan.surroundings()  # before the input's own code
-            self._input = iter(plan.iterable)
+            self.surroundings = self._plan.surroundings()  # before the input's own code
+            self._input = iter(self._plan.iterable)
             self._is_at_rest = isinstance(self._input, _AT_REST)
-        remaining = None if plan.length is None else max(0, plan.length - self.n_pulled)
-        packing = self._pull(self._input, plan.batching.next_batch(room, remaining))
-        return self._batch_of(packing) if packing.count else None
+        return self._input
+
+    def _n_wanted(self, room: int) -> int:
+        length = self._plan.length
+        return self._plan.batching.next_batch(room, None if length is None else max(0, length - self.n_pulled))
+
+    @property
+    def has_begun_batch(self) -> bool:
+        """True if the next batch has begun, and its rest is to be pulled."""
+        return self._begun is not None
 
     def __repr__(self) -> str:
         return f"<Feeder {self.n_pulled} pulled{', over' * self.is_over}{', slow' * self.is_slow}>"
@@ -69,25 +92,28 @@ class Feeder:
         """Pull nothing more."""
         source, self._input, self.is_over = self._input, None, True
         self._set_back.clear()
+        self._begun, self._plan = None, self._plan.ended()
         if isinstance(source, Generator):
             source.close()
 
-    def _pull(self, source: Iterator[Any], wanted: int) -> Packing:
-        """Pull and pack up to ``wanted`` items; fewer if the input ends, breaks or is slow."""
-        transport, max_bytes = self._plan.transport, self._plan.batching.max_bytes
-        items = transport.packing(definer=transport.definer(memory=self._memory))
+    def _packing(self) -> Packing:
+        transport = self._plan.transport
+        return transport.packing(definer=transport.definer(memory=self._memory))
+
+    def _pull(self, items: Packing, source: Iterator[Any], wanted: int) -> None:
+        """Pull and pack up to ``wanted`` items more; fewer if the input ends, breaks or is slow."""
+        max_bytes = self._plan.batching.max_bytes
         try:
             if self._is_at_rest:
                 has_more = self._fill(items, source, wanted, max_bytes)
             else:
-                until = time.perf_counter() + _PULL_SECONDS
+                until = time.perf_counter() + PULL_SECONDS
                 has_more = items.pull(source, wanted, until=until, max_bytes=max_bytes)
                 self.is_slow = items.is_late
         except Exception as error:  # noqa: BLE001 - it is raised when the items before it are done with
             self.error, has_more = error, False
         if not has_more:
             self._input, self.is_over = None, True
-        return items
 
     def _fill(self, items: Packing, source: Iterator[Any], wanted: int, max_bytes: float) -> bool:
         """Pack items that are there already; return whether there may be more."""
@@ -99,25 +125,36 @@ class Feeder:
         return n_packed < len(values) or len(values) == wanted
 
     def _batch_of(self, items: Packing) -> Batch:
-        plan, first, count = self._plan, self.n_pulled, items.count
-        self.n_pulled += count
-        parcel = items.finish()
+        first, count = self.n_pulled, items.count
         batch = Batch(first, count, self._inbox)
-        faults = {position: packing_error_of(error, first + position) for position, error in items.faults.items()}
-        batch.request = Request(
+        batch.requests.append(self._request(items, batch.deliver, range(first, first + count)))
+        self.n_pulled += count
+        return batch
+
+    def _request(
+        self,
+        items: Packing,
+        deliver: Callable[[Outcome], None],
+        indices: Sequence[int],
+        only: int | None = None,
+    ) -> Request:
+        plan, count = self._plan, items.count
+        parcel = items.finish()
+        if parcel.n_values:
+            plan.batching.note_sent(parcel.nbytes, parcel.n_values)
+        return Request(
             count,
             self._group,
-            batch.deliver,
+            deliver,
             plan.limits,
             parcel=parcel,
-            faults=faults,
-            first=first,
+            faults={position: packing_error_of(error, indices[position]) for position, error in items.faults.items()},
+            indices=indices,
             mode=plan.pass_as,
             target=plan.target,
             surroundings=self.surroundings,
             after_error=AFTER_ERROR[plan.on_error],
-            budget=plan.batching.budget,
+            budget=None if only is not None else plan.batching.budget,  # nobody else could do what is left of it
+            isolate=plan.isolate,
+            only=only,
         )
-        if parcel.n_values:
-            plan.batching.note_sent(parcel.nbytes, parcel.n_values)
-        return batch

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import sys
 import threading
+import warnings
 from typing import TYPE_CHECKING, Any
 
 
@@ -130,8 +132,20 @@ class BatchGenerator:
 
     def abort(self) -> None:
         """End joblib's call at once, whatever state it is in."""
-        if self._batches is not None:
+        if self._batches is None:
+            return
+        if self._thread == threading.get_ident():
             self._batches.close()
+            return
+        # Only in a fork, or at the interpreter's end. joblib warns of it, for it has another thread do the rest, and at the end
+        # none can be started.
+        with warnings.catch_warnings(), contextlib.suppress(Exception):
+            warnings.simplefilter("ignore")
+            self._batches.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_batches", None) is not None and sys.is_finalizing():
+            self.abort()
 
     def interrupt(self) -> None:
         """End joblib's call after an interrupt, when what was sent has been dropped."""

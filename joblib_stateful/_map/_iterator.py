@@ -23,8 +23,10 @@ from .._worker._tracebacks import without_our_frames
 from ..errors import ShutdownError
 from ._batches import Inbox
 from ._feeder import Feeder
+from ._plan import explain_batch_size
 from ._progress import Progress
 from ._results import Results
+from ._routing import RoutedFeeder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,7 +78,9 @@ class StatefulMap(NotCopied, Generic[T]):
         inbox = Inbox()
         self._inbox, self._news = inbox, inbox.news
         self._group = Group(on_error=inbox.put, n_slots=plan.n_jobs)
-        self._feeder = Feeder(plan, self._group, inbox)
+        if plan.route is not None and plan.on_error == "deferred":
+            self._group.broken = {}
+        self._feeder = (Feeder if plan.route is None else RoutedFeeder)(plan, self._group, inbox)
         self._progress = Progress(plan.progress, plan.length)
         self._give_back: Callable[[], None] | None = None
         self._results: Results | None = None
@@ -302,7 +306,10 @@ class StatefulMap(NotCopied, Generic[T]):
             self._n_finished += len(outcome.positions)
         if outcome.errors and not self._first_errors:
             self._first_errors = {batch.first + position: error for position, error in outcome.errors.items()}
-        if batch.is_known:
+            explain_batch_size(self._plan, self._first_errors)
+        if self._plan.batching.is_of_calls:
+            self._plan.batching.note_outcome(outcome)
+        elif batch.is_known:
             self._plan.batching.note_back(batch.size, batch.n_run, batch.seconds, batch.result_bytes)
 
     def _check(self) -> None:
@@ -366,9 +373,9 @@ class StatefulMap(NotCopied, Generic[T]):
         """Pull a batch and send it; False if the input has ended, or nothing of it is wanted any more."""
         if self._is_closed:  # by the progress, a moment ago
             return False
-        batch = self._feeder.next_batch(self._room)
+        batch = self._feeder.next_batch(self._room, is_awaited=self._n_running < self._plan.n_jobs)
         if batch is None:
-            return False
+            return self._feeder.has_begun_batch
         results = self._results or self._start()
         with uninterrupted():
             results.send(batch)
@@ -428,6 +435,8 @@ class StatefulMap(NotCopied, Generic[T]):
             pool, results, self._results = self._pool, self._results, None
             if self._give_back is not None:
                 rest.callback(self._give_back)
+                self._give_back = None
+            self._plan = self._plan.ended()
             rest.callback(self._progress.close)
             rest.callback(self._feeder.end)
             rest.callback(self._inbox.close)

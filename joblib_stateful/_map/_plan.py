@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
 
 from .. import engines
 from .._executor import _arguments, _reuse
 from .._executor._executor import StatefulExecutor
 from .._executor._nesting import check_call
+from .._executor._replies import add_note
 from .._executor._spec import make_spec, pack_function, refuse_async_objects
 from ._batching import Batching
+from ._call_sizes import CallSizes
 
 if TYPE_CHECKING:
     from .._executor._pool import WorkerPool
@@ -39,6 +41,10 @@ _NOT_GIVEN = {
 }
 
 
+# What is raised by code that expects a list of items, and is given one of them.
+_OF_SCALARS = (TypeError, AttributeError, IndexError, ValueError)
+
+
 class Plan(NamedTuple):
     """What a map was asked to do; nothing of it has started."""
 
@@ -56,7 +62,13 @@ class Plan(NamedTuple):
     synchronous: bool
     n_jobs: int  # slots that it uses
     surroundings: Callable[[], Surroundings | None]
+    isolate: bool = True
+    route: Callable[[Any], int] | None = None
     indexed: bool = False  # yield a TaskResult for each item under every policy
+
+    def ended(self) -> Plan:
+        """Return the plan of a map that is over, which keeps neither its workers nor its input alive."""
+        return self._replace(open=_open_nothing, iterable=(), target=None)
 
 
 def make_plan(
@@ -72,6 +84,8 @@ def make_plan(
     on_error: OnError,
     batch_size: int | Literal["auto"],
     buffer: int | Literal["auto"],
+    isolate: bool,
+    route: Callable[[Any], int] | None,
     limits: dict[str, Any],
     inner_max_num_threads: int | None,
     progress: ProgressLike,
@@ -110,6 +124,11 @@ def make_plan(
             taken = lease()
             return taken.pool, taken.release
 
+    if route is not None and slots == 1:
+        raise ValueError(
+            "route says which of several workers runs an item, and this map has one. Leave route out, or give n_jobs=2 or "
+            "more, or worker_kwargs with a dict for each."
+        )
     return Plan(
         open=opening,
         target=target,
@@ -119,13 +138,34 @@ def make_plan(
         ordered=bool(ordered),
         on_error=on_error,
         limits=checked,
-        batching=Batching(slots, _arguments.check_batch_size(chosen, checked, batch_size), buffer),
+        batching=(
+            CallSizes(slots, batch_size, buffer)
+            if pass_as == "batch"  # noqa: S105 - no password
+            else Batching(slots, _arguments.check_batch_size(chosen, checked, batch_size), buffer)
+        ),
         progress=progress,
         transport=runtime.transport,
         synchronous=chosen.is_synchronous,
         n_jobs=slots,
         surroundings=runtime.surroundings,
+        isolate=isolate,
+        route=route,
     )
+
+
+def _open_nothing() -> NoReturn:
+    raise AssertionError("a map that is over needs no workers")
+
+
+def explain_batch_size(plan: Plan, errors: Mapping[int, BaseException]) -> None:
+    """Note on the first item's error what ``batch_size`` is, if whoever has set it may have thought of another thing."""
+    size, error = plan.batching.fixed, errors.get(0)
+    if size is not None and size > 1 and not plan.batching.is_of_calls and isinstance(error, _OF_SCALARS):
+        add_note(
+            error,
+            f"batch_size={size} says how many items travel in one message; the worker is called with one at a time. To have "
+            'it called with a list of them, and return a list of results, write pass_as="batch"',
+        )
 
 
 def _configured_n_jobs() -> int | None:

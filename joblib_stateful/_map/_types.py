@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
-PassAs = Literal["item", "args", "kwargs"]
+PassAs = Literal["item", "args", "kwargs", "batch"]
 
 
 class MapOptions(TypedDict, total=False):
@@ -27,6 +27,8 @@ class MapOptions(TypedDict, total=False):
     ordered: bool
     batch_size: int | Literal["auto"]
     buffer: int | Literal["auto"]
+    isolate: bool
+    route: Callable[[Any], int] | None
     item_timeout: float | None
     init_timeout: float | None
     retries: int

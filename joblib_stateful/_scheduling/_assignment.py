@@ -6,16 +6,16 @@ It knows nothing of outcomes; see `_scheduler` for the rules.
 from __future__ import annotations
 
 import sys
-from collections import deque
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from ._decisions import CloseWorker, Decisions, SendJob, ShareJob, StartWorker
 from ._jobs import Call, Job
+from ._queue import JobQueue
 from ._slots import State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from ._requests import Group, Request
     from ._slots import Slot, SlotTable
@@ -36,7 +36,7 @@ class Assignment:
 
     def __init__(self, slots: SlotTable, max_tasks: int | None = None, *, in_turn: bool = False) -> None:
         self._slots, self._max_tasks, self.in_turn = slots, max_tasks, in_turn
-        self.jobs: deque[Job] = deque()  # that wait
+        self.jobs = JobQueue()  # that wait
         # All that were accepted and are not settled.
         self._calls: dict[Group, dict[Call, None]] = {}
         # Busy slots of whose messages idle ones could have a share, and that were not asked for it; in the order of
@@ -92,14 +92,7 @@ class Assignment:
     def put_back(self, job: Job) -> None:
         """Put a job in front of all others."""
         self._avoids |= job.avoid is not None
-        self.jobs.appendleft(job)
-
-    def remove(self, is_unwanted: Callable[[Job], bool]) -> list[Job]:
-        """Take out those that are not wanted any more, and return them."""
-        removed = [job for job in self.jobs if is_unwanted(job)]
-        if removed:
-            self.jobs = deque(job for job in self.jobs if not is_unwanted(job))
-        return removed
+        self.jobs.put_back(job)
 
     # --- what goes where ------------------------------------------------------------------------------
 
@@ -110,16 +103,30 @@ class Assignment:
     def assign(self) -> Decisions:
         """Send jobs to slots that are idle, and have workers started for what waits."""
         decisions: Decisions = []
-        while self.jobs and self._slots.indices(State.IDLE):
+        if self.jobs.own:
+            decisions = self._send_own()
+        while self.jobs.common and self._slots.indices(State.IDLE):
             pair = self._next_pair()
             if pair is None:
                 break
             decisions += self._send(*pair)
         return decisions + self._start_workers()
 
+    def _send_own(self) -> Decisions:
+        """Send to idle slots what is for them only."""
+        decisions: Decisions = []
+        idle = self._slots.indices(State.IDLE)
+        for index in [index for index in self.jobs.own if index in idle]:
+            while index in self.jobs.own:
+                job = self.jobs.take_own(index)
+                if self._is_wanted(job.call):
+                    decisions += self._send(job, self._slots[index])
+                    break
+        return decisions
+
     def share(self) -> Decisions:
         """Ask one busy slot for a share of what it has, if nothing else can come for an idle one."""
-        if self.jobs or not self._slots.indices(State.IDLE):
+        if self.jobs.common or not self._slots.indices(State.IDLE):
             return []
         for index in self._shareable:  # the longest at work first: those who keep others waiting are stragglers
             slot = self._slots[index]
@@ -149,14 +156,14 @@ class Assignment:
         """Return the first job that an idle slot may run, with that slot."""
         if self._is_too_far(self._slots.indices(State.IDLE)):
             return None
-        at = 0
-        while at < len(self.jobs):
-            job = self.jobs[at]
+        at, jobs = 0, self.jobs.common
+        while at < len(jobs):
+            job = jobs[at]
             slot = self._idle_slot_for(job)
             if slot is None:
                 at += 1
                 continue
-            del self.jobs[at]
+            del jobs[at]
             if self._is_wanted(job.call):
                 return job, slot
         return None
@@ -190,7 +197,7 @@ class Assignment:
     def _send(self, job: Job, slot: Slot) -> Decisions:
         room = len(job.positions) if self._max_tasks is None else self._max_tasks - slot.tasks
         if room < len(job.positions):
-            self.jobs.appendleft(job.some(job.positions[room:]))
+            self.jobs.put_back(job.some(job.positions[room:]))
             job = job.some(job.positions[:room])
         self._slots.enter(slot, State.BUSY)
         slot.job = job
@@ -201,23 +208,31 @@ class Assignment:
     def _start_workers(self) -> Decisions:
         """Start a worker for each slot to be warmed, and for each waiting job that none is being built for."""
         decisions: Decisions = [self._start(slot) for slot in self._slots.to_be_warm if slot.state is State.EMPTY]
-        for job, slot in self._places_to_build():
+        own = [(jobs[0], self._slots[index]) for index, jobs in self.jobs.own.items()]
+        own = [(job, slot) for job, slot in own if slot.state is State.EMPTY]
+        for job, slot in own + self._places_to_build():
             slot.group, slot.limits = job.call.group, job.call.request.limits
             decisions.append(self._start(slot))
         return decisions
 
     def _places_to_build(self) -> list[tuple[Job, Slot]]:
         """Return jobs for which no slot is being built, and an empty one for each, as far as there are any."""
+        jobs = self.jobs.common
+        self._avoids &= bool(jobs)
+        if not jobs:
+            return []
         building, empty = self._slots.indices(State.BUILDING), self._slots.indices(State.EMPTY)
-        self._avoids &= bool(self.jobs)
-        if not self.jobs or not empty or self._is_too_far(empty):
+        if self.jobs.own:  # they are built for those
+            building = {index: None for index in building if index not in self.jobs.own}
+            empty = {index: None for index in empty if index not in self.jobs.own}
+        if not empty or self._is_too_far(empty):
             return []
         if self._narrowest >= len(self._slots) and not self._avoids:  # any slot will do for any job
-            waiting = islice(self.jobs, len(building), None)
+            waiting = islice(jobs, len(building), None)
             return [(job, self._slots[index]) for job, index in zip(waiting, empty, strict=False)]
         coming, free, found = list(building), list(empty), []
         # Those first to which the fewest slots will do, so that no other job is served by these.
-        for job in sorted(self.jobs, key=lambda job: (self.width(job.call.group), job.avoid is None)):
+        for job in sorted(jobs, key=lambda job: (self.width(job.call.group), job.avoid is None)):
             served = next((index for index in coming if _may_run(index, job)), None)
             if served is not None:
                 coming.remove(served)

@@ -55,6 +55,7 @@ class Job:
     def __init__(self, call: Call, positions: Sequence[int], attempt: int = 1, avoid: int | None = None) -> None:
         self.call, self.positions, self.attempt = call, positions, attempt
         self.avoid = avoid  # the slot that this item's worker died in
+        self.only = call.request.only  # the slot that it must run in
 
     def some(self, positions: Sequence[int]) -> Job:
         """Return a job of some of its items."""

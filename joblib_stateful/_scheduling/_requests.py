@@ -74,6 +74,8 @@ class Group:
     error: BaseException | None = None
     stopping = False  # an item failed, and nothing more of the group shall start
     sharing = False  # no more requests can come at present: idle slots shall have a share of those that run
+    #: Of a group whose items must run in certain slots, and don't stop the others if they can't: why a slot is of no use.
+    broken: dict[int, BaseException] | None = None
 
     def __init__(self, on_error: Callable[[BaseException], None] | None = None, n_slots: int = sys.maxsize) -> None:
         self.on_error, self.n_slots = on_error, n_slots
@@ -100,8 +102,12 @@ class Request:
         The items, packed, but for those in ``faults``.
     faults : dict of int to exception, optional
         Items that could not be packed, by position.
-    first : int, optional
-        Index in the input of the first item; None if there is no such thing.
+    indices : sequence of int, optional
+        Where in the input the items are, or which call it is; None if there is no such thing.
+    only : int, optional
+        The slot that it must run in. By default in any.
+    is_urgent : bool, default False
+        Before what else waits for that slot only.
     mode : str
         How the worker calls with an item.
     target : Target, optional
@@ -112,6 +118,8 @@ class Request:
         What an item's error does to the others of the group.
     budget : float, optional
         Seconds that a message may take before what is left of it is shared out.
+    isolate : bool, default True
+        A call with several items that raises is repeated in halves.
     claim : callable, optional
         Asked just before the first item is sent; False: the caller has cancelled it.
     """
@@ -122,10 +130,13 @@ class Request:
         "claim",
         "deliver",
         "faults",
-        "first",
         "group",
+        "indices",
+        "is_urgent",
+        "isolate",
         "limits",
         "mode",
+        "only",
         "parcel",
         "size",
         "surroundings",
@@ -141,21 +152,30 @@ class Request:
         *,
         parcel: Parcel | None = None,
         faults: Mapping[int, BaseException] | None = None,
-        first: int | None = None,
         mode: Mode = "call",
         target: Target | None = None,
         surroundings: Surroundings | None = None,
         after_error: AfterError = "go_on",
         budget: float | None = None,
+        isolate: bool = True,
         claim: Callable[[], bool] | None = None,
+        indices: Sequence[int] | None = None,
+        only: int | None = None,
+        is_urgent: bool = False,
     ) -> None:
         self.size, self.group, self.deliver, self.limits = size, group, deliver, limits
-        self.parcel, self.faults, self.first, self.mode, self.target = parcel, faults or {}, first, mode, target
+        self.parcel, self.faults, self.mode, self.target = parcel, faults or {}, mode, target
         self.surroundings, self.after_error, self.budget, self.claim = surroundings, after_error, budget, claim
+        self.isolate, self.indices, self.only, self.is_urgent = isolate, indices, only, is_urgent
+
+    @property
+    def is_one_call(self) -> bool:
+        """True if the worker is called with all of its items at once."""
+        return self.mode == "batch"
 
     def index(self, position: int) -> int | None:
         """Return the index in the input of the item at a position, if there is an input."""
-        return None if self.first is None else self.first + position
+        return None if self.indices is None else self.indices[position]
 
     def emptied(self) -> Request:
         """Return a request that says the same, without what is needed only to run it."""
@@ -164,13 +184,14 @@ class Request:
             self.group,
             self.deliver,
             self.limits,
-            first=self.first,
+            indices=self.indices,
+            only=self.only,
             mode=self.mode,
             after_error=self.after_error,
         )
 
     def __repr__(self) -> str:
-        return f"<Request {self.size} items{'' if self.first is None else f' from {self.first}'}>"
+        return f"<Request {self.size} items{'' if self.indices is None else f' from {self.indices[0]}'}>"
 
 
 class Outcome(NamedTuple):
@@ -185,6 +206,8 @@ class Outcome(NamedTuple):
     n_run: int = 0  # how many of them a worker has run
     seconds: float = 0.0  # that it took for that
     result_bytes: int = 0
+    n_calls: int = 1  # in which they were run, where it could be one
+    n_fit: int = 0  # if a call ran out of memory: items of the largest one that did not
 
 
 class Report(NamedTuple):
@@ -196,3 +219,5 @@ class Report(NamedTuple):
     seconds: float = 0.0
     result_bytes: int = 0
     was_refused: bool = False  # there was no room for all of these items at once
+    n_calls: int = 1
+    n_fit: int = 0

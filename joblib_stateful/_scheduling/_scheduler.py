@@ -11,12 +11,14 @@ assigns it. The rules, in one place:
   others have nothing to do, and nothing can come for them.
 - What a worker has no memory for all at once goes to it one by one.
 - When a worker dies, the item that ran pays (a retry on another slot, or its error); the other items of its
-  message run again one by one. What had not been started costs nothing.
+  message run again one by one. What had not been started costs nothing. If it was called with several at once, all of them
+  pay, and are tried again in halves.
 - Deaths that are nobody's fault are counted per slot and in a row; beyond ``max_restarts`` they end the group.
 """
 
 from __future__ import annotations
 
+from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING
 
 from .. import errors
@@ -76,6 +78,8 @@ class Scheduler:
             return self._fail(call, call.group.error)
         if call.group.stopping:
             return self._drop([call])
+        if call.group.broken and request.only in call.group.broken:
+            return self._fail_items(call, call.positions_left, call.group.broken[request.only])
         if not request.faults:
             self.work.jobs.append(Job(call, range(request.size)))
             return self._assign()
@@ -153,7 +157,7 @@ class Scheduler:
     def stop_after_running(self, group: Group) -> Decisions:
         """Let what runs of a group finish its current item, and drop the rest, and what may still come."""
         group.stopping = True
-        queued = self.work.remove(lambda job: job.call.group is group)
+        queued = self.work.jobs.remove(lambda job: job.call.group is group)
         decisions = [decision for job in queued for decision in self._drop_items(job.call, job.positions)]
         return self._stop_running(self.work.calls_of(group)) + decisions + self._release_if_done()
 
@@ -171,6 +175,15 @@ class Scheduler:
             slot.killing = slot.killing or Killing()
             decisions.append(KillWorker(slot.index, slot.life))
         return decisions
+
+    def stop(self, call: Call) -> Decisions:
+        """Forget a call, and kill the workers that run it."""
+        running = [slot for slot in self.slots if slot.job is not None and slot.job.call is call]
+        for slot in running:
+            slot.killing = slot.killing or Killing()
+        decisions = self._give_back(call, fatal=CancelledError())
+        self.work.jobs.remove(lambda job: job.call.settled)
+        return [*decisions, *(KillWorker(slot.index, slot.life) for slot in running), *self._release_if_done()]
 
     def close(self) -> Decisions:
         """Take no more calls; close each worker once nothing is left for it."""
@@ -362,11 +375,18 @@ class Scheduler:
         if n_run:
             faults = {job.positions[place]: error for place, error in report.errors.items()}
             outcome = Outcome(
-                ran, report.values, faults, n_run=n_run, seconds=report.seconds, result_bytes=report.result_bytes
+                ran,
+                report.values,
+                faults,
+                n_run=n_run,
+                seconds=report.seconds,
+                result_bytes=report.result_bytes,
+                n_calls=report.n_calls,
+                n_fit=report.n_fit,
             )
             decisions = self._deliver(call, outcome)
         if rest and report.was_refused:
-            decisions += self._put_back(job.some((position,)) for position in reversed(rest))
+            decisions += self._put_back_apart(job, rest)
         elif rest and n_run and (request.after_error == "go_on" or not report.errors):
             # It took too long for one message, or others have nothing to do. Parts for those, or else some for each slot,
             # but none that is over sooner than it is worth.
@@ -409,16 +429,21 @@ class Scheduler:
             return self._died_before_it_began(slot, job, death, late)
         if death.n_finished:
             slot.deaths = 0
-        guilty = 0 if len(job.positions) == 1 else death.place
-        if guilty is not None and not 0 <= guilty < len(job.positions):  # nothing that a worker says is sure
-            guilty = None
-        if late is not None and len(job.positions) > 1 and guilty != late.place:
-            guilty = None  # the slow item had just ended when its worker was killed: let the single run tell
-        others = [position for place, position in enumerate(job.positions) if place != guilty]
-        decisions = self._put_back(Job(job.call, (position,)) for position in reversed(others))
-        if guilty is None:
+        suspects = _suspects(job, death, late)
+        before, after = job.positions[: suspects.start], job.positions[suspects.stop :]
+        decisions = self._put_back_apart(job, after) + self._put_back_apart(job, before)
+        if not suspects:
             return decisions
-        return decisions + self._blame(slot, job, job.positions[guilty], death, late)
+        return decisions + self._blame(slot, job, job.positions[suspects.start : suspects.stop], death, late)
+
+    def _put_back_apart(self, job: Job, positions: Sequence[int]) -> Decisions:
+        """Put back items of a job that are not known to be to blame: one by one, or where a call takes several, in fewer."""
+        if not positions:
+            return []
+        n_parts = len(positions)
+        if job.call.request.is_one_call:
+            n_parts = 2 if n_parts == len(job.positions) else 1
+        return self._put_back(reversed(job.split(positions, n_parts)))
 
     def _died_before_it_began(self, slot: Slot, job: Job, death: Death, late: Killing | None) -> Decisions:
         slot.deaths += 1
@@ -461,39 +486,53 @@ class Scheduler:
                 self.work.put_back(job)
         return decisions
 
-    def _blame(self, slot: Slot, job: Job, position: int, death: Death, late: Killing | None) -> Decisions:
-        call, request = job.call, job.call.request
+    def _blame(self, slot: Slot, job: Job, positions: Sequence[int], death: Death, late: Killing | None) -> Decisions:
+        """Have the items pay for a death that ran when it came."""
+        call, request, n_items = job.call, job.call.request, len(positions)
         if job.attempt <= request.limits.retries and not call.group.stopping:
-            avoid = slot.index if self.work.width(call.group) > 1 else None
-            self.work.put_back(Job(call, (position,), job.attempt + 1, avoid))
-            return []
-        slot.deaths = 0  # the item is done with, so this slot has got somewhere
-        slot.n_done += 1
-        index = request.index(position)
-        error: BaseException
-        if late is not None:
-            error = errors.ItemTimeoutError(index, slot.index, death.pid, request.limits.item_timeout or 0.0)
-        else:
-            error = errors.WorkerCrashedError(index, slot.index, death.pid, death.exitcode, reason=death.reason)
-        return self._deliver(call, Outcome((position,), [None], {position: error})) + self._after_errors(call)
+            avoid = slot.index if self.work.width(call.group) > 1 and job.only is None else None
+            again = Job(call, positions, job.attempt + 1, avoid)
+            return self._put_back(reversed(again.split(positions, min(2, n_items))))
+        slot.deaths = 0  # these items are done with, so this slot has got somewhere
+        slot.n_done += n_items
+        found: dict[int, BaseException] = {}
+        for position in positions:
+            index = request.index(position)
+            if late is not None:
+                timeout = request.limits.item_timeout or 0.0
+                found[position] = errors.ItemTimeoutError(index, slot.index, death.pid, timeout, n_items=n_items)
+            else:
+                found[position] = errors.WorkerCrashedError(
+                    index, slot.index, death.pid, death.exitcode, reason=death.reason, n_items=n_items
+                )
+        return self._deliver(call, Outcome(positions, [None] * n_items, found)) + self._after_errors(call)
 
     def _fail_group(self, slot: Slot, error: BaseException) -> Decisions:
         group, slot.group, slot.deaths = slot.group, None, 0
         self.slots.leave_cold(slot)
         if group is None or group.error is not None:
             return []
+        if group.broken is not None:
+            return self._break_slot(slot, group, error)
         if group.on_error is not None:  # a map or a Parallel call: nothing more of it can count
             group.error = error
         for other in self.slots.to_be_warm:
             if other.group is group and other.state in (State.EMPTY, State.CLOSING):
                 self.slots.leave_cold(other)
         # Of calls that were submitted one by one, those fail that wait for a worker.
-        queued = {job.call for job in self.work.jobs}
+        queued = {job.call for job in self.work.jobs if job.only in (None, slot.index)}
         calls = [call for call in self.work.calls_of(group) if group.on_error is not None or call in queued]
         decisions: Decisions = [FailGroup(group, error), *self._stop_running(calls)]
         decisions += [decision for call in calls for decision in self._give_back(call, fatal=error)]
-        self.work.remove(lambda job: job.call.settled)
+        self.work.jobs.remove(lambda job: job.call.settled)
         return decisions
+
+    def _break_slot(self, slot: Slot, group: Group, error: BaseException) -> Decisions:
+        """Fail the items of a group that must run in a slot which is of no use, and those that are still to come."""
+        assert group.broken is not None  # noqa: S101 - see `_fail_group`
+        group.broken[slot.index] = error
+        waiting = self.work.jobs.remove(lambda job: job.only == slot.index and job.call.group is group)
+        return [decision for job in waiting for decision in self._fail_items(job.call, job.positions, error)]
 
     # Each of these says of items what became of them, each item once; with the last one a call is settled.
 
@@ -507,6 +546,9 @@ class Scheduler:
     def _drop_items(self, call: Call, positions: Sequence[int]) -> Decisions:
         return self._deliver(call, Outcome(positions, [], is_dropped=True)) if positions else []
 
+    def _fail_items(self, call: Call, positions: Sequence[int], error: BaseException) -> Decisions:
+        return self._deliver(call, Outcome(positions, [None] * len(positions), dict.fromkeys(positions, error)))
+
     def _give_back(self, call: Call, *, fatal: BaseException | None = None) -> Decisions:
         """Say of all items of which nothing was said yet that they will not be run."""
         return self._deliver(call, Outcome(call.positions_left, [], is_dropped=True, fatal=fatal))
@@ -517,10 +559,22 @@ class Scheduler:
     def _drop(self, calls: Collection[Call]) -> Decisions:
         decisions = self._stop_running(calls)
         decisions += [decision for call in calls for decision in self._give_back(call)]
-        self.work.remove(lambda job: job.call.settled)
+        self.work.jobs.remove(lambda job: job.call.settled)
         return decisions + self._release_if_done()
 
     def _stop_running(self, calls: Collection[Call]) -> Decisions:
         wanted = set(calls)
         running = [slot for slot in self.slots if slot.job is not None and slot.job.call in wanted]
         return [StopJob(slot.index, slot.seq) for slot in running]
+
+
+def _suspects(job: Job, death: Death, late: Killing | None) -> range:
+    """Return the places of those items of a job that ran when its worker died; none if that can't be told."""
+    size = len(job.positions)
+    if size == 1:
+        return range(1)
+    if death.place is None or not 0 <= death.place < death.place + death.n_together <= size:
+        return range(0)  # nothing that a worker says is sure
+    if late is not None and death.place != late.place:
+        return range(0)  # the slow item had just ended when its worker was killed: let the single run tell
+    return range(death.place, death.place + death.n_together)

@@ -1,4 +1,4 @@
-"""What a call returns when nothing of it has run: generators and coroutines.
+"""What a call returns that is no result as it is: generators and coroutines, of which nothing has run, and failures.
 
 A worker whose call is a generator function gives a list per item. All others are errors of their items, on every engine
 alike: between processes they can't travel, and within one they would arrive un-run.
@@ -10,6 +10,8 @@ import contextlib
 from functools import partial
 from types import AsyncGeneratorType, CoroutineType, FunctionType, GeneratorType, MethodType
 from typing import TYPE_CHECKING, Any
+
+from ._failure import Failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +26,8 @@ _NAMES: dict[type, str] = {
 }
 #: The exact types of what has not run.
 LAZY = frozenset(_NAMES)
+#: And of what else is no result as it is.
+UNUSUAL = LAZY | {Failure}
 
 _NO_ASYNC = "async functions are not supported as workers: write asyncio.run(...) inside a plain function"
 
@@ -68,15 +72,17 @@ def refuse_async(target: Any, name: str) -> None:
 
 
 def run(value: Any, target: Any) -> list[Any]:
-    """Return what a generator yields; raise a TypeError for what is not the generator of a worker that is one.
+    """Return what a generator yields; raise a failure, or a TypeError for what is not the generator of a worker that is one.
 
     Parameters
     ----------
     value
-        One of the types in `LAZY`.
+        One of the types in `UNUSUAL`.
     target
         What was called with the item; None where that is not the worker's own call.
     """
+    if type(value) is Failure:
+        raise value.exception
     if type(value) is GeneratorType and is_generator_function(target):
         return list(value)
     raise _refusal(value)

@@ -15,9 +15,9 @@ from .._transport._transport import Parcel
 if TYPE_CHECKING:
     from ._surroundings import Surroundings
 
-# How a call's values are handed to what is called: "item", "args", "kwargs" as in `stateful_map`;
+# How a call's values are handed to what is called: "item", "args", "kwargs", "batch" as in `stateful_map`;
 # "call" runs (function, args, kwargs) triples.
-Mode: TypeAlias = Literal["item", "args", "kwargs", "call"]
+Mode: TypeAlias = Literal["item", "args", "kwargs", "batch", "call"]
 # What the first error of a call does to the rest of it.
 AfterError: TypeAlias = Literal["go_on", "finish_running", "drop"]
 
@@ -60,8 +60,8 @@ class Run(NamedTuple):
     ----------
     seq : int
         The message's number.
-    mode : {"item", "args", "kwargs", "call"}
-        How a value is handed to what is called.
+    mode : {"item", "args", "kwargs", "batch", "call"}
+        How a value is handed to what is called; ``"batch"``: all of them in one list.
     target_id : str or None
         Which function is called; None for the object.
     target : object
@@ -80,6 +80,8 @@ class Run(NamedTuple):
         Slots of the call that it belongs to; None: as before.
     surroundings : object
         What of the program is to be taken over first; None if the worker has it already.
+    isolate : bool
+        A call with several items that raises is repeated in halves, until those are alone that make it raise.
     """
 
     seq: int
@@ -93,6 +95,7 @@ class Run(NamedTuple):
     definitions: tuple[Any, ...] = ()
     n_jobs: int | None = None
     surroundings: Surroundings | None = None
+    isolate: bool = True
 
 
 class Finish(NamedTuple):
@@ -191,6 +194,12 @@ class Ran(NamedTuple):
         There was no memory for all of it; none of it was run.
     was_lost : bool
         There was no memory for the answer, and this stands for it.
+    rows : tuple of int
+        For each value how many results it holds, one in each of its rows; 0: it is one result itself. Empty: all are.
+    n_calls : int
+        In how many calls the items were run, where they could be run in one.
+    n_fit : int
+        If a call ran out of memory: how many items the largest one had that did not; else 0.
     """
 
     seq: int
@@ -201,6 +210,9 @@ class Ran(NamedTuple):
     definitions: tuple[Any, ...] = ()
     was_refused: bool = False
     was_lost: bool = False
+    rows: tuple[int, ...] = ()
+    n_calls: int = 1
+    n_fit: int = 0
 
 
 class Finished(NamedTuple):
@@ -248,6 +260,8 @@ class Death(NamedTuple):
         Which item of it ran; None: none, its work was done and the reply was under way.
     n_finished : int
         How many items were behind it.
+    n_together : int
+        How many items ran at once, from that place on.
     reason : str
         What else is known.
     """
@@ -258,6 +272,7 @@ class Death(NamedTuple):
     place: int | None = None
     n_finished: int = 0
     reason: str = ""
+    n_together: int = 1
 
 
 Message: TypeAlias = Build | Run | Finish

@@ -47,8 +47,8 @@ class Progress:
     (7, 'RUNNING', 2)
     """
 
-    SIZE = 8
-    PLACE, SINCE, STOP, _SHARE, _SEQ, _PHASE, _FINISHED, _SENT = range(SIZE)
+    SIZE = 9
+    PLACE, SINCE, STOP, _SHARE, _SEQ, _PHASE, _FINISHED, _SENT, _TOGETHER = range(SIZE)
 
     def __init__(self, numbers: Any = None) -> None:
         #: While items run, the worker itself writes at `PLACE` and `SINCE`, and looks at `STOP`.
@@ -67,6 +67,7 @@ class Progress:
         numbers[self.PLACE] = -1
         numbers[self._PHASE] = Phase.IDLE
         numbers[self._FINISHED] = 0
+        numbers[self._TOGETHER] = 1
         numbers[self.SINCE] = time.monotonic_ns()
         numbers[self._SEQ] = seq
         numbers[self._PHASE] = phase
@@ -91,6 +92,11 @@ class Progress:
         """Note which item starts now."""
         self.numbers[self.SINCE] = time.monotonic_ns()
         self.numbers[self.PLACE] = place
+
+    def start_call(self, place: int, n_items: int) -> None:
+        """Note that a call starts now with so many items at once."""
+        self.numbers[self._TOGETHER] = n_items
+        self.start_item(place)
 
     def stretches(self, seq: int, count: int, budget: float | None = None) -> Iterator[range]:
         """Yield the places of a message's items, as many at a time as are run between two looks at the clock.
@@ -149,9 +155,13 @@ class Progress:
 
     def _fault_in_message(self, place: int, phase: int, size: int, began: float | None) -> str:
         numbers = self.numbers
-        finished, since = int(numbers[self._FINISHED]), int(numbers[self.SINCE])
-        if not -1 <= place < max(size, 1) or not 0 <= finished <= size:
-            return f"it says that item {place} runs and {finished} are finished of a message of {size}"
+        finished, since, together = (
+            int(numbers[self._FINISHED]),
+            int(numbers[self.SINCE]),
+            int(numbers[self._TOGETHER]),
+        )
+        if not -1 <= place < max(size, 1) or not 0 <= finished <= size or not 1 <= together <= max(size, 1):
+            return f"it says that item {place} runs, {together} at once, and {finished} are finished of a message of {size}"
         if place >= 0 and phase == Phase.IDLE and numbers[self.PLACE] >= 0:  # not only before, when it still ran
             return f"it says that item {place} runs, and that nothing does"
         if began is not None and not round(began * 1e9) - _CLOCK_STEP <= since <= time.monotonic_ns() + _CLOCK_STEP:
@@ -179,6 +189,11 @@ class Progress:
         """The item that runs, by its place in the message."""
         place = int(self.numbers[self.PLACE])
         return None if place < 0 else place
+
+    @property
+    def n_together(self) -> int:
+        """How many items run at once, from `place` on: 1 unless the worker is called with several."""
+        return int(self.numbers[self._TOGETHER])
 
     @property
     def since(self) -> float:

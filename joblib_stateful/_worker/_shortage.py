@@ -27,8 +27,8 @@ def lighter(reply: Ran) -> Ran | None:
     if not sizes:
         return None
     places = [place for place in range(reply.n_run) if place not in failures]
-    if values.joint:
-        return reply._replace(values=NOTHING, failures={**failures, **dict.fromkeys(places, RESULT)})
+    if values.joint or reply.rows:
+        return reply._replace(values=NOTHING, rows=(), failures={**failures, **dict.fromkeys(places, RESULT)})
     at = sizes.index(max(sizes))
     frames = (*values.frames[:at], *values.frames[at + 1 :])
     return reply._replace(

@@ -18,7 +18,7 @@ from .._transport._definitions import Peer, active
 from .._transport._noticing import Memory
 from .._transport._transport import ByReference
 from ._debugging import explain_end
-from ._lazy import LAZY
+from ._lazy import UNUSUAL
 from ._lazy import run as run_lazy
 from ._messages import (
     NOTHING,
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from .._public import WorkerInfo
     from .._transport._defining import Definer
-    from .._transport._transport import Packing, Parcel, Transport
+    from .._transport._transport import Packing, Transport
     from ._surroundings import Surroundings
 
 
@@ -146,7 +146,7 @@ class Worker:
                 self.progress.enter(message.seq, Phase.RUNNING)
             what = "item"
             try:
-                items = self._items(message.parcel)
+                items = self._items(message)
             except MemoryError:
                 if message.parcel.n_values == 1:
                     raise
@@ -157,16 +157,57 @@ class Worker:
             n_run = message.parcel.n_values
             failures = dict.fromkeys(range(n_run), self._describe(error, what))
         else:
+            if items is None:
+                return self._run_calls(message, call, values, failures, started)
             n_run = self._run_items(message, call, items, values, failures)
+        return self._ran(message.seq, n_run, values, failures, started=started)
+
+    def _run_calls(
+        self,
+        message: Run,
+        call: Callable[[Any], Any],
+        values: Packing,
+        failures: dict[int, Failure],
+        started: float,
+    ) -> Ran:
+        """Run the items in one call, and in several if that raises."""
+        from ._calls import Calls  # most workers never need it
+
+        calls = Calls(
+            message,
+            self.transport,
+            self.progress,
+            values,
+            failures,
+            describe=self._describe,
+            lets_through=self._lets_through,
+        )
+        n_run = calls.run(raising(call) if held else call, self.target_of(message))
+        reply = self._ran(message.seq, n_run, values, failures, started=started, places=calls.places)
+        return reply._replace(rows=calls.rows, n_calls=calls.n_calls, n_fit=calls.n_fit)
+
+    def _ran(
+        self,
+        seq: int,
+        n_run: int,
+        values: Packing,
+        failures: dict[int, Failure],
+        *,
+        started: float,
+        places: Sequence[Sequence[int]] | None = None,
+    ) -> Ran:
+        """Return the answer; ``places`` are those of the items that each value is of, by default of one each."""
         seconds = time.perf_counter() - started
         self.progress.reply(n_run)
         n_faults = len(values.faults)
         parcel = values.finish()
-        if len(values.faults) > n_faults:
-            self._note_faults(list(values.faults)[n_faults:], failures, n_run)
+        if len(values.faults) > n_faults:  # there was no memory for all of them in the end
+            places = places or [(place,) for place in range(n_run) if place not in failures]
+            for at in list(values.faults)[n_faults:]:
+                failures.update(dict.fromkeys(places[at], RESULT))
         if parcel.needs:
             parcel = parcel._replace(needs=())
-        return Ran(message.seq, n_run, parcel, failures, seconds, self._definitions())
+        return Ran(seq, n_run, parcel, failures, seconds, self._definitions())
 
     def _receive(self, definitions: Sequence[Any]) -> None:
         self._parent.receive(definitions, self.transport.unpack, self._lets_through)
@@ -180,12 +221,6 @@ class Worker:
         if surroundings is not None:
             surroundings.take_over(self._surroundings)
             self._surroundings = surroundings
-
-    @staticmethod
-    def _note_faults(faults: list[int], failures: dict[int, Failure], n_run: int) -> None:
-        """Note for which values there was no memory in the end."""
-        places = [place for place in range(n_run) if place not in failures]
-        failures.update({places[at]: RESULT for at in faults})
 
     @calls_users
     def _run_items(  # noqa: C901 - one loop, for a call of a function can be felt in it
@@ -222,7 +257,7 @@ class Worker:
                         keep(value)
                         continue
                     plain, usual = (), None
-                    if kind in LAZY:
+                    if kind in UNUSUAL:
                         what = ""
                         value = run_lazy(value, self.target_of(message))
                         what = "item"
@@ -242,8 +277,11 @@ class Worker:
                 item = value = None
         return place + 1
 
-    def _items(self, parcel: Parcel) -> Iterator[Any]:
-        """Return an iterator that goes on behind an item that can't be unpacked."""
+    def _items(self, message: Run) -> Iterator[Any] | None:
+        """Return an iterator that goes on behind an item that can't be unpacked; None if they are all to be had at once."""
+        if message.mode == "batch":
+            return None
+        parcel = message.parcel
         joint = self.transport.unpack_joint(parcel)
         return map(self.transport.unpacker(parcel), parcel.frames) if joint is None else iter(joint)
 
@@ -362,6 +400,7 @@ _MODES: dict[Mode, Callable[[Callable[..., Any]], Callable[[Any], Any]]] = {
     "item": _with_item,
     "args": _with_args,
     "kwargs": _with_kwargs,
+    "batch": _with_item,
 }
 
 

@@ -67,10 +67,20 @@ def _fault_in_run(n_items: int, reply: Ran) -> str:
     n_values = n_run - len(failures)
     if type(values.frames) is not tuple or type(values.n_values) is not int or type(values.nbytes) is not int:
         return "its values are no parcel"
-    n_frames = 1 if values.joint is True else n_values
-    if values.n_values != n_values or len(values.frames) != n_frames or values.nbytes < 0:
+    n_wanted = _n_wanted(reply.rows, n_values)
+    n_frames = 1 if values.joint is True else n_wanted
+    if values.n_values != n_wanted or len(values.frames) != n_frames or values.nbytes < 0:
         return f"it has {values.n_values!r:.50} values for {n_values} items"
     return ""
+
+
+def _n_wanted(rows: Any, n_results: int) -> int:
+    """Return how many values so many results make, some of which may be rows of one; -1 if that can't be."""
+    if type(rows) is not tuple or not _are(int, rows):
+        return -1
+    if not rows:
+        return n_results
+    return len(rows) if min(rows) >= 0 and sum(n_rows or 1 for n_rows in rows) == n_results else -1
 
 
 def _are(kind: type, values: Iterable[Any]) -> bool:

@@ -161,5 +161,7 @@ class ServedWorker(EngineWorker):
             del message, reply, awaited  # hold nothing while waiting
 
     def _death(self, message: Message, reason: str) -> Death:
-        place = self.progress.place if isinstance(message, Run) else None
-        return Death(self.pid, started=True, place=place, reason=reason)
+        if not isinstance(message, Run):
+            return Death(self.pid, started=True, reason=reason)
+        progress = self.progress
+        return Death(self.pid, started=True, place=progress.place, reason=reason, n_together=progress.n_together)

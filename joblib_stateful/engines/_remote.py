@@ -96,8 +96,8 @@ class RemoteWorker(ServedWorker):
         # By this side's clock, because the far end is idle and takes it at once.
         is_run, is_last = isinstance(message, Run), isinstance(message, Finish)
         self.progress.enter(message.seq, Phase.RUNNING if is_run else Phase.CLOSING if is_last else Phase.BUILDING)
-        if isinstance(message, Run) and message.parcel.n_values == 1:
-            self.progress.start_item(0)
+        if isinstance(message, Run) and (message.mode == "batch" or message.parcel.n_values == 1):
+            self.progress.start_call(0, message.parcel.n_values)
 
     def _begin(self, message: Message) -> None:
         self.begin(message)

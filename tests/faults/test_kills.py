@@ -144,7 +144,7 @@ def test_a_worker_that_is_gone_is_not_killed_again(scene: Scene, monkeypatch: py
     with StatefulExecutor(Worker, 1, shared_kwargs={"scene": scene}) as executor:
         executor.warm_up()
         (info,) = executor.workers()
-        worker: Any = executor.pool._link(0).worker
+        worker: Any = executor.pool._driver.link(0).worker
         process = worker._process
         kill(info.pid)
         process.join(30)
@@ -306,7 +306,7 @@ def test_while_a_large_item_is_half_sent(max_restarts: int, scene: Scene) -> Non
 
 def wait_for_bytes_on_the_way_to(executor: StatefulExecutor) -> None:
     """Wait until the line to slot 0 holds something that its worker, which is stopped, has not read."""
-    worker: Any = executor.pool._link(0).worker
+    worker: Any = executor.pool._driver.link(0).worker
     deadline = time.monotonic() + 30
     while not int.from_bytes(fcntl.ioctl(worker._line, termios.TIOCOUTQ, bytes(4)), sys.byteorder):
         assert time.monotonic() < deadline
@@ -327,7 +327,7 @@ def test_the_end_waits_for_a_worker_that_was_killed_while_it_closed(
     monkeypatch.setattr(_worker.LokyWorker, "_autopsy", wait)
     executor = StatefulExecutor(ClosedOnOrder, 1, shared_kwargs={"scene": scene})
     executor.warm_up()
-    worker: Any = executor.pool._link(0).worker
+    worker: Any = executor.pool._driver.link(0).worker
     process = worker._process
     closing = threading.Thread(target=executor.shutdown)
     closing.start()
@@ -350,7 +350,7 @@ def test_many_threads_may_ask_how_a_process_has_ended() -> None:
     for _ in range(20):
         with StatefulExecutor(n_jobs=1) as executor:
             executor.warm_up()
-            worker: Any = executor.pool._link(0).worker
+            worker: Any = executor.pool._driver.link(0).worker
             with ThreadPoolExecutor(8) as threads:
                 found = [threads.submit(joined, worker._process) for _ in range(8)]
                 kill(worker.pid)

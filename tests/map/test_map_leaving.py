@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from joblib_stateful import StatefulMap, stateful_map
+from joblib_stateful import StatefulExecutor, StatefulMap, factory, stateful_map
 from scenes import Scene, engines, new_scene, orders, parallel_engines
 
 if TYPE_CHECKING:
@@ -372,8 +372,11 @@ def test_results_are_not_kept_alive(engine: str) -> None:
 
 
 @pytest.mark.parametrize("where", ["main thread", "another thread"])
+@pytest.mark.parametrize("without", ["", "all"], ids=["as it is", "without what other systems lack"])
 @pytest.mark.parametrize("engine", ["loky", "threads", "inline"])
-def test_a_map_that_is_left_at_the_end_of_a_script_is_silent(run_program: RunProgram, engine: str, where: str) -> None:
+def test_a_map_that_is_left_at_the_end_of_a_script_is_silent(
+    run_program: RunProgram, engine: str, without: str, where: str
+) -> None:
     done = run_program(
         """
         import sys, threading
@@ -396,6 +399,7 @@ def test_a_map_that_is_left_at_the_end_of_a_script_is_silent(run_program: RunPro
         engine,
         where,
         limit=30,
+        env={"JOBLIB_STATEFUL_WITHOUT": without},
     )
     assert (done.code, done.out, done.err) == (0, "0\n", "")
 
@@ -415,6 +419,25 @@ def test_an_interrupted_map_gives_nothing_more(monkeypatch: pytest.MonkeyPatch) 
         with pytest.raises(KeyboardInterrupt):
             next(results)
     assert list(results) == []
+
+
+class Items(list[int]):
+    """A list that can be watched."""
+
+
+@engines
+@pytest.mark.parametrize("leave", [list, StatefulMap.close], ids=["at the end", "early"])
+def test_a_map_that_is_over_keeps_neither_its_executor_nor_its_input(engine: str, leave: Any) -> None:
+    executor: Any = StatefulExecutor(factory(lambda: abs), n_jobs=1, engine=engine)
+    items = Items([-1, -2])
+    results = stateful_map(executor, items)
+    assert next(results) == 1
+    leave(results)
+    alive = weakref.ref(executor), weakref.ref(items)
+    del executor, items
+    gc.collect()
+    assert [found() for found in alive] == [None, None]
+    assert (len(results), list(results)) == (2, [])
 
 
 @parallel_engines

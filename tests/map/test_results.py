@@ -47,7 +47,7 @@ class Play:
         first = 0
         for size in sizes:
             batch = Batch(first, size, self.inbox)
-            batch.request = Request(size, Group(), batch.deliver)
+            batch.requests = [Request(size, Group(), batch.deliver)]
             self.results.send(batch)
             self.batches.append(batch)
             first += size
@@ -183,7 +183,7 @@ def test_joblib_hears_once_of_each_batch(*, ordered: bool) -> None:
 def test_what_can_not_be_sent_comes_back_with_the_reason() -> None:
     inbox, batch = Inbox(), Batch(0, 2, Inbox())
     batch = Batch(0, 2, inbox)
-    batch.request = Request(2, Group(), batch.deliver)
+    batch.requests = [Request(2, Group(), batch.deliver)]
 
     class Closed:
         def accept(self, request: Request) -> None:

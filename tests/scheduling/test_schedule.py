@@ -819,7 +819,7 @@ def test_one_error_in_a_large_group_is_one_look_at_its_calls() -> None:
 
     play = with_objects(200)
     play.submit(*(a_call(1, group, after_error="finish_running") for _ in range(3200)))
-    play.scheduler.work.jobs = Queue(play.scheduler.work.jobs)
+    play.scheduler.work.jobs.common = Queue(play.scheduler.work.jobs.common)
     told_of = play.finished(0, failed={0})
     assert (told_of.count("settle"), len([word for word in told_of if word.startswith("stop")])) == (3001, 199)
     assert looks <= 2 * 3000

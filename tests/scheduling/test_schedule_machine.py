@@ -148,6 +148,7 @@ class ScheduleMachine(RuleBasedStateMachine):
         assert not call.group.stopping
         assert call.request.claim is None or send.job.call.claimed
         assert send.job.positions
+        assert send.job.call.request.only in (None, send.slot)
         running = {
             p
             for other in self.lives.values()
@@ -159,7 +160,7 @@ class ScheduleMachine(RuleBasedStateMachine):
             item = call, position
             assert position not in call.heard_of, "it has an outcome already"
             assert self.blamed[item] <= call.limits.retries
-            if self.scheduler.work.width(call.group) > 1:
+            if self.scheduler.work.width(call.group) > 1 and call.request.only is None:
                 assert self.blamed_in.get(item) != send.slot, "it killed its worker here before"
         max_tasks = self.scheduler.max_tasks
         assert max_tasks is None or life.n_run + len(send.job.positions) <= max_tasks
@@ -186,6 +187,9 @@ class ScheduleMachine(RuleBasedStateMachine):
         after_error=st.sampled_from(_AFTER_ERROR),
         budget=st.sampled_from([0.1, 0.1, None]),
         unsent=st.sampled_from([(), (), (), (0,), (1,), (0, 2)]),
+        together=st.booleans(),
+        only=st.sampled_from([None, None, 0, 1]),
+        is_urgent=st.booleans(),
     )
     def submit(
         self,
@@ -197,11 +201,26 @@ class ScheduleMachine(RuleBasedStateMachine):
         after_error: AfterError,
         budget: float | None,
         unsent: tuple[int, ...],
+        together: bool,
+        only: int | None,
+        is_urgent: bool,
     ) -> None:
         limits = Limits(5.0, 5.0, retries, max_restarts)
         kept = frozenset(position for position in unsent if position < size)
         group: Group = getattr(self, whose)
-        call = Asked(size, group, limits, after_error=after_error, budget=budget, unsent=kept)
+        if only is not None and only >= self.scheduler.work.width(group):
+            only = None
+        call = Asked(
+            size,
+            group,
+            limits,
+            after_error=after_error,
+            budget=None if together or only is not None else budget,
+            unsent=kept,
+            mode="batch" if together else "item",
+            only=only,
+            is_urgent=is_urgent,
+        )
         if call.group.on_error is None:
             call.request.claim = lambda: call not in self.cancelled
         if self.scheduler.closing:
@@ -354,7 +373,7 @@ class ScheduleMachine(RuleBasedStateMachine):
     @precondition(lambda self: self._busy())
     @rule(data=st.data())
     def refused(self, data: st.DataObject) -> None:
-        """Play a worker without memory for all of a message: its items go out again, one by one."""
+        """Play a worker without memory for all of a message: its items go out again, one by one, or in halves."""
         slot = data.draw(st.sampled_from(self._busy()))
         job, stopping = self._job(slot), self._job(slot).call.group.stopping or self._job(slot).call.settled
         if len(job.positions) == 1:
@@ -363,8 +382,9 @@ class ScheduleMachine(RuleBasedStateMachine):
         self._finish(slot, 0, set(), was_refused=True)
         waiting = [(j.call, tuple(j.positions)) for j in self.scheduler.work.jobs]
         running = [(life.job.call, tuple(life.job.positions)) for life in self.lives.values() if life.job]
-        for position in () if stopping else job.positions:
-            assert (job.call, (position,)) in [*waiting, *running]
+        size = -(-len(job.positions) // 2) if job.call.request.is_one_call else 1
+        for at in () if stopping else range(0, len(job.positions), size):
+            assert (job.call, tuple(job.positions[at : at + size])) in [*waiting, *running]
 
     @precondition(lambda self: self._building())
     @rule(data=st.data())
@@ -410,31 +430,38 @@ class ScheduleMachine(RuleBasedStateMachine):
         slot = data.draw(st.sampled_from(self._busy()))
         size = len(self._job(slot).positions)
         place = data.draw(st.sampled_from([None, *range(size)]))
-        self._die_at_work(slot, place, place if place is not None else data.draw(st.sampled_from([0, size])))
+        together = 1
+        if place is not None and self._job(slot).call.request.is_one_call:
+            together = data.draw(st.integers(1, size - place))
+        n_finished = place if place is not None else data.draw(st.sampled_from([0, size]))
+        self._die_at_work(slot, place, n_finished, together)
 
-    def _die_at_work(self, slot: int, place: int | None, n_finished: int) -> None:
+    def _die_at_work(self, slot: int, place: int | None, n_finished: int, together: int = 1) -> None:
         job, life = self._job(slot), self.lives[slot]
         call, size, was_settled = who_asked(job.call), len(job.positions), job.call.settled
-        guilty = place if size > 1 else 0
-        if life.expired and size > 1 and guilty != life.expired_place:
-            guilty = None
+        guilty: list[int] = []  # positions
+        if size == 1:
+            guilty = [job.positions[0]]
+        elif place is not None and not (life.expired and place != life.expired_place):
+            guilty = list(job.positions[place : place + together])
         if not was_settled:
             self.unblamed[slot] *= not n_finished
-            if guilty is not None:
-                self.blamed[call, job.positions[guilty]] += 1
-                self.blamed_in[call, job.positions[guilty]] = slot
+            for position in guilty:
+                self.blamed[call, position] += 1
+                self.blamed_in[call, position] = slot
         stopping = call.group.stopping
-        decisions = self._die(slot, Death(exitcode=-9, started=True, place=place, n_finished=n_finished))
+        death = Death(exitcode=-9, started=True, place=place, n_finished=n_finished, n_together=together)
+        decisions = self._die(slot, death)
         assert not any(isinstance(decision, FailGroup) for decision in decisions)
         self.carry_out(decisions)
-        if not was_settled and guilty is not None:
-            position = job.positions[guilty]
+        for position in () if was_settled else guilty:
             is_final = stopping or self.blamed[call, position] > call.limits.retries
             assert (position in call.errors) is is_final
             if is_final:
                 self.unblamed[slot] = 0
-                kind = errors.ItemTimeoutError if life.expired else errors.WorkerCrashedError
-                assert isinstance(call.errors[position], kind)
+                error = call.errors[position]
+                assert isinstance(error, errors.ItemTimeoutError if life.expired else errors.WorkerCrashedError)
+                assert error.n_items == len(guilty)
 
     @precondition(lambda self: self._closing())
     @rule(data=st.data())
@@ -521,7 +548,7 @@ class ScheduleMachine(RuleBasedStateMachine):
     def no_job_waits_while_a_slot_is_free(self) -> None:
         scheduler = self.scheduler
         for job in scheduler.work.jobs:
-            own = [slot for slot in scheduler.slots.first(job.call.group.n_slots) if slot.index != job.avoid]
+            own = [slot for slot in scheduler.slots.first(job.call.group.n_slots) if _may_run(job, slot.index)]
             n_building = len([slot for slot in own if slot.state is State.BUILDING])
             for slot in own:
                 # No more are built than there are jobs for.
@@ -536,14 +563,15 @@ class ScheduleMachine(RuleBasedStateMachine):
         coming = [slot.index for slot in scheduler.slots if slot.state is State.BUILDING]
         empty = [slot.index for slot in scheduler.slots if slot.state is State.EMPTY]
         fewest_first = sorted(
-            scheduler.work.jobs, key=lambda job: (scheduler.work.width(job.call.group), job.avoid is None)
+            scheduler.work.jobs,
+            key=lambda job: (job.only is None, scheduler.work.width(job.call.group), job.avoid is None),
         )
         for job in fewest_first:
-            own = [index for index in coming if index < job.call.group.n_slots and index != job.avoid]
+            own = [index for index in coming if index < job.call.group.n_slots and _may_run(job, index)]
             if own:
                 coming.remove(own[0])
             else:
-                assert not [index for index in empty if index < job.call.group.n_slots and index != job.avoid]
+                assert not [index for index in empty if index < job.call.group.n_slots and _may_run(job, index)]
 
     @invariant()
     def somebody_works_while_a_call_is_open(self) -> None:
@@ -675,6 +703,10 @@ class ScheduleMachine(RuleBasedStateMachine):
     def _snapshot(self) -> object:
         slots = [dict(vars(slot)) for slot in self.scheduler.slots]
         return repr(self.scheduler), slots
+
+
+def _may_run(job: Job, index: int) -> bool:
+    return index != job.avoid and job.only in (None, index)
 
 
 def _value(call: Asked, position: int) -> object:

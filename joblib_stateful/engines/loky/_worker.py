@@ -248,7 +248,7 @@ class LokyWorker(EngineWorker):
         if progress.fault(message.seq, size, self._least):
             return Death(self.pid, exitcode, started=True, reason=reason)
         started = bool(reason) or progress.seq == message.seq
-        return Death(self.pid, exitcode, started, progress.place, progress.n_finished, reason)
+        return Death(self.pid, exitcode, started, progress.place, progress.n_finished, reason, progress.n_together)
 
     def _let_go(self) -> None:
         """Hold nothing open for a process that is gone; what it was doing can still be read."""
