@@ -10,9 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import sys
-import threading
-import warnings
 from typing import TYPE_CHECKING, Any
 
 
@@ -106,13 +103,11 @@ class BatchGenerator:
                 mmap_mode=None,
             )
         self._batches: Generator[Batch, None, None] | None = None
-        self._thread: int | None = None  # in which joblib's call was begun
 
     def send(self, batch: Batch) -> None:
         """Have a batch run."""
         tasks: Iterator[Any] = iter(((_itself, (batch,), {}),))
         if self._batches is None:
-            self._thread = threading.get_ident()
             self._batches = self._parallel(tasks)
         else:
             self._parallel.dispatch_one_batch(tasks)
@@ -131,28 +126,20 @@ class BatchGenerator:
             pass
 
     def abort(self) -> None:
-        """End joblib's call at once, whatever state it is in."""
+        """End joblib's call at once, whatever state it is in, and in any thread."""
         if self._batches is None:
             return
-        if self._thread == threading.get_ident():
-            self._batches.close()
-            return
-        # Only in a fork, or at the interpreter's end. joblib warns of it, for it has another thread do the rest, and at the end
-        # none can be started.
-        with warnings.catch_warnings(), contextlib.suppress(Exception):
-            warnings.simplefilter("ignore")
-            self._batches.close()
+        # Not `close()`, of which joblib warns in another thread than the one that has begun the call.
+        with contextlib.suppress(_LeftError, StopIteration):
+            self._batches.throw(_LeftError)
 
     def __del__(self) -> None:
-        if getattr(self, "_batches", None) is not None and sys.is_finalizing():
+        if getattr(self, "_batches", None) is not None:  # or it would be closed, at the end of the interpreter
             self.abort()
 
-    def interrupt(self) -> None:
-        """End joblib's call after an interrupt, when what was sent has been dropped."""
-        if self._thread == threading.get_ident():
-            self.abort()
-        else:  # joblib warns of a generator that is closed in another thread
-            self.end()
+
+class _LeftError(BaseException):
+    """Ends joblib's generator, as nothing that it catches would."""
 
 
 def _itself(batch: Batch) -> Batch:

@@ -441,10 +441,8 @@ class StatefulMap(NotCopied, Generic[T]):
             rest.callback(self._feeder.end)
             rest.callback(self._inbox.close)
             if pool is not None and results is not None:
-                if pool.is_disowned:  # in a fork none of it will ever be done
-                    rest.callback(results.abort)
-                else:
-                    rest.callback(results.interrupt if interrupted else results.end)
+                # In a fork none of it will ever be done.
+                rest.callback(results.abort if interrupted or pool.is_disowned else results.end)
             if pool is not None:  # which may be at work for it before there is a batch
                 rest.callback(self._drop, pool, interrupted=interrupted)
 

@@ -82,7 +82,3 @@ class Results:
     def abort(self) -> None:
         """End joblib's call at once, whatever state it is in."""
         self._call.abort()
-
-    def interrupt(self) -> None:
-        """End joblib's call after an interrupt, when what was sent has been dropped."""
-        self._call.interrupt()
