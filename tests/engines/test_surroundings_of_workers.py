@@ -17,6 +17,7 @@ from joblib_stateful import StatefulExecutor, errors, get_worker, stateful_map
 from joblib_stateful._worker._surroundings import Environment, Surroundings
 from joblib_stateful.engines.loky._starting import interpreter_flags
 from needs import needs
+from programs import program_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -321,25 +322,6 @@ def test_an_environment_tells_what_has_changed(monkeypatch: pytest.MonkeyPatch) 
 
 # --- flags ----------------------------------------------------------------------------------------------
 
-FLAGS = """
-import sys, warnings
-from joblib_stateful import stateful_map
-
-def flags(_=None):
-    named = {name: getattr(sys.flags, name) for name in dir(sys.flags) if name[0] != "_" and name[:2] != "n_"}
-    named = {name: value for name, value in named.items() if not callable(value)}
-    return named, sys.warnoptions, sys._xoptions, __debug__
-
-def nested(_):
-    return next(stateful_map(flags, [0], n_jobs=1))
-
-here = flags()
-for look in (flags, nested):
-    found = next(stateful_map(look, [0], n_jobs=1))
-    if found != here:  # no assertion, which -O leaves out
-        sys.exit(f"{look.__name__}: {found} instead of {here}")
-"""
-
 
 @pytest.mark.parametrize(
     "given",
@@ -358,7 +340,11 @@ for look in (flags, nested):
 )
 def test_flags_of_the_interpreter(given: list[str]) -> None:
     done = subprocess.run(
-        [sys.executable, *given, "-c", FLAGS], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, *given, "-c", program_text("engines/compares_its_flags_with_its_workers")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
 

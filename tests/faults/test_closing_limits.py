@@ -21,6 +21,7 @@ import joblib_stateful
 from contract import on
 from joblib_stateful import StatefulExecutor, call_worker, stateful_map
 from joblib_stateful._executor import _timeouts
+from programs import program_text
 
 if TYPE_CHECKING:
     from conftest import RunProgram
@@ -229,34 +230,10 @@ def test_a_close_within_its_time_is_not_disturbed(tmp_path: Path, caplog: pytest
     assert len(list(tmp_path.glob("closed-*"))) == 2
 
 
-PROGRAM = """
-    import logging, sys, threading
-    logging.basicConfig(format="%(message)s")
-    from joblib_stateful import StatefulExecutor, call_worker, stateful_map
-    from joblib_stateful._executor import _exit
-
-    _exit._GRACE = 1.0
-
-    class Hanging:
-        def __call__(self, item):
-            return item
-        def close(self):
-            threading.Event().wait()
-
-    if __name__ == "__main__":
-        engine = sys.argv[1]
-        if sys.argv[2] == "map":
-            print(list(stateful_map(Hanging, range(3), n_jobs=1, engine=engine)))
-        else:
-            executor = StatefulExecutor(Hanging, 1, engine=engine)
-            executor.submit(call_worker, 7).add_done_callback(lambda future: print(future.result(), flush=True))
-"""
-
-
 @pytest.mark.parametrize("way", ["map", "submit"])
 @pytest.mark.parametrize("name", LOCAL)
 def test_the_end_of_a_program_says_so_too(name: str, way: str, run_program: RunProgram) -> None:
-    done = run_program(PROGRAM, name, way, limit=_PATIENCE)
+    done = run_program(program_text("faults/never_finishes_a_close"), name, way, limit=_PATIENCE)
     assert done.code == 0, done.err
     assert done.out.strip() == ("[0, 1, 2]" if way == "map" else "7")
     assert "The worker in slot 0" in done.err

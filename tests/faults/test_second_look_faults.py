@@ -14,6 +14,7 @@ from joblib_stateful import StatefulExecutor, call_worker, shutdown, stateful_ma
 from joblib_stateful._executor import _pool, _replies
 from joblib_stateful._executor._pool import WorkerPool
 from needs import needs
+from programs import program_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,66 +24,13 @@ if TYPE_CHECKING:
 
 def test_a_worker_that_waits_for_a_slow_parent_is_not_held_to_be_damaged(run_program: RunProgram) -> None:
     """It has answered as far as it can: the thread that should take it is busy with the answer before."""
-    done = run_program(
-        """
-import time
-from joblib_stateful import stateful_map
-from joblib_stateful._executor import _timeouts
-
-_timeouts._STARTUP_SECONDS = 0.2
-
-class Slow:
-    def __init__(self, value):
-        self.value = value
-    def __getstate__(self):
-        return self.value
-    def __setstate__(self, value):
-        time.sleep(3)
-        self.value = value
-
-def make(item):
-    return Slow(item) if item == 0 else bytes(5_000_000)  # more than a line takes
-
-results = list(stateful_map(make, range(3), n_jobs=1, batch_size=1, item_timeout=0.5, on_error="deferred"))
-assert [result.exception for result in results] == [None] * 3, results
-print("done")
-""",
-        limit=60,
-    )
+    done = run_program(program_text("faults/loads_a_result_for_seconds"), limit=60)
     assert (done.code, done.out) == (0, "done\n"), done.err[-3000:]
 
 
 def test_what_came_with_an_answer_for_which_there_was_no_memory_comes_again(run_program: RunProgram) -> None:
     """A class that the worker has made: it travels once, and was lost with the first of its objects."""
-    done = run_program(
-        """
-import resource
-from joblib_stateful import StatefulExecutor, errors
-
-made = []
-
-def make(n_bytes):
-    if not made:
-        class Made:
-            def __init__(self, data):
-                self.data = data
-        made.append(Made)
-    return made[0](bytes(n_bytes))
-
-with StatefulExecutor(n_jobs=1) as executor:
-    executor.submit(abs, 1).result()
-    with open("/proc/self/statm") as file:
-        used = int(file.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + 250 * 2**20, resource.RLIM_INFINITY))
-    error = executor.submit(make, 400 * 2**20).exception()
-    assert type(error) is errors.TransferError, error
-    found = [executor.submit(make, n).result() for n in range(3)]
-    assert [len(one.data) for one in found] == [0, 1, 2]
-    assert len(set(map(type, found))) == 1
-print("done")
-""",
-        limit=60,
-    )
+    done = run_program(program_text("faults/has_no_memory_for_an_answer"), limit=60)
     assert (done.code, done.out) == (0, "done\n"), done.err[-3000:]
 
 

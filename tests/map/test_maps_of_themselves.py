@@ -12,6 +12,7 @@ import pytest
 
 from contract import on
 from joblib_stateful import StatefulExecutor, errors, stateful_map
+from programs import program_text
 
 if TYPE_CHECKING:
     from conftest import RunProgram
@@ -163,60 +164,12 @@ def test_another_threads_import_is_waited_for(run_program: RunProgram, tmp_path:
 
 # --- maps of themselves ---------------------------------------------------------------------------------
 
-RECURSIVE = """
-    import os, sys
-    from pathlib import Path
-    from joblib import Parallel, delayed, parallel_config
-    from joblib_stateful import StatefulExecutor, get_worker, shutdown, stateful_map
-
-    log, engine = Path(sys.argv[1]), sys.argv[2]
-
-    def note():
-        with log.open("a") as file:
-            file.write("called ")
-
-    def direct(item):
-        note()
-        return list(stateful_map(direct, [item] * 2, n_jobs=2, engine=engine))
-
-    def one(item):
-        note()
-        return list(stateful_map(other, [item] * 2, n_jobs=2, engine=engine))
-
-    def other(item):
-        return list(stateful_map(one, [item] * 2, n_jobs=2, engine=engine))
-
-    class Worker:
-        def __call__(self, item):
-            note()
-            return list(stateful_map(Worker, [item] * 2, n_jobs=2, engine=engine))
-
-    def submitting(item):
-        note()
-        with StatefulExecutor(n_jobs=2, engine=engine) as executor:
-            return list(executor.map(submitting, [item] * 2))
-
-    def parallel(item):
-        note()
-        with parallel_config(backend="stateful", n_jobs=2, engine=engine):
-            return Parallel()(delayed(parallel)(item) for _ in range(2))
-
-    if __name__ == "__main__":
-        ways = {"direct": lambda: direct(1), "one": lambda: one(1), "Worker": lambda: Worker()(1),
-                "submitting": lambda: submitting(1), "parallel": lambda: parallel(1)}
-        try:
-            ways[sys.argv[3]]()
-        except Exception as error:
-            print(type(error).__name__, error)
-        shutdown()
-"""
-
 
 @pytest.mark.parametrize("way", ["direct", "one", "Worker", "submitting", "parallel"])
 @pytest.mark.parametrize("name", ["loky", "threads"])
 def test_what_maps_itself_is_refused(name: str, way: str, run_program: RunProgram, tmp_path: Path) -> None:
     log = tmp_path / "log"
-    done = run_program(RECURSIVE, str(log), name, way, limit=LIMIT)
+    done = run_program(program_text("map/maps_itself"), str(log), name, way, limit=LIMIT)
     assert done.code == 0, done.err
     assert done.out.startswith("EngineError"), done.out + done.err
     assert 'engine="inline"' in done.out

@@ -24,6 +24,7 @@ from joblib_stateful import (
 )
 from joblib_stateful._words import a, count, short
 from joblib_stateful.testing import MemoryEngine
+from programs import program_text
 
 ALL_ENGINES = pytest.mark.parametrize("engine", [*ENGINES, "memory"])
 
@@ -195,28 +196,7 @@ def test_a_lock_of_multiprocessings(kind: str) -> None:
 
 
 def test_those_of_a_manager_do_it(run_program: RunProgram) -> None:
-    done = run_program("""
-        import multiprocessing
-        from joblib_stateful import stateful_map
-
-        class Counts:
-            def __init__(self, lock, found, total):
-                self.lock, self.found, self.total = lock, found, total
-            def __call__(self, item):
-                with self.lock:
-                    self.total.value += item
-                self.found.put(item)
-                return item
-
-        if __name__ == "__main__":
-            with multiprocessing.get_context("spawn").Manager() as manager:
-                total, found = manager.Value("i", 0), manager.Queue()
-                kwargs = {"lock": manager.Lock(), "found": found, "total": total}
-                list(stateful_map(Counts, range(20), n_jobs=2, shared_kwargs=kwargs))
-                print(total.value, sorted(found.get() for _ in range(20)) == list(range(20)))
-                list(stateful_map(lambda queue: queue.put("item"), [found], n_jobs=1))
-                print(found.get())
-    """)
+    done = run_program(program_text("programs/shares_what_a_manager_has"))
     assert (done.code, done.out) == (0, "190 True\nitem\n"), done.err
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from joblib_stateful import TaskResult, errors, stateful_map
 from joblib_stateful._transport._transport import ByReference, Pickled, Transport
+from programs import program_text
 from scenes import policies
 
 if TYPE_CHECKING:
@@ -417,30 +418,6 @@ def test_errors_of_ours_can_be_pickled() -> None:
 
 
 def test_a_class_of_the_scripts_main_can_be_caught(run_program: RunProgram) -> None:
-    done = run_program("""
-        from joblib_stateful import stateful_map
-
-        class Mine(Exception):  # noqa: N818 - users name theirs as they like
-            def __init__(self, code):
-                super().__init__(code)
-                self.code = code
-
-        class Work:
-            def __call__(self, item):
-                raise Mine(item)
-
-        def work(item):
-            raise Mine(item)
-
-        if __name__ == "__main__":
-            for worker in (Work, work, lambda item: work(item)):
-                for policy in ("immediate", "wait_others"):
-                    try:
-                        list(stateful_map(worker, [7], n_jobs=1, on_error=policy))
-                    except Mine as error:
-                        print("caught", error.code)
-                (result,) = stateful_map(worker, [7], n_jobs=1, on_error="deferred")
-                print(type(result.exception) is Mine)
-    """)
+    done = run_program(program_text("transport/catches_its_own_exception"))
     assert (done.code, done.err) == (0, "")
     assert done.out == "caught 7\ncaught 7\nTrue\n" * 3
