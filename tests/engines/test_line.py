@@ -88,7 +88,7 @@ def test_a_message_that_is_not_all_there_is_not_waited_for(
         os.close(fd or -1)
 
 
-def test_what_can_be_sent_at_once_is(ends: tuple[Line, Line]) -> None:
+def test_as_much_as_goes_at_once_is_sent_though_nobody_reads(ends: tuple[Line, Line]) -> None:
     ours, theirs = ends
     assert ours.at_once >= 1 << 12
     ours.send(bytes(ours.at_once))  # and nobody reads yet

@@ -20,7 +20,7 @@ _FOUND = """\
 
 
 @pytest.mark.parametrize("has_tools", [True, False])
-def test_where_no_processes_are_listed(run_program: RunProgram, *, has_tools: bool) -> None:
+def test_where_no_processes_are_listed_a_worker_is_killed_alone(run_program: RunProgram, *, has_tools: bool) -> None:
     """Linux without /proc, as in a bare chroot: neither psutil nor pgrep sees the worker there that is to be killed."""
     pytest.importorskip("numpy")
     done = run_program(
@@ -36,7 +36,7 @@ def test_where_no_processes_are_listed(run_program: RunProgram, *, has_tools: bo
 @pytest.mark.parametrize(
     ("home", "without"), [("/nonexistent", {}), (None, {}), (None, {"JOBLIB_STATEFUL_WITHOUT": "memfd"})]
 )
-def test_a_user_without_a_name_or_a_home_who_may_write_nowhere(
+def test_a_user_without_a_name_or_a_home_who_may_write_nowhere_can_map(
     run_program: RunProgram, home: str | None, without: dict[str, str]
 ) -> None:
     """As where a container is run with any user's number."""

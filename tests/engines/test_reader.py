@@ -68,7 +68,7 @@ def test_all_slots_have_one_thread_as_long_as_there_are_workers() -> None:
         assert len(readers()) == 2
 
 
-def test_it_ends_with_an_executor_that_nobody_needs() -> None:
+def test_the_thread_that_reads_ends_with_an_executor_that_nobody_needs() -> None:
     StatefulExecutor(n_jobs=2).warm_up()
     wait_for_readers(0)
 
@@ -396,7 +396,7 @@ def test_what_an_alarm_raises_spoils_no_answer(alarms: None) -> None:
         assert [info.pid for info in executor.workers()] == before
 
 
-def test_nor_a_call_that_is_being_sent(alarms: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_an_alarm_raises_spoils_no_call_that_is_being_sent(alarms: None, monkeypatch: pytest.MonkeyPatch) -> None:
     went_off: list[int] = []
 
     def encode(message: Any) -> bytes:
@@ -415,7 +415,7 @@ def test_nor_a_call_that_is_being_sent(alarms: None, monkeypatch: pytest.MonkeyP
         assert [info.pid for info in executor.workers()] == before
 
 
-def test_ctrl_c_is_heard(program: StartProgram) -> None:
+def test_ctrl_c_is_heard_among_many_quick_answers(program: StartProgram) -> None:
     running = program(
         """
         for result in stateful_map(Worker, [*["a"] * 500, "hang"], n_jobs=2, batch_size=1):
@@ -430,7 +430,7 @@ def test_ctrl_c_is_heard(program: StartProgram) -> None:
 
 
 @needs("fork")
-def test_a_fork_in_its_middle_takes_nothing(run_program: RunProgram) -> None:
+def test_a_fork_in_the_middle_of_a_map_takes_no_answers(run_program: RunProgram) -> None:
     done = run_program(program_text("engines/forks_in_the_middle_of_a_map"))
     assert (done.code, done.out.split()) == (0, ["0"] * 5), done.err
 

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from joblib_stateful import StatefulExecutor
+from joblib_stateful._executor import _pool, _replies
 from joblib_stateful._process import _system
 from programs import program_text
 
@@ -101,3 +103,35 @@ def test_a_result_that_is_too_large_for_the_parent_ends_no_map(run_program: RunP
         limit=60,
     )
     assert (done.code, done.out) == (0, "done\n"), done.err[-3000:]
+
+
+def test_a_worker_that_waits_for_a_slow_parent_is_not_held_to_be_damaged(run_program: RunProgram) -> None:
+    """It has answered as far as it can: the thread that should take it is busy with the answer before."""
+    done = run_program(program_text("engines/loads_a_result_for_seconds"), limit=60)
+    assert (done.code, done.out) == (0, "done\n"), done.err[-3000:]
+
+
+def test_what_came_with_an_answer_for_which_there_was_no_memory_comes_again(run_program: RunProgram) -> None:
+    """A class that the worker has made: it travels once, and was lost with the first of its objects."""
+    done = run_program(program_text("engines/has_no_memory_for_an_answer"), limit=60)
+    assert (done.code, done.out) == (0, "done\n"), done.err[-3000:]
+
+
+def fail() -> None:
+    raise ValueError("as it was told to")
+
+
+@pytest.mark.parametrize("engine", ["loky", "threads"])
+def test_a_call_whose_outcome_can_not_even_be_described_has_one(monkeypatch: pytest.MonkeyPatch, engine: str) -> None:
+    def no_memory(*_: object, **__: object) -> None:
+        raise MemoryError("there is none for this either")
+
+    with StatefulExecutor(n_jobs=1, engine=engine) as executor:
+        with monkeypatch.context() as patch:
+            patch.setattr(_replies, "report_of", no_memory)
+            patch.setattr(_replies, "report_without", no_memory)
+            patch.setattr(_pool, "report_without", no_memory)
+            first, second = executor.submit(fail), executor.submit(fail)
+            assert type(first.exception(timeout=20)) is MemoryError
+            assert type(second.exception(timeout=20)) is MemoryError
+        assert executor.submit(abs, -1).result(timeout=20) == 1

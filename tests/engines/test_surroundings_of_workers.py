@@ -47,7 +47,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_equal_maps_in_a_loop_over_folders(folders: list[Path], engine: str) -> None:
+def test_equal_maps_in_a_loop_over_folders_run_in_each(folders: list[Path], engine: str) -> None:
     found: list[Any] = []
     for folder in folders * 2:
         os.chdir(folder)
@@ -73,7 +73,7 @@ def test_an_object_stays_and_is_built_where_the_map_began(folders: list[Path], b
     assert len(built) == 1
 
 
-def test_calls_of_an_executor_and_its_maps(folders: list[Path], built: BuildLog) -> None:
+def test_an_executors_calls_and_maps_run_in_the_folder_of_the_call(folders: list[Path], built: BuildLog) -> None:
     with StatefulExecutor(Reader, 1, shared_kwargs={"log": built}) as executor:
         os.chdir(folders[1])
         executor.warm_up()
@@ -85,7 +85,7 @@ def test_calls_of_an_executor_and_its_maps(folders: list[Path], built: BuildLog)
     assert len(built) == 1
 
 
-def test_calls_of_parallel(folders: list[Path]) -> None:
+def test_calls_of_parallel_run_in_the_folder_of_the_call(folders: list[Path]) -> None:
     found: list[Any] = []
     with parallel_config(backend="stateful", n_jobs=2):
         for folder in folders:
@@ -106,7 +106,7 @@ def test_all_of_a_map_is_done_where_it_began(folders: list[Path]) -> None:
     assert [*found, *results] == ["a"] * 4
 
 
-def test_a_worker_of_a_worker(folders: list[Path]) -> None:
+def test_a_worker_of_a_worker_runs_in_that_ones_folder(folders: list[Path]) -> None:
     def nested(name: str) -> list[str]:
         os.chdir(folders[1])
         return list(stateful_map(read, [name], n_jobs=1))
@@ -196,7 +196,7 @@ def _limits() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_limits")
 @pytest.mark.parametrize("engine", ENGINES)
-def test_limits_of_the_interpreter(engine: str) -> None:
+def test_limits_of_the_interpreter_are_the_workers_too(engine: str) -> None:
     def deep(depth: int) -> int:
         return 0 if depth == 0 else 1 + deep(depth - 1)
 
@@ -254,7 +254,7 @@ def test_a_changed_environment_means_new_workers(built: BuildLog, monkeypatch: p
     assert len(built) == 3
 
 
-def test_also_for_calls_of_parallel(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_environment_reaches_calls_of_parallel(monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[Any] = []
     with parallel_config(backend="stateful", n_jobs=2):
         for value in "12":
@@ -338,7 +338,7 @@ def test_an_environment_tells_what_has_changed(monkeypatch: pytest.MonkeyPatch) 
     ],
     ids=" ".join,
 )
-def test_flags_of_the_interpreter(given: list[str]) -> None:
+def test_flags_of_the_interpreter_are_the_workers_too(given: list[str]) -> None:
     done = subprocess.run(
         [sys.executable, *given, "-c", program_text("engines/compares_its_flags_with_its_workers")],
         capture_output=True,
@@ -350,7 +350,7 @@ def test_flags_of_the_interpreter(given: list[str]) -> None:
 
 
 @pytest.mark.parametrize("flag", ["-b", "-bb", "-Xdev"])
-def test_options_that_were_cleared_by_the_program(flag: str) -> None:
+def test_workers_start_though_the_program_has_cleared_its_warning_options(flag: str) -> None:
     script = """
 import sys
 from joblib_stateful import stateful_map

@@ -83,7 +83,7 @@ def test_no_other_module_asks_the_system(name: str) -> None:
         "open('/proc/self/stat')",
     ],
 )
-def test_questions_are_seen(text: str) -> None:
+def test_questions_to_the_system_are_seen_in_code(text: str) -> None:
     assert list(questions(text))
 
 
@@ -111,7 +111,7 @@ def test_what_is_named_in_the_environment_is_missing() -> None:
 
 # What each of these changes is in files that others test, too; this says that one alone can be missing.
 @pytest.mark.parametrize("name", [*sorted(_system.NAMES), "all"])
-def test_without_one_of_these_the_same_comes_out(name: str, run_program: RunProgram) -> None:
+def test_without_something_that_a_system_may_lack_the_same_comes_out(name: str, run_program: RunProgram) -> None:
     pytest.importorskip("numpy")
     done = run_program(program_text("engines/uses_all_that_systems_may_lack"), env={"JOBLIB_STATEFUL_WITHOUT": name})
     assert done.code == 0, done.err

@@ -341,7 +341,7 @@ def test_basic_config_in_a_worker_changes_nothing() -> None:
         assert collector.messages == ["built", "told"]
 
 
-def test_joblibs_calls_and_executors() -> None:
+def test_records_of_joblibs_calls_come_too() -> None:
     from joblib import Parallel, delayed, parallel_config
 
     with collecting() as collector, parallel_config(backend="stateful", worker=Talker, n_jobs=2):

@@ -25,7 +25,7 @@ def says_ok(run_program: RunProgram, text: str, *args: str) -> None:
     ("way", "order"),
     [("SIGKILL", "ordered"), ("SIGKILL", "unordered"), ("segfault", "unordered"), ("os._exit", "unordered")],
 )
-def test_a_death(way: str, order: str, run_program: RunProgram) -> None:
+def test_a_death_costs_its_item_alone_and_is_told_exactly(way: str, order: str, run_program: RunProgram) -> None:
     says_ok(run_program, program_text("faults/dies_at_one_item"), way, order)
 
 

@@ -314,12 +314,12 @@ def test_an_option_that_one_worker_cannot_use_is_warned_about_once(name: str, n_
     assert "n_jobs=2" in str(caught[0].message)
 
 
-def test_all_of_them_are_named() -> None:
+def test_all_options_that_one_worker_cannot_use_are_named() -> None:
     with pytest.warns(UserWarning, match=f"^{', '.join(_UNUSED)} are not used"):
         Parallel(backend="stateful", **_UNUSED)(delayed(abs)(n) for n in range(2))
 
 
-def test_what_is_given_as_it_is_by_default_is_not() -> None:
+def test_options_that_are_given_as_they_are_by_default_are_not_warned_about() -> None:
     with stateful(retries=0, max_restarts=3, item_timeout=None, progress=False):
         assert Parallel()(delayed(abs)(n) for n in range(2)) == [0, 1]
 
@@ -336,7 +336,7 @@ def test_a_call_within_a_worker_is_not_warned_about(engine: str) -> None:
         assert Parallel()(delayed(one_by_one)(2) for _ in range(2)) == [[0, 1]] * 2
 
 
-def test_nor_are_those_nested_in_what_runs_in_this_process() -> None:
+def test_calls_nested_in_what_runs_in_this_process_are_not_warned_about() -> None:
     def nest(item: int) -> Any:
         return Parallel()(delayed(abs)(-n) for n in range(item))
 
@@ -535,7 +535,7 @@ class Unpicklable:
 
 
 @pytest.mark.parametrize("bad", ["argument", "result"])
-def test_what_cannot_travel(bad: str, scene: Scene) -> None:
+def test_an_argument_or_result_that_cannot_travel_ends_the_call(bad: str, scene: Scene) -> None:
     tasks = [delayed(id)(Unpicklable()) if bad == "argument" else delayed(Unpicklable)() for _ in range(3)]
     with stateful(worker=Tagged, shared_kwargs={"log": scene.log()}, n_jobs=2):
         with pytest.raises(errors.TransferError, match="not to be pickled"):

@@ -630,7 +630,7 @@ def test_the_records_for_users_are_made_where_one_is_given(run_program: RunProgr
     ]
 
 
-def test_they_are_not_made_under_the_lock(run_program: RunProgram) -> None:
+def test_the_records_for_users_are_not_made_under_the_lock(run_program: RunProgram) -> None:
     """Finalisers that run meanwhile may want it, too."""
     done = run_program(program_text("map/looks_at_locks_while_it_imports"))
     assert (done.code, done.out, done.err) == (0, "free: True\nempty\n", "")

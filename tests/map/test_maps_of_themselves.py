@@ -91,7 +91,7 @@ def test_a_map_of_a_module_that_is_being_imported_is_refused(way: str, run_progr
     assert len((tmp_path / "log").read_text().split()) == 1  # no worker has imported it
 
 
-def test_so_is_one_in_a_package_that_is_being_imported(run_program: RunProgram, tmp_path: Path) -> None:
+def test_a_map_in_a_package_that_is_being_imported_is_refused(run_program: RunProgram, tmp_path: Path) -> None:
     write_module(tmp_path, "None", "package.sub")
     (tmp_path / "package" / "__init__.py").write_text(
         "from joblib_stateful import stateful_map\nfrom .sub import double\n"
@@ -106,7 +106,9 @@ def test_so_is_one_in_a_package_that_is_being_imported(run_program: RunProgram, 
 
 @pytest.mark.parametrize("name", ["threads", "inline"])
 @pytest.mark.parametrize("way", ["map", "backend's worker"])
-def test_within_one_process_it_works(way: str, name: str, run_program: RunProgram, tmp_path: Path) -> None:
+def test_within_one_process_a_map_of_a_module_that_is_being_imported_works(
+    way: str, name: str, run_program: RunProgram, tmp_path: Path
+) -> None:
     write_module(tmp_path, MAPS[way])
     done = run_program(
         PROGRAM.format(module="mapping"), limit=LIMIT, env={"ENGINE": name, "LOG": str(tmp_path / "log")}
@@ -122,7 +124,9 @@ def test_within_one_process_it_works(way: str, name: str, run_program: RunProgra
         ("list(stateful_map(abs, range(3), n_jobs=2))", "[0, 1, 2]"),  # somebody else's
     ],
 )
-def test_what_needs_no_module_works(call: str, result: str, run_program: RunProgram, tmp_path: Path) -> None:
+def test_a_map_in_a_module_that_is_being_imported_works_if_it_needs_no_such_module(
+    call: str, result: str, run_program: RunProgram, tmp_path: Path
+) -> None:
     write_module(tmp_path, call)
     env = {"ENGINE": "loky", "LOG": str(tmp_path / "log")}
     done = run_program(PROGRAM.format(module="mapping"), limit=LIMIT, env=env)
@@ -130,7 +134,7 @@ def test_what_needs_no_module_works(call: str, result: str, run_program: RunProg
     assert done.out.split(maxsplit=1) == ["imported", f"{result}\n"]
 
 
-def test_a_worker_that_imports_such_a_module_says_so(run_program: RunProgram, tmp_path: Path) -> None:
+def test_a_worker_that_imports_a_module_which_starts_workers_says_so(run_program: RunProgram, tmp_path: Path) -> None:
     # The module maps somebody else's function, over objects of its own: so each worker imports it.
     write_module(tmp_path, "list(stateful_map(repr, [Doubler(), Doubler()], n_jobs=2))")
     env = {"ENGINE": "loky", "LOG": str(tmp_path / "log")}

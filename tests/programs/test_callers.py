@@ -46,7 +46,7 @@ def check(found: Any, *, in_own_processes: bool = True) -> None:
 # --- threads and event loops --------------------------------------------------------------------------
 
 
-def test_from_a_thread() -> None:
+def test_map_from_a_thread() -> None:
     found: list[Any] = []
     thread = threading.Thread(target=lambda: found.append(add_all()))
     thread.start()
@@ -54,7 +54,7 @@ def test_from_a_thread() -> None:
     check(found[0])
 
 
-def test_from_asyncio_to_thread() -> None:
+def test_map_from_asyncio_to_thread() -> None:
     async def main() -> list[Any]:
         beat = 0
 
@@ -95,36 +95,36 @@ def _joblibs_own_workers() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_joblibs_own_workers")
 @pytest.mark.parametrize("n_jobs", [1, 2])
-def test_from_a_worker_of_joblibs_loky(n_jobs: int) -> None:
+def test_map_from_a_worker_of_joblibs_loky(n_jobs: int) -> None:
     calls = (delayed(add_all)(n_jobs=n_jobs) for _ in range(2))
     for found in Parallel(n_jobs=2, backend="loky")(calls):
         check(found)
 
 
-def test_from_a_thread_of_joblib() -> None:
+def test_map_from_a_thread_of_joblib() -> None:
     for found in Parallel(n_jobs=2, backend="threading")(delayed(add_all)() for _ in range(4)):
         check(found)
 
 
-def test_from_a_worker_of_its_own() -> None:
+def test_map_from_a_worker_of_its_own() -> None:
     with StatefulExecutor(Adder, 2) as executor:
         for future in [executor.submit(add_all) for _ in range(4)]:
             check(future.result(60))
 
 
-def test_from_a_worker_of_the_backend() -> None:
+def test_map_from_a_worker_of_the_backend() -> None:
     with parallel_config(backend="stateful", n_jobs=2):
         for found in Parallel()(delayed(add_all)() for _ in range(4)):
             check(found)
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_from_a_daemon_process(run_program: RunProgram, method: str) -> None:
+def test_map_from_a_daemon_process(run_program: RunProgram, method: str) -> None:
     done = run_program(program_text("programs/maps_in_daemons"), method)
     assert (done.code, done.out.split("\n")[:2]) == (0, ["[True, True, True]", "exit code 0"]), done.err
 
 
-def test_from_a_worker_of_joblibs_multiprocessing(run_program: RunProgram) -> None:
+def test_map_from_a_worker_of_joblibs_multiprocessing(run_program: RunProgram) -> None:
     """These are daemonic."""
     done = run_program(program_text("programs/maps_in_daemons"), "joblib")
     assert (done.code, done.out.strip()) == (0, str([[True] * 3] * 2)), done.err
@@ -132,7 +132,7 @@ def test_from_a_worker_of_joblibs_multiprocessing(run_program: RunProgram) -> No
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 @pytest.mark.parametrize("leaves", ["idle", "busy"])
-def test_from_a_process_of_multiprocessing(run_program: RunProgram, method: str, leaves: str) -> None:
+def test_map_from_a_process_of_multiprocessing(run_program: RunProgram, method: str, leaves: str) -> None:
     """Which waits for its children before the interpreter's own hooks run."""
     done = run_program(program_text("programs/maps_in_a_process_of_multiprocessing"), method, leaves)
     expected = "0 1\n3 4\nexit code 0\n" if leaves == "idle" else "0 1\nexit code 0\n"

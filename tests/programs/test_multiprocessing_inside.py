@@ -24,7 +24,7 @@ def test_processes_queues_pools_and_managers_in_a_worker(run_program: RunProgram
     assert done.code == 0, done.err
 
 
-def test_and_in_a_worker_of_a_worker(run_program: RunProgram) -> None:
+def test_processes_queues_pools_and_managers_in_a_worker_of_a_worker(run_program: RunProgram) -> None:
     done = run_program(program_text("programs/uses_multiprocessing_in_workers"), "spawn", "nested")
     assert done.code == 0, done.err
 

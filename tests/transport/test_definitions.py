@@ -136,7 +136,7 @@ def test_objects_come_back_as_the_callers_own() -> None:
 
 
 @on("loky", "memory", "example")
-def test_on_every_engine(engine: Engine) -> None:
+def test_on_every_engine_objects_come_back_as_the_callers_own(engine: Engine) -> None:
     results = list(stateful_map(Echo, (Point(i) for i in range(10)), n_jobs=2, engine=engine))
     assert results == [Point(i) for i in range(10)]
     assert {type(result) for result in results} == {Point}
@@ -144,7 +144,7 @@ def test_on_every_engine(engine: Engine) -> None:
 
 @on("dask")
 @pytest.mark.cluster
-def test_on_dask(engine: Engine) -> None:
+def test_on_dask_definitions_travel_with_what_needs_them(engine: Engine) -> None:
     assert list(stateful_map(Teller, [Point(1), Trouble(2)], n_jobs=2, engine=engine)) == [
         (True, ["Point"]),
         (True, ["Trouble"]),
@@ -154,7 +154,7 @@ def test_on_dask(engine: Engine) -> None:
 
 @on("ray")
 @pytest.mark.cluster
-def test_on_ray(engine: Engine) -> None:
+def test_on_ray_definitions_travel_with_what_needs_them(engine: Engine) -> None:
     assert list(stateful_map(Teller, [Point(1), Trouble(2)], n_jobs=2, engine=engine)) == [
         (True, ["Point"]),
         (True, ["Trouble"]),
@@ -547,7 +547,7 @@ def test_a_change_in_what_a_class_uses_is_seen() -> None:
 # --- scripts and notebooks --------------------------------------------------------------------------------------
 
 
-def test_a_script(run_program: RunProgram) -> None:
+def test_a_scripts_own_classes_exceptions_and_globals(run_program: RunProgram) -> None:
     done = run_program(program_text("transport/has_classes_and_globals"))
     assert (done.code, done.out) == (0, "True 14\n"), done.err
 

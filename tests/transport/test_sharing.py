@@ -266,7 +266,7 @@ def test_pages_of_arrays_that_nobody_keeps_are_used_again_as_long_as_there_are_w
     assert not spares.fds()
 
 
-def test_all_kinds_come_and_go_unchanged() -> None:
+def test_all_kinds_of_arrays_come_and_go_unchanged() -> None:
     values = {
         "Fortran": np.asfortranarray(np.arange(SIZE * 2.0).reshape(2, SIZE)),
         "strided": np.arange(SIZE * 4.0)[::2],
@@ -285,7 +285,7 @@ def test_all_kinds_come_and_go_unchanged() -> None:
 
 
 @in_memfds
-def test_frames_of_pandas_too() -> None:
+def test_frames_of_pandas_are_shared_too() -> None:
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame(np.arange(MAPPED * 2.0).reshape(MAPPED, 2), columns=["a", "b"])
     ((total, shared),) = stateful_map(lambda item: (item["b"].sum(), mapped_bytes()), [frame], n_jobs=1)

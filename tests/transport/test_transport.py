@@ -89,7 +89,7 @@ def unpack(transport: Transport, parcel: Any) -> list[Any]:
 
 @both
 @pytest.mark.parametrize("values", VALUES)
-def test_some_of_a_parcel(transport: Transport, values: list[Any]) -> None:
+def test_some_of_a_parcel_can_be_selected(transport: Transport, values: list[Any]) -> None:
     parcel, _ = transport.pack_all(values)
     for places in ([], [0], list(range(1, len(values))), list(range(len(values)))):
         if places and places[-1] >= len(values):
@@ -111,7 +111,7 @@ def test_plain_values_share_one_frame() -> None:
         assert not Pickled().pack_all([1, odd])[0].joint
 
 
-def test_those_that_fail_are_left_out_and_named() -> None:
+def test_values_that_cannot_be_packed_are_left_out_and_named() -> None:
     parcel, faults = Pickled().pack_all([[1], Unpicklable(), [2], threading.Lock(), Deep(), [3]])
     assert sorted(faults) == [1, 3, 4]
     assert repr(faults[1]) == "ValueError('stays at home')"

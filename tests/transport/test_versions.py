@@ -146,7 +146,7 @@ def test_code_that_nobody_has_edited_keeps_its_objects(
 
 @pytest.mark.cluster
 @on("dask", "ray")
-def test_on_clusters_too(engine: Any, script: Any, log: Log) -> None:
+def test_an_edit_means_new_objects_on_clusters(engine: Any, script: Any, log: Log) -> None:
     def run() -> list[int]:
         kwargs = {"log": log}
         return list(stateful_map(script.Model, [1, 2], n_jobs=1, shared_kwargs=kwargs, engine=engine))
@@ -195,7 +195,7 @@ def test_what_workers_count_on_their_own_class_is_no_edit(engine: str, script: A
 
 
 @engines
-def test_nor_is_what_python_adds_to_a_class_that_is_used(engine: str, script: Any, log: Log) -> None:
+def test_what_python_adds_to_a_class_that_is_used_is_no_edit(engine: str, script: Any, log: Log) -> None:
     def run() -> None:
         assert list(stateful_map(script.Model, [1], n_jobs=1, shared_kwargs={"log": log}, engine=engine)) == [2]
 
@@ -207,7 +207,7 @@ def test_nor_is_what_python_adds_to_a_class_that_is_used(engine: str, script: An
     assert log.lines == ["built"]
 
 
-def test_nor_is_what_joblib_runs_in_this_process(script: Any, log: Log) -> None:
+def test_an_edit_means_a_new_object_where_joblib_runs_in_this_process(script: Any, log: Log) -> None:
     with parallel_config(backend="stateful", n_jobs=1, worker=script.Model, shared_kwargs={"log": log}):
         assert Parallel()(delayed(call_object)(item) for item in (1, 2)) == [2, 3]
         edit_a_helper(script)
