@@ -43,6 +43,8 @@ if os.name == "posix":
 tqdm.get_lock()
 
 ENGINES = ("loky", "threads", "inline")
+# What tests run in processes of their own.
+collect_ignore = ["user_programs"]
 # Threads that tqdm and the test runner keep for themselves.
 _KEPT_THREADS = ("tqdm_monitor", "TMonitor", "pytest_timeout")
 
@@ -237,11 +239,11 @@ StartProgram = Callable[..., Program]
 
 @pytest.fixture
 def program(tmp_path: Path) -> Iterator[StartProgram]:
-    """Return a function that starts the text of a program, behind the lines of `programs.WORKER`."""
+    """Return a function that starts the text of a program, behind the lines of `programs.WORKER` if it hasn't got them."""
     started: list[Program] = []
 
-    def start(text: str, *, terminal: bool = False) -> Program:
-        started.append((TerminalProgram if terminal else Program)(tmp_path, text))
+    def start(text: str, *args: str, terminal: bool = False) -> Program:
+        started.append((TerminalProgram if terminal else Program)(tmp_path, text, *args))
         return started[-1]
 
     yield start

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import os
 import re
@@ -20,28 +21,27 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# A worker that says that it is there, and then hangs on some items.
-WORKER = """
-import os, signal, sys, time, threading
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-from pathlib import Path
-from joblib_stateful import StatefulExecutor, call_worker, shutdown, stateful_map
+# The folder beside this file, with what tests run in processes of their own.
+USER_PROGRAMS = Path(__file__).with_name("user_programs")
 
-here = Path(sys.argv[1])
 
-class Worker:
-    def __init__(self, hang=False):
-        (here / f"built-{os.getpid()}").touch()
-        if hang:
-            threading.Event().wait()
-    def __call__(self, item):
-        if item == "hang" or item == 2:
-            (here / f"hangs-{os.getpid()}").touch()
-            threading.Event().wait()
-        return os.getpid()
-    def close(self):
-        (here / f"closed-{os.getpid()}").touch()
-"""
+def program_text(name: str) -> str:
+    """Return the text of one of the user's programs, such as ``"faults/kills_every_worker"``.
+
+    What it imports from a file beside it whose name begins with an underscore is put in there: the programs that are tested
+    have all of it in their ``__main__``, as a script or a notebook has.
+    """
+    path = USER_PROGRAMS / f"{name}.py"
+    lines = path.read_text().splitlines(keepends=True)
+    for node in reversed(ast.parse("".join(lines)).body):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("_"):
+            beside = path.with_name(f"{node.module}.py")
+            if beside.exists():
+                lines[node.lineno - 1 : node.end_lineno] = beside.read_text().splitlines(keepends=True)
+    return "".join(lines)
+
+
+WORKER = program_text("programs/_worker_that_hangs")
 
 _SHM = "/dev/shm"
 
@@ -49,16 +49,16 @@ _SHM = "/dev/shm"
 class Program:
     """A script in a session and process group of its own, as a terminal would start it."""
 
-    def __init__(self, folder: Path, text: str) -> None:
+    def __init__(self, folder: Path, text: str, *args: str) -> None:
         self.folder = folder
         self.temporary = folder / "temporary"
         self.temporary.mkdir()
         self.last_words = ""
         script = folder / "program.py"
-        script.write_text(WORKER + textwrap.dedent(text))
+        script.write_text(text if WORKER in text else WORKER + textwrap.dedent(text))
         # Process numbers come round again, and other programs may have been killed without a chance to tidy up.
         self._before = shared_memory()
-        self.process = self._start([sys.executable, "-W", "error", str(script), str(folder)])
+        self.process = self._start([sys.executable, "-W", "error", str(script), str(folder), *args])
 
     def _start(self, command: list[str]) -> subprocess.Popen[str]:
         return subprocess.Popen(

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import textwrap
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +19,7 @@ import joblib_stateful
 from contract import DASK, N_JOBS, Model, count, on
 from joblib_stateful import StatefulExecutor, call_worker, engines, errors, stateful_map
 from joblib_stateful._worker._messages import Build, Built, Run
+from programs import program_text
 
 if TYPE_CHECKING:
     from conftest import RunProgram
@@ -113,25 +113,7 @@ def test_a_far_end_that_was_started_anew_has_no_object() -> None:
 def test_a_call_that_hangs_in_this_process_does_not_keep_the_program_from_ending(run_program: RunProgram) -> None:
     pytest.importorskip("distributed")
     done = run_program(
-        """
-        import warnings
-        warnings.simplefilter("default")  # Dask's own
-        import threading
-        from distributed import Client, LocalCluster
-        from joblib_stateful import errors, stateful_map
-
-        def hang(item):
-            if item:
-                threading.Event().wait()
-            return item
-
-        if __name__ == "__main__":
-            with LocalCluster(n_workers=1, processes=False, dashboard_address="127.0.0.1:0") as cluster:
-                with Client(cluster):
-                    found = list(stateful_map(hang, [0, 1], engine="dask", item_timeout=1, on_error="deferred"))
-            assert found[0].ok and isinstance(found[1].exception, errors.ItemTimeoutError), found
-            print("the end")
-        """,
+        program_text("engines/hangs_in_a_dask_thread"),
         env={"TMPDIR": tempfile.gettempdir()},  # Dask leaves its folder there
     )
     assert done.code == 0, done.err
@@ -190,39 +172,7 @@ def test_a_new_connection_to_ray_begins_anew(run_program: RunProgram) -> None:
     """What was built or stored in the old one is built and stored again, and nothing of it is asked for."""
     pytest.importorskip("ray")
     done = run_program(
-        """
-        import warnings
-        warnings.simplefilter("default")  # Ray's own
-        import os
-        import numpy as np
-        import ray
-        from joblib import Parallel, delayed, parallel_config
-        from joblib_stateful import StatefulExecutor, call_worker, shutdown, stateful_map
-
-        class Model:
-            def __init__(self, weights):
-                self.weights = weights
-            def __call__(self, item):
-                return float(self.weights[item]), os.getpid()
-
-        weights, data = np.arange(400_000.0), np.arange(400_000.0)
-        executor, pids = None, set()
-        for _ in range(2):
-            ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-            options = dict(n_jobs=1, engine="ray", shared_kwargs={"weights": weights})
-            found = list(stateful_map(Model, range(5), **options))
-            assert [value for value, _ in found] == [0, 1, 2, 3, 4], found
-            executor = executor or StatefulExecutor(Model, 1, shared_kwargs={"weights": weights}, engine="ray")
-            value, pid = executor.submit(call_worker, 3).result(timeout=60)
-            assert value == 3.0
-            pids |= {pid, *(pid for _, pid in found)}
-            with parallel_config(backend="stateful", n_jobs=1, engine="ray"):
-                found = Parallel()(delayed(lambda array, at: float(array[at]))(data, at) for at in range(5))
-            assert found == [0, 1, 2, 3, 4], found
-            ray.shutdown()
-        assert len(pids) == 4, pids
-        print("the end")
-        """,
+        program_text("engines/connects_to_ray_twice"),
         limit=110,
         env={"TMPDIR": tempfile.gettempdir()},  # Ray leaves its logs there
     )
@@ -234,35 +184,7 @@ def test_a_connection_to_ray_that_is_closed_at_work_is_an_error(run_program: Run
     """Also for what waits for an answer just then: Ray itself would have it wait for ever."""
     pytest.importorskip("ray")
     done = run_program(
-        """
-        import faulthandler, threading, warnings
-        warnings.simplefilter("default")  # Ray's own
-        import ray
-        from joblib_stateful import StatefulExecutor, call_worker, errors, shutdown, stateful_map
-
-        faulthandler.dump_traceback_later(50, exit=True)
-
-        class Waiting:
-            def __call__(self, item):
-                if item:
-                    threading.Event().wait()
-                return item
-
-        for policy in ("immediate", "deferred"):
-            ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-            with StatefulExecutor(Waiting, 1, engine="ray") as idle:
-                idle.warm_up()
-                results = stateful_map(Waiting, range(9), n_jobs=2, engine="ray", batch_size=1, on_error=policy)
-                next(results)
-                ray.shutdown()
-                for use in (lambda: list(results), idle.submit(call_worker, 0).result):
-                    try:
-                        raise AssertionError(use())
-                    except errors.StatefulError as error:
-                        assert "Ray" in str(error) or "ray" in str(error) or "died" in str(error), error
-            shutdown()
-        print("the end")
-        """,
+        program_text("engines/disconnects_from_ray_at_work"),
         limit=100,
         env={"TMPDIR": tempfile.gettempdir()},  # Ray leaves its logs there
     )
@@ -275,27 +197,7 @@ def test_actors_end_with_a_driver_that_is_killed_in_mid_map(log: Path, tmp_path:
     import ray
 
     script = tmp_path / "driver.py"
-    script.write_text(
-        textwrap.dedent("""
-        import os, sys, threading
-        import ray
-        from joblib_stateful import stateful_map
-
-        def work(item):
-            with open(LOG, "a") as file:
-                file.write(f"{os.getpid()}\\n")
-            if item > 3:
-                threading.Event().wait()
-            return item
-
-        LOG = sys.argv[2]
-        ray.init(address=sys.argv[1], include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-        results = stateful_map(work, range(100), n_jobs=1, engine="ray", batch_size=1)
-        assert next(results) == 0
-        print("ready", flush=True)
-        list(results)
-        """)
-    )
+    script.write_text(program_text("engines/drives_ray_until_it_is_killed"))
     address = ray.get_runtime_context().gcs_address
     command = [sys.executable, str(script), address, str(log)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as driver:

@@ -168,7 +168,7 @@ def test_the_bound_holds_at_every_pull(engine: Any, batch_size: Any) -> None:
 
 
 @on(*ALL)
-def test_one_may_leave_early(engine: Any, log: Path) -> None:
+def test_a_map_may_be_left_early(engine: Any, log: Path) -> None:
     results = stateful_map(Model, range(1000), n_jobs=N_JOBS, shared_kwargs={"log": log}, buffer=8, engine=engine)
     assert next(iter(results)) == ("", 0)
     results.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import textwrap
 import threading
 import time
 from collections import Counter
@@ -13,54 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from programs import program_text
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 pytestmark = pytest.mark.cluster
-
-CLIENT = """
-import sys
-import time
-from pathlib import Path
-from distributed import Client
-from joblib_stateful import StatefulExecutor, call_worker, stateful_map
-
-_, address, log, how = sys.argv
-
-def note(what):
-    with open(log, "a") as file:
-        file.write(f"{what}\\n")
-
-class Model:
-    def __init__(self):
-        note("built")
-    def __call__(self, item):
-        note("run")
-        time.sleep(0.01)
-        return item
-    def close(self):
-        note("closed")
-
-client = Client(address)
-if how == "is killed in a long batch":
-    results = stateful_map(Model, range(100_000), engine="dask", n_jobs=2, batch_size=100_000, buffer=200_000)
-    print("ready", flush=True)
-    next(results)
-elif how == "is killed idle":
-    executor = StatefulExecutor(Model, 2, engine="dask")
-    executor.warm_up()
-    print("ready", flush=True)
-    time.sleep(600)
-elif how == "is closed first":
-    executor = StatefulExecutor(Model, 2, engine="dask")
-    executor.warm_up()
-    client.close()
-    print("ready", flush=True)
-elif how == "ends in mid-map":
-    results = stateful_map(Model, range(100_000), engine="dask", n_jobs=2, batch_size=1, buffer=4)
-    assert next(results) == 0
-    print("ready", flush=True)
-"""
 
 
 def wait_until(what: Callable[[], Any]) -> None:
@@ -77,7 +34,7 @@ def n_slot_threads() -> int:
 
 def start(client: Any, tmp_path: Path, log: Path, how: str) -> subprocess.Popen[str]:
     script = tmp_path / "client.py"
-    script.write_text(textwrap.dedent(CLIENT))
+    script.write_text(program_text("engines/dask_client_that_goes"))
     return subprocess.Popen(
         [sys.executable, str(script), client.scheduler.address, str(log), how],
         stdout=subprocess.PIPE,

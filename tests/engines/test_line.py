@@ -23,6 +23,7 @@ from joblib_stateful.engines import get
 from joblib_stateful.engines.loky import _line
 from joblib_stateful.engines.loky._line import Line, decode, encode
 from needs import needs
+from programs import program_text
 
 if TYPE_CHECKING:
     from conftest import RunProgram
@@ -87,7 +88,7 @@ def test_a_message_that_is_not_all_there_is_not_waited_for(
         os.close(fd or -1)
 
 
-def test_what_can_be_sent_at_once_is(ends: tuple[Line, Line]) -> None:
+def test_as_much_as_goes_at_once_is_sent_though_nobody_reads(ends: tuple[Line, Line]) -> None:
     ours, theirs = ends
     assert ours.at_once >= 1 << 12
     ours.send(bytes(ours.at_once))  # and nobody reads yet
@@ -195,23 +196,7 @@ def test_without_room_for_a_thread_large_messages_are_sent_all_the_same(monkeypa
 
 
 def test_large_calls_that_wait_at_the_end_of_a_script_are_done(run_program: RunProgram) -> None:
-    done = run_program(
-        """
-        import sys
-        from joblib_stateful import StatefulExecutor
-
-        def note(data):
-            with open("done", "a") as file:
-                file.write(f"{len(data)}\\n")
-
-        if __name__ == "__main__":
-            executor = StatefulExecutor(n_jobs=1)
-            executor.submit(abs, -1).result()
-            for _ in range(4):
-                executor.submit(note, bytes(300_000))
-            print("the end")
-        """
-    )
+    done = run_program(program_text("engines/ends_while_large_calls_wait"))
     assert (done.code, done.out, done.err) == (0, "the end\n", "")
 
 

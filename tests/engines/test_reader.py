@@ -17,6 +17,7 @@ from joblib_stateful import StatefulExecutor, errors, factory, stateful_map
 from joblib_stateful._process._interrupts import Wakeup, put_off_wakeups, wake_those_put_off
 from joblib_stateful.engines.loky import _line, _reader, _worker
 from needs import needs
+from programs import program_text
 from scenes import Scene, crash, new_scene, orders
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def test_all_slots_have_one_thread_as_long_as_there_are_workers() -> None:
         assert len(readers()) == 2
 
 
-def test_it_ends_with_an_executor_that_nobody_needs() -> None:
+def test_the_thread_that_reads_ends_with_an_executor_that_nobody_needs() -> None:
     StatefulExecutor(n_jobs=2).warm_up()
     wait_for_readers(0)
 
@@ -266,34 +267,7 @@ def test_a_callback_that_waits_holds_up_no_other_worker(scene: Scene, stuck: thr
 
 
 def test_what_is_loaded_slowly_holds_up_no_other_worker(run_program: RunProgram) -> None:
-    done = run_program(
-        """
-        import sys, threading
-        from joblib_stateful import StatefulExecutor
-
-        loads, go_on = threading.Event(), threading.Event()
-
-        def load():
-            here = sys.modules["__main__"]
-            here.loads.set()
-            assert here.go_on.wait(30)
-            return "loaded"
-
-        class Slow:
-            def __reduce__(self):
-                return load, ()
-
-        with StatefulExecutor(n_jobs=2) as executor:
-            executor.warm_up()
-            slow = executor.submit(Slow)
-            assert loads.wait(30)
-            assert [executor.submit(abs, -n).result(20) for n in range(5)] == list(range(5))
-            assert not slow.done()
-            go_on.set()
-            assert slow.result(20) == "loaded"
-        print("done")
-        """
-    )
+    done = run_program(program_text("engines/loads_a_result_slowly"))
     assert (done.code, done.out, done.err) == (0, "done\n", "")
 
 
@@ -422,7 +396,7 @@ def test_what_an_alarm_raises_spoils_no_answer(alarms: None) -> None:
         assert [info.pid for info in executor.workers()] == before
 
 
-def test_nor_a_call_that_is_being_sent(alarms: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_an_alarm_raises_spoils_no_call_that_is_being_sent(alarms: None, monkeypatch: pytest.MonkeyPatch) -> None:
     went_off: list[int] = []
 
     def encode(message: Any) -> bytes:
@@ -441,7 +415,7 @@ def test_nor_a_call_that_is_being_sent(alarms: None, monkeypatch: pytest.MonkeyP
         assert [info.pid for info in executor.workers()] == before
 
 
-def test_ctrl_c_is_heard(program: StartProgram) -> None:
+def test_ctrl_c_is_heard_among_many_quick_answers(program: StartProgram) -> None:
     running = program(
         """
         for result in stateful_map(Worker, [*["a"] * 500, "hang"], n_jobs=2, batch_size=1):
@@ -456,59 +430,14 @@ def test_ctrl_c_is_heard(program: StartProgram) -> None:
 
 
 @needs("fork")
-def test_a_fork_in_its_middle_takes_nothing(run_program: RunProgram) -> None:
-    done = run_program(
-        """
-        import os, warnings
-        from joblib_stateful import stateful_map
-        warnings.simplefilter("ignore")
-
-        if __name__ == "__main__":
-            children, found = [], []
-            for result in stateful_map(abs, range(2000), n_jobs=2, batch_size=1):
-                found.append(result)
-                if result % 400 == 399:
-                    if not (pid := os.fork()):
-                        here = list(stateful_map(abs, range(200), n_jobs=1, batch_size=1))
-                        os._exit(0 if here == list(range(200)) else 1)
-                    children.append(pid)
-            assert found == list(range(2000))
-            print(*[os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children])
-        """
-    )
+def test_a_fork_in_the_middle_of_a_map_takes_no_answers(run_program: RunProgram) -> None:
+    done = run_program(program_text("engines/forks_in_the_middle_of_a_map"))
     assert (done.code, done.out.split()) == (0, ["0"] * 5), done.err
 
 
 @needs("fork")
 def test_a_fork_in_a_callback_hears_its_own_workers_only(run_program: RunProgram) -> None:
-    done = run_program(
-        """
-        import os, sys, warnings
-        from joblib_stateful import StatefulExecutor, errors
-        warnings.simplefilter("ignore")
-
-        def fork(_):
-            child = os.fork()
-            if child:
-                children.append(child)
-                return
-            try:
-                executor.submit(abs, -1)
-            except errors.ShutdownError:
-                with StatefulExecutor(n_jobs=1) as own:
-                    os._exit(7 if own.submit(abs, -2).result(20) == 2 else 1)
-            os._exit(2)
-
-        if __name__ == "__main__":
-            children = []
-            with StatefulExecutor(n_jobs=2) as executor:
-                executor.submit(abs, -1).add_done_callback(fork)
-                assert [executor.submit(abs, -n).result(20) for n in range(50)] == list(range(50))
-                while not children:
-                    executor.submit(abs, -1).result(20)
-                print(os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]))
-        """
-    )
+    done = run_program(program_text("engines/forks_in_a_callback"))
     assert (done.code, done.out.split()) == (0, ["7"]), done.err
 
 

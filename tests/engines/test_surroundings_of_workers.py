@@ -17,6 +17,7 @@ from joblib_stateful import StatefulExecutor, errors, get_worker, stateful_map
 from joblib_stateful._worker._surroundings import Environment, Surroundings
 from joblib_stateful.engines.loky._starting import interpreter_flags
 from needs import needs
+from programs import program_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,7 +47,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_equal_maps_in_a_loop_over_folders(folders: list[Path], engine: str) -> None:
+def test_equal_maps_in_a_loop_over_folders_run_in_each(folders: list[Path], engine: str) -> None:
     found: list[Any] = []
     for folder in folders * 2:
         os.chdir(folder)
@@ -72,7 +73,7 @@ def test_an_object_stays_and_is_built_where_the_map_began(folders: list[Path], b
     assert len(built) == 1
 
 
-def test_calls_of_an_executor_and_its_maps(folders: list[Path], built: BuildLog) -> None:
+def test_an_executors_calls_and_maps_run_in_the_folder_of_the_call(folders: list[Path], built: BuildLog) -> None:
     with StatefulExecutor(Reader, 1, shared_kwargs={"log": built}) as executor:
         os.chdir(folders[1])
         executor.warm_up()
@@ -84,7 +85,7 @@ def test_calls_of_an_executor_and_its_maps(folders: list[Path], built: BuildLog)
     assert len(built) == 1
 
 
-def test_calls_of_parallel(folders: list[Path]) -> None:
+def test_calls_of_parallel_run_in_the_folder_of_the_call(folders: list[Path]) -> None:
     found: list[Any] = []
     with parallel_config(backend="stateful", n_jobs=2):
         for folder in folders:
@@ -105,7 +106,7 @@ def test_all_of_a_map_is_done_where_it_began(folders: list[Path]) -> None:
     assert [*found, *results] == ["a"] * 4
 
 
-def test_a_worker_of_a_worker(folders: list[Path]) -> None:
+def test_a_worker_of_a_worker_runs_in_that_ones_folder(folders: list[Path]) -> None:
     def nested(name: str) -> list[str]:
         os.chdir(folders[1])
         return list(stateful_map(read, [name], n_jobs=1))
@@ -195,7 +196,7 @@ def _limits() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_limits")
 @pytest.mark.parametrize("engine", ENGINES)
-def test_limits_of_the_interpreter(engine: str) -> None:
+def test_limits_of_the_interpreter_are_the_workers_too(engine: str) -> None:
     def deep(depth: int) -> int:
         return 0 if depth == 0 else 1 + deep(depth - 1)
 
@@ -253,7 +254,7 @@ def test_a_changed_environment_means_new_workers(built: BuildLog, monkeypatch: p
     assert len(built) == 3
 
 
-def test_also_for_calls_of_parallel(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_environment_reaches_calls_of_parallel(monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[Any] = []
     with parallel_config(backend="stateful", n_jobs=2):
         for value in "12":
@@ -321,25 +322,6 @@ def test_an_environment_tells_what_has_changed(monkeypatch: pytest.MonkeyPatch) 
 
 # --- flags ----------------------------------------------------------------------------------------------
 
-FLAGS = """
-import sys, warnings
-from joblib_stateful import stateful_map
-
-def flags(_=None):
-    named = {name: getattr(sys.flags, name) for name in dir(sys.flags) if name[0] != "_" and name[:2] != "n_"}
-    named = {name: value for name, value in named.items() if not callable(value)}
-    return named, sys.warnoptions, sys._xoptions, __debug__
-
-def nested(_):
-    return next(stateful_map(flags, [0], n_jobs=1))
-
-here = flags()
-for look in (flags, nested):
-    found = next(stateful_map(look, [0], n_jobs=1))
-    if found != here:  # no assertion, which -O leaves out
-        sys.exit(f"{look.__name__}: {found} instead of {here}")
-"""
-
 
 @pytest.mark.parametrize(
     "given",
@@ -356,15 +338,19 @@ for look in (flags, nested):
     ],
     ids=" ".join,
 )
-def test_flags_of_the_interpreter(given: list[str]) -> None:
+def test_flags_of_the_interpreter_are_the_workers_too(given: list[str]) -> None:
     done = subprocess.run(
-        [sys.executable, *given, "-c", FLAGS], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, *given, "-c", program_text("engines/compares_its_flags_with_its_workers")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
 
 
 @pytest.mark.parametrize("flag", ["-b", "-bb", "-Xdev"])
-def test_options_that_were_cleared_by_the_program(flag: str) -> None:
+def test_workers_start_though_the_program_has_cleared_its_warning_options(flag: str) -> None:
     script = """
 import sys
 from joblib_stateful import stateful_map

@@ -14,6 +14,7 @@ import pytest
 
 import joblib_stateful
 from joblib_stateful._process import _system
+from programs import program_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,7 +83,7 @@ def test_no_other_module_asks_the_system(name: str) -> None:
         "open('/proc/self/stat')",
     ],
 )
-def test_questions_are_seen(text: str) -> None:
+def test_questions_to_the_system_are_seen_in_code(text: str) -> None:
     assert list(questions(text))
 
 
@@ -109,67 +110,10 @@ def test_what_is_named_in_the_environment_is_missing() -> None:
 
 
 # What each of these changes is in files that others test, too; this says that one alone can be missing.
-PROGRAM = """
-import logging, os, signal, sys
-import numpy as np
-from joblib import Parallel, delayed, parallel_config
-from joblib_stateful import StatefulExecutor, call_worker, errors, get_worker_info, stateful_map
-
-class Adding:
-    def __init__(self, weights):
-        self.weights = weights
-
-    def __call__(self, item):
-        logging.getLogger("app").warning("item")
-        item[0] += 1  # it is the worker's own
-        self.weights[0] += 1
-        return item + self.weights[1:2]
-
-def own_pid(item):
-    if item == 3:
-        os.kill(os.getpid(), signal.SIGKILL) if hasattr(signal, "SIGKILL") else os._exit(1)
-    return os.getpid()
-
-def look(array):
-    is_writable = array.flags.writeable
-    if is_writable:
-        array[0] += 1
-    return is_writable
-
-if __name__ == "__main__":
-    seen = []
-    class Counting(logging.Handler):
-        def emit(self, record):
-            seen.append(record.slot)
-    logging.getLogger("app").addHandler(Counting())
-    logging.getLogger("app").propagate = False
-    weights, arrays = np.ones(400_000), [np.full(300_000, float(n)) for n in range(4)]
-    results = list(stateful_map(Adding, arrays, n_jobs=2, shared_kwargs={"weights": weights}))
-    assert [result[:2].tolist() for result in results] == [[n + 2.0, n + 1.0] for n in range(4)]
-    assert all(result.flags.writeable for result in results) and weights[0] == 1
-    assert [array[0] for array in arrays] == [0.0, 1.0, 2.0, 3.0]
-    print("records", len(seen))
-
-    with StatefulExecutor(n_jobs=2) as executor:
-        before = [info.pid for info in executor.warm_up() or executor.workers()]
-        found = list(stateful_map(own_pid, range(6), n_jobs=2, on_error="deferred", batch_size=1))
-        assert [one.ok for one in found] == [True, True, True, False, True, True]
-        assert isinstance(found[3].exception, errors.WorkerCrashedError)
-        assert [info.pid for info in executor.workers()] == before
-
-    data = np.zeros(300_000)
-    for mode in ("r", "c", "r+"):
-        with parallel_config(backend="stateful", n_jobs=2, mmap_mode=mode):
-            found = Parallel()(delayed(look)(data) for _ in range(2))
-        assert found == [mode != "r"] * 2, mode
-    assert not data.any()
-"""
-
-
 @pytest.mark.parametrize("name", [*sorted(_system.NAMES), "all"])
-def test_without_one_of_these_the_same_comes_out(name: str, run_program: RunProgram) -> None:
+def test_without_something_that_a_system_may_lack_the_same_comes_out(name: str, run_program: RunProgram) -> None:
     pytest.importorskip("numpy")
-    done = run_program(PROGRAM, env={"JOBLIB_STATEFUL_WITHOUT": name})
+    done = run_program(program_text("engines/uses_all_that_systems_may_lack"), env={"JOBLIB_STATEFUL_WITHOUT": name})
     assert done.code == 0, done.err
     has_records = not {name, *lacking()} & {"records", "poll", "all"}
     assert done.out == f"records {4 if has_records else 0}\n"
@@ -184,20 +128,8 @@ def test_lokys_own_command_needs_no_streams_nor_options_nor_a_folder_of_its_own(
     for name in ("types", "queue", "threading"):
         (folder / f"{name}.py").write_text('raise ImportError("not the standard one")')
     done = run_program(
-        f"""
-        import os, sys
-        from joblib_stateful import stateful_map
-
-        def look(item):
-            import queue
-            return item, queue.Queue.__name__, os.environ.get("PYTHONSAFEPATH")
-
-        if __name__ == "__main__":
-            os.chdir({str(folder)!r})
-            sys.warnoptions[:] = []  # though the flag has put one there
-            out, sys.stdin, sys.stdout, sys.stderr = sys.stdout, None, None, None
-            print(*stateful_map(look, range(2), n_jobs=2), file=out)
-        """,
+        program_text("engines/works_without_streams"),
+        str(folder),
         within=["env", "PYTHONDEVMODE=1"],
         env={"JOBLIB_STATEFUL_WITHOUT": "start"},
     )

@@ -14,6 +14,7 @@ import pytest
 
 from joblib_stateful import StatefulExecutor, call_worker, errors, shutdown, stateful_map
 from needs import needs
+from programs import program_text
 
 if TYPE_CHECKING:
     from conftest import RunProgram
@@ -340,7 +341,7 @@ def test_basic_config_in_a_worker_changes_nothing() -> None:
         assert collector.messages == ["built", "told"]
 
 
-def test_joblibs_calls_and_executors() -> None:
+def test_records_of_joblibs_calls_come_too() -> None:
     from joblib import Parallel, delayed, parallel_config
 
     with collecting() as collector, parallel_config(backend="stateful", worker=Talker, n_jobs=2):
@@ -349,66 +350,18 @@ def test_joblibs_calls_and_executors() -> None:
 
 
 def test_a_script_without_any_configuration_shows_warnings_once(run_program: RunProgram) -> None:
-    done = run_program("""
-        import logging
-        from joblib_stateful import stateful_map
-
-        log = logging.getLogger("app")
-
-        def work(item):
-            log.info("quiet %d", item)
-            log.warning("loud %d", item)
-
-        if __name__ == "__main__":
-            list(stateful_map(work, range(3), n_jobs=1))
-    """)
+    done = run_program(program_text("engines/logs_without_configuration"))
     assert (done.code, done.out, done.err.splitlines()) == (0, "", ["loud 0", "loud 1", "loud 2"])
 
 
 def test_records_at_the_end_of_a_program_are_handled(run_program: RunProgram) -> None:
-    done = run_program("""
-        import atexit, logging, sys
-        from joblib_stateful import StatefulExecutor, stateful_map
-
-        log = logging.getLogger("app")
-
-        class Worker:
-            def __init__(self):
-                atexit.register(log.info, "at exit")
-            def __call__(self, item):
-                log.info("item %d", item)
-            def close(self):
-                log.info("closed")
-
-        if __name__ == "__main__":
-            logging.basicConfig(level=logging.INFO, format="%(slot)d %(name)s %(message)s", stream=sys.stdout)
-            list(stateful_map(Worker, range(2), n_jobs=1))
-    """)
+    done = run_program(program_text("engines/logs_at_its_end"))
     assert done.code == 0, done.err
     assert done.out.splitlines() == ["0 app item 0", "0 app item 1", "0 app closed", "0 app at exit"]
 
 
 @needs("fork")
 def test_a_fork_of_the_parent_has_nothing_to_do_with_its_workers_records(run_program: RunProgram) -> None:
-    done = run_program("""
-        import logging, os, sys, warnings
-        from joblib_stateful import stateful_map
-
-        log = logging.getLogger("app")
-
-        def work(item):
-            log.info("item %s", item)
-
-        if __name__ == "__main__":
-            logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-            list(stateful_map(work, ["a"], n_jobs=1))
-            warnings.simplefilter("ignore", DeprecationWarning)  # threads, of which a fork has only one
-            if (pid := os.fork()) == 0:
-                list(stateful_map(work, ["in the fork"], n_jobs=1))
-            else:
-                os.waitpid(pid, 0)
-                list(stateful_map(work, ["b"], n_jobs=1))
-            sys.stdout.flush()
-    """)
+    done = run_program(program_text("engines/logs_in_a_fork"))
     assert done.code == 0, done.err
     assert done.out.splitlines() == ["item a", "item in the fork", "item b"]

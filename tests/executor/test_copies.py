@@ -20,7 +20,7 @@ copying = pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle
 
 @copying
 @engines
-def test_a_map_refuses_and_goes_on(duplicate: Callable[[Any], Any], engine: str) -> None:
+def test_a_map_refuses_to_be_copied_and_goes_on(duplicate: Callable[[Any], Any], engine: str) -> None:
     results = stateful_map(abs, range(5), n_jobs=1, engine=engine)
     for expected in range(5):
         with pytest.raises(TypeError, match=r"A StatefulMap can't be copied or pickled: .* itertools\.tee"):
@@ -33,7 +33,7 @@ def test_a_map_refuses_and_goes_on(duplicate: Callable[[Any], Any], engine: str)
 
 @copying
 @engines
-def test_an_executor_refuses_and_goes_on(duplicate: Callable[[Any], Any], engine: str) -> None:
+def test_an_executor_refuses_to_be_copied_and_goes_on(duplicate: Callable[[Any], Any], engine: str) -> None:
     with StatefulExecutor(n_jobs=1, engine=engine) as executor:
         for _ in range(2):
             with pytest.raises(TypeError, match="A StatefulExecutor can't be copied or pickled: its workers belong"):
@@ -73,7 +73,7 @@ def tag_of(_: Any) -> str:
 
 
 @copying
-def test_a_backend_at_work_refuses(duplicate: Callable[[Any], Any]) -> None:
+def test_a_backend_at_work_refuses_to_be_copied(duplicate: Callable[[Any], Any]) -> None:
     with (
         parallel_config("stateful", worker=Keeps, shared_kwargs={"tag": "t"}, n_jobs=2, engine="threads"),
         Parallel() as parallel,
@@ -89,7 +89,7 @@ def through_pickle(value: Any) -> Any:
 
 
 @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, through_pickle])
-def test_one_that_is_only_a_configuration_can_be_both(duplicate: Callable[[Any], Any]) -> None:
+def test_a_backend_that_is_only_a_configuration_can_be_copied_and_pickled(duplicate: Callable[[Any], Any]) -> None:
     backend = StatefulBackend(worker=Keeps, shared_kwargs={"tag": "t"}, engine="threads", retries=0)
     for made in (duplicate(backend), duplicate(duplicate(backend))):
         assert made is not backend

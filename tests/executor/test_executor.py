@@ -23,6 +23,7 @@ from joblib.parallel import ParallelBackendBase
 
 from joblib_stateful import StatefulExecutor, call_worker, errors, factory, get_worker, get_worker_info
 from joblib_stateful._executor import _executor
+from programs import program_text
 from scenes import Gate, Log, Meeting, Scene, engines, new_scene, parallel_engines
 
 if TYPE_CHECKING:
@@ -358,37 +359,7 @@ def test_ctrl_c_in_an_inline_call_reaches_the_caller(scene: Scene) -> None:
 
 
 def test_ctrl_c_while_inline_work_is_handed_out_loses_no_slot(run_program: RunProgram) -> None:
-    done = run_program(
-        """
-        import signal
-        from joblib_stateful import shutdown, stateful_map
-        from joblib_stateful._scheduling._scheduler import Scheduler
-
-        class Upper:
-            def __call__(self, item):
-                return item.upper()
-
-        def interrupting(method):
-            def call(*args):
-                found = method(*args)
-                signal.raise_signal(signal.SIGINT)
-                return found
-            return call
-
-        options = {"engine": "inline", "n_jobs": 1, "batch_size": 1}
-        for name in ("submit", "built", "finished", "drop"):
-            shutdown()
-            method = getattr(Scheduler, name)
-            setattr(Scheduler, name, interrupting(method))
-            try:
-                print(name, list(stateful_map(Upper, "abc", **options)))
-            except KeyboardInterrupt:
-                print(name, "interrupted")
-            setattr(Scheduler, name, method)
-            print(*stateful_map(Upper, "abc", **options))
-        """,
-        limit=30,
-    )
+    done = run_program(program_text("executor/is_interrupted_as_inline_work_is_handed_out"), limit=30)
     names = ("submit", "built", "finished", "drop")
     assert (done.code, done.err) == (0, "")
     assert done.out == "".join(f"{name} interrupted\nA B C\n" for name in names)
@@ -539,27 +510,7 @@ def test_an_executor_dropped_without_shutdown_finishes_and_its_workers_end(engin
 
 
 def test_the_end_of_the_program_finishes_what_was_submitted_and_refuses_more(run_program: RunProgram) -> None:
-    done = run_program(
-        """
-        import atexit, time
-        from joblib_stateful import StatefulExecutor, errors
-
-        def slow():
-            time.sleep(0.5)
-            print("finished", flush=True)
-
-        def submit_late():
-            try:
-                executor.submit(abs, 1)
-            except RuntimeError as error:
-                print(type(error).__name__, error, flush=True)
-
-        if __name__ == "__main__":
-            atexit.register(submit_late)
-            executor = StatefulExecutor(n_jobs=1)
-            executor.submit(slow)
-        """
-    )
+    done = run_program(program_text("executor/ends_with_a_call_under_way"))
     assert (done.code, done.err) == (0, "")
     first, second = done.out.splitlines()
     assert first == "finished"

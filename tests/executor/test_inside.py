@@ -78,7 +78,7 @@ def test_a_function_finds_the_object_of_its_worker(engine: str) -> None:
 
 
 @engines
-def test_it_is_the_object_itself(engine: str) -> None:
+def test_what_a_function_finds_is_the_object_itself(engine: str) -> None:
     with StatefulExecutor(Model, 1, engine=engine) as executor:
         assert executor.submit(ask).result(60) == (True, 0)
         assert executor.submit(call_worker, 1, two=2).result(60) == ("cpu", (1,), {"two": 2})
@@ -86,7 +86,7 @@ def test_it_is_the_object_itself(engine: str) -> None:
 
 
 @engines
-def test_the_object_itself_may_ask(engine: str) -> None:
+def test_the_object_itself_may_ask_for_its_worker(engine: str) -> None:
     assert list(stateful_map(Asking, [1, 2], n_jobs=1, engine=engine)) == [(0, True)] * 2
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from joblib import Parallel, delayed, parallel_config
 
 import joblib_stateful
 from joblib_stateful import call_worker, get_worker, get_worker_info, stateful_map
+from joblib_stateful._executor._pool import WorkerPool
 from joblib_stateful.testing import MemoryEngine
 from scenes import Log, Meeting, Scene, engines, new_scene, parallel_engines, wait_until
 
@@ -79,7 +81,9 @@ def test_fewer_slots_are_some_of_those_that_stand_and_more_are_added(engine: str
 
 
 @engines
-def test_likewise_under_the_backend(engine: str, scene: Scene) -> None:
+def test_under_the_backend_fewer_slots_are_some_of_those_that_stand_and_more_are_added(
+    engine: str, scene: Scene
+) -> None:
     with parallel_config("stateful", worker=Model, shared_kwargs={"log": scene.log()}, engine=engine):
         for n_jobs in (2, 4, 3, 2, 4):
             found = meet_by_joblib(engine, scene, n_jobs)
@@ -87,7 +91,7 @@ def test_likewise_under_the_backend(engine: str, scene: Scene) -> None:
     assert scene.log().lines == ["built Model"] * 4
 
 
-def test_the_processes_that_stand_are_the_same(scene: Scene) -> None:
+def test_processes_that_stand_are_the_same_for_other_numbers_of_jobs(scene: Scene) -> None:
     two, three, one = (meet("loky", scene, n_jobs) for n_jobs in (2, 3, 1))
     pids = [[pid for *_, pid in found] for found in (two, three, one)]
     assert pids[1][:2] == pids[0]
@@ -95,7 +99,7 @@ def test_the_processes_that_stand_are_the_same(scene: Scene) -> None:
 
 
 @engines
-def test_with_worker_kwargs_these_are_the_first_so_many(engine: str, scene: Scene) -> None:
+def test_fewer_jobs_with_worker_kwargs_use_the_first_so_many_of_them(engine: str, scene: Scene) -> None:
     own = [{"tag": tag} for tag in "abc"]
     for n_jobs in (2, 3, 1):
         found = meet(engine, scene, n_jobs, worker_kwargs=own[:n_jobs])
@@ -115,7 +119,7 @@ def test_other_kwargs_of_a_slot_are_another_executor(engine: str, scene: Scene) 
     assert count(scene.log(), "built") == 4
 
 
-def test_likewise_their_environment(scene: Scene) -> None:
+def test_other_environments_of_a_slot_are_another_executor(scene: Scene) -> None:
     def variable(_: Any) -> str | None:
         return os.environ.get("A_DEVICE")
 
@@ -135,7 +139,7 @@ def test_likewise_their_environment(scene: Scene) -> None:
 
 
 @parallel_engines
-def test_those_that_want_fewer_use_no_others_while_somebody_uses_all(engine: str, scene: Scene) -> None:
+def test_maps_that_want_fewer_slots_use_no_others_while_somebody_uses_all(engine: str, scene: Scene) -> None:
     meeting = scene.meeting(4)
     wide = stateful_map(
         Model, [meeting] * 3, n_jobs=3, shared_kwargs={"log": scene.log()}, engine=engine, batch_size=1, ordered=False
@@ -240,7 +244,9 @@ def take_turns(engine: str, scene: Scene, *workers: Any, **kwargs: Any) -> None:
 
 
 @engines
-def test_of_two_in_turn_none_makes_way_twice(engine: str, scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+def test_of_two_workers_in_turn_none_makes_way_twice(
+    engine: str, scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.WARNING, "joblib_stateful"):
         take_turns(engine, scene, Model, Other)
         assert scene.log().lines == ["built Model", "closed Model", "built Other"]
@@ -255,7 +261,7 @@ def test_of_two_in_turn_none_makes_way_twice(engine: str, scene: Scene, caplog: 
 
 
 @engines
-def test_nor_of_three(engine: str, scene: Scene) -> None:
+def test_three_workers_in_turn_are_all_kept_soon(engine: str, scene: Scene) -> None:
     take_turns(engine, scene, *(Model, Other, Third) * 2)
     before = count(scene.log(), "built")
     assert before <= 6
@@ -263,20 +269,20 @@ def test_nor_of_three(engine: str, scene: Scene) -> None:
     assert count(scene.log(), "built") == before
 
 
-def test_one_that_is_new_has_all_of_them_make_way(scene: Scene) -> None:
+def test_a_worker_that_is_new_has_all_that_take_turns_make_way(scene: Scene) -> None:
     take_turns("threads", scene, Model, Other, Model)
     take_turns("threads", scene, Third)
     closed, last = scene.log().lines[-3:-1], scene.log().lines[-1]
     assert (set(closed), last) == ({"closed Other", "closed Model"}, "built Third")
 
 
-def test_two_of_a_class_in_turn_with_other_kwargs_stay_too(scene: Scene) -> None:
+def test_two_workers_of_a_class_in_turn_with_other_kwargs_stay(scene: Scene) -> None:
     for tag in "abab":
         take_turns("threads", scene, Model, shared_kwargs={"log": scene.log(), "tag": tag})
     assert count(scene.log(), "built") == 3
 
 
-def test_two_with_large_arrays_are_known_again_though_those_are_gone(scene: Scene) -> None:
+def test_two_workers_with_large_arrays_are_known_again_though_those_are_gone(scene: Scene) -> None:
     numpy = pytest.importorskip("numpy")
 
     class Large(Model):
@@ -300,3 +306,45 @@ def test_the_backend_and_maps_take_turns_too(scene: Scene) -> None:
     # One or two objects each, of which those of the first turn were built twice.
     assert count(scene.log(), "built Other") <= 2
     assert count(scene.log(), "built Model") <= 4
+
+
+class Named:
+    """A worker that says what it was built from."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, _: int) -> str:
+        return self.name
+
+
+@pytest.mark.parametrize("engine", ["loky", "threads"])
+def test_two_threads_that_want_more_slots_at_once(monkeypatch: pytest.MonkeyPatch, engine: str) -> None:
+    """The second one comes while the first one is about to have the executor grow."""
+    kwargs = [{"name": name} for name in "abcd"]
+    list(stateful_map(Named, range(2), worker_kwargs=kwargs[:2], engine=engine))
+    grow, is_there, go_on = WorkerPool.grow, threading.Event(), threading.Event()
+
+    def wait_and_grow(pool: WorkerPool, other: WorkerPool) -> None:
+        if not is_there.is_set():
+            is_there.set()
+            go_on.wait()
+        grow(pool, other)
+
+    monkeypatch.setattr(WorkerPool, "grow", wait_and_grow)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(lambda: list(stateful_map(Named, range(40), worker_kwargs=kwargs, engine=engine)))
+        try:
+            assert is_there.wait(20)
+            found = list(stateful_map(Named, range(40), worker_kwargs=kwargs, engine=engine))
+        finally:
+            go_on.set()
+        assert {*found, *first.result(60)} <= {*"abcd"}
+    joblib_stateful.shutdown()
+
+
+def test_two_of_one_name_that_are_used_in_turn_can_be_told_apart(caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("one", "other", "one"):
+        list(stateful_map(Named, range(2), shared_kwargs={"name": name}, n_jobs=1, engine="threads"))
+    assert "Named and another Named (from other kwargs" in caplog.text
+    joblib_stateful.shutdown()

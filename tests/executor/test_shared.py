@@ -72,7 +72,7 @@ sizes = pytest.mark.parametrize("size", [SMALL, LARGE])
 
 @engines
 @sizes
-def test_equal_kwargs_are_the_same_arrays_too(engine: str, size: int, scene: Scene) -> None:
+def test_equal_arrays_are_equal_kwargs(engine: str, size: int, scene: Scene) -> None:
     for _ in range(3):
         use(engine, shared_kwargs={"log": scene.log(), "weights": np.arange(size)})
         use(engine, worker=partial(Model, weights=np.arange(size)), shared_kwargs={"log": scene.log()})
@@ -81,7 +81,7 @@ def test_equal_kwargs_are_the_same_arrays_too(engine: str, size: int, scene: Sce
 
 @engines
 @sizes
-def test_an_array_that_has_changed_is_another_one(engine: str, size: int, scene: Scene) -> None:
+def test_an_array_that_has_changed_means_another_object(engine: str, size: int, scene: Scene) -> None:
     weights = np.arange(size)
     for value in (0, 1, 1):
         weights[size // 2] = value
@@ -90,7 +90,9 @@ def test_an_array_that_has_changed_is_another_one(engine: str, size: int, scene:
 
 
 @engines
-def test_so_is_a_file_that_has_changed(engine: str, scene: Scene, tmp_path: Path) -> None:
+def test_a_memory_map_of_a_file_that_has_changed_means_another_object(
+    engine: str, scene: Scene, tmp_path: Path
+) -> None:
     for value in (0, 1, 1):
         np.full(LARGE, value).tofile(tmp_path / "weights")
         weights = np.memmap(tmp_path / "weights", dtype=int, mode="r")
@@ -102,7 +104,7 @@ def test_so_is_a_file_that_has_changed(engine: str, scene: Scene, tmp_path: Path
 @engines
 @sizes
 @pytest.mark.parametrize("what", ["one value", "type", "shape", "none"])
-def test_other_kwargs_are_not(engine: str, size: int, what: str, scene: Scene) -> None:
+def test_other_arrays_mean_another_object(engine: str, size: int, what: str, scene: Scene) -> None:
     weights = np.arange(size)
     other = {
         "one value": weights + (weights == size // 2),
@@ -130,7 +132,7 @@ def test_the_class_is_told_by_identity(engine: str, scene: Scene) -> None:
 
 
 @engines
-def test_a_factory_of_the_same_function_is_the_same(engine: str, scene: Scene) -> None:
+def test_a_factory_of_the_same_function_is_the_same_worker(engine: str, scene: Scene) -> None:
     for _ in range(2):  # each access to a bound method makes a new object
         use(engine, worker=factory(scene_model.build), shared_kwargs={"log": scene.log()})
     assert count(scene.log(), "built") == 1
@@ -196,7 +198,7 @@ def test_an_object_that_holds_something_else_by_now_is_not_reused(engine: str, s
 
 
 @within
-def test_nor_if_it_changes_after_the_call_and_before_the_first_item(engine: str, scene: Scene) -> None:
+def test_an_object_that_holds_something_else_by_the_first_item_is_not_reused(engine: str, scene: Scene) -> None:
     one: list[int] = []
     other: list[int] = []
     list(collect(engine, scene, []))
@@ -205,7 +207,7 @@ def test_nor_if_it_changes_after_the_call_and_before_the_first_item(engine: str,
 
 
 @within
-def test_one_in_use_that_holds_something_else_stays_with_its_user(engine: str, scene: Scene) -> None:
+def test_an_object_in_use_that_holds_something_else_stays_with_its_user(engine: str, scene: Scene) -> None:
     one: list[int] = []
     other: list[int] = []
     results = collect(engine, scene, one)
@@ -412,7 +414,7 @@ class ClosesLate:
         assert self.may_close.wait(60)
 
 
-def test_one_that_is_given_back_while_another_takes_its_place_is_ended(scene: Scene) -> None:
+def test_an_object_that_is_given_back_while_another_takes_its_place_is_closed(scene: Scene) -> None:
     def fill(*items: int) -> Any:
         kwargs = {"box": [], "closed": scene.log()}
         return stateful_map(Fills, items, n_jobs=1, shared_kwargs=kwargs, engine="threads")
@@ -465,7 +467,7 @@ def test_other_users_of_loky_and_joblib_do_not_disturb_us_nor_we_them(scene: Sce
 
 
 @engines
-def test_several_threads_at_once(engine: str, scene: Scene) -> None:
+def test_several_threads_map_at_once_with_two_workers_that_make_way(engine: str, scene: Scene) -> None:
     found: dict[int, list[int]] = {}
 
     def run(thread: int) -> None:

@@ -21,6 +21,7 @@ import joblib_stateful
 from contract import on
 from joblib_stateful import StatefulExecutor, call_worker, stateful_map
 from joblib_stateful._executor import _timeouts
+from programs import program_text
 
 if TYPE_CHECKING:
     from conftest import RunProgram
@@ -109,7 +110,7 @@ def test_shutdown_does_not_wait_for_a_close_that_hangs(
 
 
 @on(*LOCAL)
-def test_nor_does_the_end_of_a_with_block_or_a_map_of_it(
+def test_the_end_of_a_with_block_does_not_wait_for_a_close_that_hangs(
     engine: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def use() -> None:
@@ -123,7 +124,9 @@ def test_nor_does_the_end_of_a_with_block_or_a_map_of_it(
 
 
 @on(*ALL)
-def test_recycling_goes_on(engine: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_recycling_goes_on_after_a_close_that_hangs(
+    engine: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     kwargs = {"folder": tmp_path, "always": False}
     with StatefulExecutor(Hanging, 1, shared_kwargs=kwargs, engine=engine, max_tasks_per_worker=2) as executor:
         found = [executor.submit(call_worker, item).result(_PATIENCE) for item in range(4)]
@@ -132,7 +135,9 @@ def test_recycling_goes_on(engine: Any, tmp_path: Path, caplog: pytest.LogCaptur
 
 
 @on(*LOCAL)
-def test_idle_workers_are_let_go(engine: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_idle_workers_whose_close_hangs_are_let_go(
+    engine: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     kwargs = {"folder": tmp_path, "always": False}
     with StatefulExecutor(Hanging, 1, shared_kwargs=kwargs, engine=engine, idle_timeout=0.01) as executor:
         _, pid = executor.submit(call_worker, 1).result(_PATIENCE)
@@ -142,7 +147,9 @@ def test_idle_workers_are_let_go(engine: Any, tmp_path: Path, caplog: pytest.Log
 
 
 @on(*LOCAL)
-def test_another_worker_gets_its_place(engine: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_another_worker_gets_the_place_of_one_whose_close_hangs(
+    engine: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     ((_, pid),) = stateful_map(Hanging, [1], n_jobs=1, shared_kwargs={"folder": tmp_path}, engine=engine)
     found: list[Any] = []
     kwargs = {"folder": tmp_path, "how": ""}
@@ -152,7 +159,9 @@ def test_another_worker_gets_its_place(engine: Any, tmp_path: Path, caplog: pyte
 
 
 @on(*LOCAL)
-def test_shared_executors_are_released(engine: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_shared_executors_whose_closes_hang_are_released(
+    engine: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with parallel_config(backend="stateful", worker=Hanging, shared_kwargs={"folder": tmp_path}, engine=engine):
         found = Parallel(n_jobs=2)(delayed(call_worker)(item) for item in range(4))
     assert [item for item, _ in found] == [0, 1, 2, 3]
@@ -203,7 +212,9 @@ def test_a_worker_stopped_while_it_is_sent_much_can_be_killed(tmp_path: Path) ->
     assert is_gone(pid)
 
 
-def test_what_it_has_started_goes_with_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_a_worker_whose_close_hangs_has_started_goes_with_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     class Parent(Hanging):
         def __init__(self, folder: Path) -> None:
             import subprocess
@@ -229,34 +240,10 @@ def test_a_close_within_its_time_is_not_disturbed(tmp_path: Path, caplog: pytest
     assert len(list(tmp_path.glob("closed-*"))) == 2
 
 
-PROGRAM = """
-    import logging, sys, threading
-    logging.basicConfig(format="%(message)s")
-    from joblib_stateful import StatefulExecutor, call_worker, stateful_map
-    from joblib_stateful._executor import _exit
-
-    _exit._GRACE = 1.0
-
-    class Hanging:
-        def __call__(self, item):
-            return item
-        def close(self):
-            threading.Event().wait()
-
-    if __name__ == "__main__":
-        engine = sys.argv[1]
-        if sys.argv[2] == "map":
-            print(list(stateful_map(Hanging, range(3), n_jobs=1, engine=engine)))
-        else:
-            executor = StatefulExecutor(Hanging, 1, engine=engine)
-            executor.submit(call_worker, 7).add_done_callback(lambda future: print(future.result(), flush=True))
-"""
-
-
 @pytest.mark.parametrize("way", ["map", "submit"])
 @pytest.mark.parametrize("name", LOCAL)
-def test_the_end_of_a_program_says_so_too(name: str, way: str, run_program: RunProgram) -> None:
-    done = run_program(PROGRAM, name, way, limit=_PATIENCE)
+def test_the_end_of_a_program_tells_of_a_close_that_hangs(name: str, way: str, run_program: RunProgram) -> None:
+    done = run_program(program_text("faults/never_finishes_a_close"), name, way, limit=_PATIENCE)
     assert done.code == 0, done.err
     assert done.out.strip() == ("[0, 1, 2]" if way == "map" else "7")
     assert "The worker in slot 0" in done.err

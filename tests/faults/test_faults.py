@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from joblib_stateful import StatefulExecutor, TaskResult, call_worker, errors, get_worker_info, stateful_map
+from programs import program_text
 
 if TYPE_CHECKING:
     from conftest import BuildLog
@@ -294,22 +295,7 @@ def test_a_map_inside_a_worker() -> None:
 
 
 def test_a_daemonic_process_is_told_why_not(run_program: Any) -> None:
-    done = run_program(
-        """
-        import multiprocessing
-        from joblib_stateful import errors, stateful_map
-
-        def work(item):
-            try:
-                return list(stateful_map(abs, [item], n_jobs=2))
-            except errors.EngineError as error:
-                return str(error), list(stateful_map(abs, [item], n_jobs=2, engine="threads"))
-
-        if __name__ == "__main__":
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
-                print(pool.map(work, [-1]))
-        """
-    )
+    done = run_program(program_text("faults/maps_in_a_daemonic_process"))
     assert done.code == 0, done.err
     assert "daemonic" in done.out
     assert 'engine="threads"' in done.out.replace("\\", "")

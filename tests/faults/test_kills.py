@@ -97,7 +97,7 @@ class BuiltOnOrder(Worker):
 
 
 @pytest.mark.parametrize("ordered", [True, False], ids=["ordered", "unordered"])
-def test_during_construction(scene: Scene, *, ordered: bool) -> None:
+def test_a_kill_during_construction_is_made_up_for(scene: Scene, *, ordered: bool) -> None:
     killer = kill_the_first_in(scene.log("building"))
     results = list(
         stateful_map(BuiltOnOrder, range(50), n_jobs=2, shared_kwargs={"scene": scene}, ordered=ordered, batch_size=1)
@@ -107,7 +107,7 @@ def test_during_construction(scene: Scene, *, ordered: bool) -> None:
     assert {slot: len(pids) for slot, pids in builds(scene).items()} == {0: 2, 1: 1}
 
 
-def test_while_idle(scene: Scene) -> None:
+def test_a_kill_while_idle_is_made_up_for(scene: Scene) -> None:
     with StatefulExecutor(Worker, 2, shared_kwargs={"scene": scene}) as executor:
         executor.warm_up()
         before = [info.pid for info in executor.workers()]
@@ -163,7 +163,7 @@ class ClosedOnOrder(Worker):
             self.scene.gate("never").wait()
 
 
-def test_during_close(scene: Scene) -> None:
+def test_a_kill_during_close_holds_up_nothing(scene: Scene) -> None:
     executor = StatefulExecutor(ClosedOnOrder, 2, shared_kwargs={"scene": scene})
     executor.warm_up()
     assert list(stateful_map(executor, range(10))) == list(range(10))
@@ -227,14 +227,14 @@ def results_of_a_half_written_one(scene: Scene, *, retries: int = 0, before: Cal
     return results[10], slot, victim
 
 
-def test_while_a_result_is_half_written(scene: Scene) -> None:
+def test_a_kill_while_a_result_is_half_written_costs_its_item(scene: Scene) -> None:
     result, slot, victim = results_of_a_half_written_one(scene)
     error = result.exception
     assert isinstance(error, errors.WorkerCrashedError)
     assert (error.index, error.slot, error.pid, error.exitcode) == (10, slot, victim, -signal.SIGKILL)
 
 
-def test_while_a_result_is_half_written_and_tried_again(scene: Scene) -> None:
+def test_an_item_whose_result_was_half_written_at_a_kill_is_tried_again(scene: Scene) -> None:
     result, _, _ = results_of_a_half_written_one(scene, retries=1)
     assert result.value == "second"
 
@@ -251,7 +251,7 @@ class Blocks:
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
-def test_while_a_result_is_packed(batch_size: int, scene: Scene) -> None:
+def test_a_kill_while_a_result_is_packed_costs_its_item(batch_size: int, scene: Scene) -> None:
     """Each result is packed when it is there, so that the item is known to which it belongs."""
 
     def work(item: int) -> Any:
@@ -274,7 +274,7 @@ def test_while_a_result_is_packed(batch_size: int, scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("max_restarts", [0, 1])
-def test_while_a_large_item_is_half_sent(max_restarts: int, scene: Scene) -> None:
+def test_a_kill_while_a_large_item_is_half_sent_costs_the_item_nothing(max_restarts: int, scene: Scene) -> None:
     """The worker never began it, so it costs the item nothing: it goes to the slot's next worker."""
     with StatefulExecutor(Worker, 1, shared_kwargs={"scene": scene}) as executor:
         executor.warm_up()

@@ -152,13 +152,13 @@ def test_an_item_that_dask_has_no_memory_to_receive_is_that_items_error(engine: 
 
 
 @pytest.mark.parametrize("policy", ["immediate", "wait_others"])
-def test_it_is_raised_like_any_other_error(policy: Any) -> None:
+def test_want_of_memory_in_a_worker_is_raised_like_any_other_error(policy: Any) -> None:
     for large in (bytes(300 * _MB), bytes_of(100 * _MB)):
         with pytest.raises(errors.TransferError, match="MemoryError"):
             run([SMALL, large, SMALL], 1, policy)
 
 
-def test_a_call_of_submit_too(tmp_path: Path) -> None:
+def test_want_of_memory_in_a_worker_is_a_submitted_calls_error(tmp_path: Path) -> None:
     with StatefulExecutor(Tight, 1) as executor:
         before = executor.submit(call_worker, SMALL).result()
         for function, large in ((call_worker, bytes(300 * _MB)), (call_worker, bytes_of(100 * _MB))):

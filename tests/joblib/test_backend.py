@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 import warnings
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ import pytest
 from joblib import Parallel, delayed, parallel_backend, parallel_config
 
 from joblib_stateful import StatefulBackend, call_worker, errors, factory, get_worker, get_worker_info
+from programs import program_text
 from scenes import Gate, Log, Meeting, Scene, engines, new_scene, parallel_engines
 
 if TYPE_CHECKING:
@@ -314,12 +314,12 @@ def test_an_option_that_one_worker_cannot_use_is_warned_about_once(name: str, n_
     assert "n_jobs=2" in str(caught[0].message)
 
 
-def test_all_of_them_are_named() -> None:
+def test_all_options_that_one_worker_cannot_use_are_named() -> None:
     with pytest.warns(UserWarning, match=f"^{', '.join(_UNUSED)} are not used"):
         Parallel(backend="stateful", **_UNUSED)(delayed(abs)(n) for n in range(2))
 
 
-def test_what_is_given_as_it_is_by_default_is_not() -> None:
+def test_options_that_are_given_as_they_are_by_default_are_not_warned_about() -> None:
     with stateful(retries=0, max_restarts=3, item_timeout=None, progress=False):
         assert Parallel()(delayed(abs)(n) for n in range(2)) == [0, 1]
 
@@ -336,7 +336,7 @@ def test_a_call_within_a_worker_is_not_warned_about(engine: str) -> None:
         assert Parallel()(delayed(one_by_one)(2) for _ in range(2)) == [[0, 1]] * 2
 
 
-def test_nor_are_those_nested_in_what_runs_in_this_process() -> None:
+def test_calls_nested_in_what_runs_in_this_process_are_not_warned_about() -> None:
     def nest(item: int) -> Any:
         return Parallel()(delayed(abs)(-n) for n in range(item))
 
@@ -535,7 +535,7 @@ class Unpicklable:
 
 
 @pytest.mark.parametrize("bad", ["argument", "result"])
-def test_what_cannot_travel(bad: str, scene: Scene) -> None:
+def test_an_argument_or_result_that_cannot_travel_ends_the_call(bad: str, scene: Scene) -> None:
     tasks = [delayed(id)(Unpicklable()) if bad == "argument" else delayed(Unpicklable)() for _ in range(3)]
     with stateful(worker=Tagged, shared_kwargs={"log": scene.log()}, n_jobs=2):
         with pytest.raises(errors.TransferError, match="not to be pickled"):
@@ -544,38 +544,10 @@ def test_what_cannot_travel(bad: str, scene: Scene) -> None:
     assert 1 <= len(scene.log().lines) <= 2
 
 
-_INTERRUPTED = """
-    import os
-    import signal, sys, time
-    from joblib import Parallel, delayed, parallel_config
-    from joblib_stateful import get_worker
-
-    class Model:
-        def __init__(self):
-            pass
-        def __call__(self, item):
-            os.write(1, b"started\\n")
-            time.sleep(60)
-
-    def run(item):
-        return get_worker()(item)
-
-    if __name__ == "__main__":
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-        with parallel_config(backend="stateful", worker=Model, n_jobs=2):
-            try:
-                results = Parallel(return_as=sys.argv[1], batch_size=1)(delayed(run)(n) for n in range(4))
-                list(results)
-            except KeyboardInterrupt:
-                print("interrupted", flush=True)
-                raise
-"""
-
-
 @pytest.mark.parametrize("return_as", ["list", "generator"])
 def test_ctrl_c_ends_a_program_within_two_seconds(return_as: str, tmp_path: Path) -> None:
     script = tmp_path / "program.py"
-    script.write_text(textwrap.dedent(_INTERRUPTED))
+    script.write_text(program_text("joblib/is_interrupted_in_parallel"))
     with subprocess.Popen(
         [sys.executable, "-W", "error", os.fspath(script), return_as],
         stdout=subprocess.PIPE,
@@ -710,31 +682,7 @@ def test_worker_env_of_the_wrong_length_is_refused() -> None:
 
 
 def test_a_program_that_defines_its_class_in_main(run_program: RunProgram) -> None:
-    done = run_program(
-        """
-        from joblib import Parallel, delayed, parallel_config
-        import joblib_stateful
-
-        class Mine(Exception):
-            pass
-
-        class Model:
-            def __init__(self, by):
-                self.by = by
-            def __call__(self, item):
-                if item == 3:
-                    raise Mine(item)
-                return item * self.by
-
-        if __name__ == "__main__":
-            with parallel_config(backend="stateful", worker=Model, shared_kwargs={"by": 2}, n_jobs=2):
-                print(Parallel()(delayed(joblib_stateful.call_worker)(n) for n in range(3)))
-                try:
-                    Parallel()(delayed(joblib_stateful.call_worker)(n) for n in range(5))
-                except Mine as error:
-                    print("caught", error.args)
-        """
-    )
+    done = run_program(program_text("joblib/defines_its_worker_in_main"))
     assert (done.code, done.err) == (0, "")
     assert done.out.splitlines() == ["[0, 2, 4]", "caught (3,)"]
 

@@ -34,7 +34,7 @@ def _popen(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
         "test_resource_tracker_silent_when_reference_cycles",
     ],
 )
-def test_with_the_name_of_the_backend(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_joblibs_tests_of_memmapping_by_name_of_the_backend(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(theirs, "subprocess", SimpleNamespace(Popen=_popen, PIPE=subprocess.PIPE))
     getattr(theirs, name)("stateful")
 
@@ -50,7 +50,7 @@ class _Folder:
 
 
 @pytest.mark.parametrize("name", ["test_direct_mmap", "test_parallel_memmap2d_as_memmap_1d_base"])
-def test_where_the_backend_is_set_around_it(name: str, tmp_path: Path) -> None:
+def test_joblibs_tests_of_memmapping_with_the_backend_set_around_them(name: str, tmp_path: Path) -> None:
     with parallel_config(backend="stateful"):
         getattr(theirs, name)(_Folder(tmp_path))
 

@@ -61,13 +61,13 @@ def test_worker_kwargs_say_how_many() -> None:
         assert n_slots(engine="threads") == n_slots(engine="threads", n_jobs=-1) == 4
 
 
-def test_so_does_worker_env() -> None:
+def test_worker_env_says_how_many() -> None:
     with stateful(worker=Worker, worker_env=[{"A": "1"}, {"A": "2"}]):
         assert joblib.effective_n_jobs(None) == joblib.effective_n_jobs(-1) == 2
         assert n_slots() == 2
 
 
-def test_without_a_worker_it_is_one_as_with_joblibs_own() -> None:
+def test_without_a_worker_the_default_is_one_job_as_with_joblibs_own() -> None:
     with stateful():
         assert joblib.effective_n_jobs(None) == 1
         assert joblib.effective_n_jobs(-1) == N_CPUS
@@ -77,7 +77,7 @@ def test_without_a_worker_it_is_one_as_with_joblibs_own() -> None:
 
 
 @pytest.mark.parametrize("n_jobs", [1, 2, -1, -2])
-def test_what_the_configuration_says_holds(n_jobs: int) -> None:
+def test_the_n_jobs_of_the_configuration_holds(n_jobs: int) -> None:
     expected = {1: 1, 2: 2, -1: N_CPUS, -2: N_CPUS - 1}[n_jobs]
     with stateful(worker=Worker, n_jobs=n_jobs, engine="threads"):
         assert joblib.effective_n_jobs(None) == expected
@@ -94,14 +94,14 @@ def test_one_job_that_was_asked_for_is_one() -> None:
             assert joblib.effective_n_jobs(1) == 1
 
 
-def test_who_asks_first_and_passes_it_on_has_workers() -> None:
+def test_a_library_that_asks_for_n_jobs_and_passes_it_on_has_workers() -> None:
     for options in ({"worker": Worker, "engine": "threads"}, {**three, "engine": "threads"}):
         with stateful(**options):
             for own in (None, -1, 2):  # a library's own n_jobs
                 assert n_slots(n_jobs=joblib.effective_n_jobs(own)) == (own if own == 2 else 3)
 
 
-def test_a_backend_object_is_the_same() -> None:
+def test_a_backend_object_has_the_same_defaults() -> None:
     backend = StatefulBackend(worker=Worker, engine="threads")
     assert n_slots(backend=backend) == N_CPUS
     assert n_slots(backend=backend, n_jobs=2) == 2
@@ -110,7 +110,7 @@ def test_a_backend_object_is_the_same() -> None:
         assert n_slots() == 3
 
 
-def test_a_backend_named_in_the_call_is_the_same() -> None:
+def test_a_backend_named_in_the_call_has_the_same_defaults() -> None:
     named = partial(n_slots, backend="stateful", engine="threads")
     assert named(worker=Worker) == named(worker=Worker, n_jobs=None) == N_CPUS
     assert named(worker=Worker, n_jobs=2) == 2
@@ -124,7 +124,7 @@ def test_a_backend_named_in_the_call_is_the_same() -> None:
     )
 
 
-def test_so_is_a_worker_named_in_the_call_under_a_configuration() -> None:
+def test_a_worker_named_in_the_call_under_a_configuration_has_the_same_defaults() -> None:
     with stateful(engine="threads"):
         assert n_slots(worker=Worker) == N_CPUS
         assert n_slots(worker=Worker, n_jobs=2) == 2
@@ -141,7 +141,7 @@ def test_a_contradiction_within_one_call_is_refused(n_jobs: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["worker_kwargs", "worker_env"])
-def test_under_a_configuration_fewer_are_that_many_and_more_are_all_with_one_warning(name: str) -> None:
+def test_under_a_configuration_fewer_jobs_are_that_many_and_more_are_all_with_one_warning(name: str) -> None:
     with stateful(worker=Worker, **{name: [{}] * 2}), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert n_slots(n_jobs=5) == n_slots(n_jobs=4) == n_slots(n_jobs=2) == n_slots(n_jobs=-1) == 2
@@ -165,7 +165,7 @@ def in_daemon(found: Any) -> None:
             found.put((joblib.effective_n_jobs(None), n_slots()))
 
 
-def test_where_no_worker_can_be_had_it_is_one() -> None:
+def test_in_a_daemonic_process_there_is_one_job() -> None:
     context = multiprocessing.get_context("spawn")
     found = context.Queue()
     process = context.Process(target=in_daemon, args=(found,), daemon=True)
@@ -174,7 +174,7 @@ def test_where_no_worker_can_be_had_it_is_one() -> None:
     process.join(60)
 
 
-def test_scikit_learn_gets_them_without_being_told() -> None:
+def test_scikit_learn_gets_all_workers_without_being_told() -> None:
     pytest.importorskip("sklearn")
     from sklearn.datasets import make_classification
     from sklearn.ensemble import RandomForestClassifier

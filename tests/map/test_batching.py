@@ -75,7 +75,7 @@ def test_one_odd_measurement_makes_no_long_batch() -> None:
     assert batching.batch <= GROWTH
 
 
-def test_while_batches_grow_it_says_so() -> None:
+def test_it_is_known_whether_batches_still_grow() -> None:
     batching = Batching(2, "auto", "auto")
     assert not batching.is_growing, "nothing is known"
     play(batching, 1e-6, 1)
@@ -162,13 +162,13 @@ def test_a_fixed_buffer_is_kept(buffer: int) -> None:
     assert batching.buffer == buffer
 
 
-def test_at_first_little_is_on_its_way() -> None:
+def test_at_first_the_buffer_is_small() -> None:
     # The weight of results is not known yet.
     assert Batching(4, "auto", "auto").buffer == 8
     assert Batching(4, 10, "auto").buffer == 80
 
 
-def test_then_enough_for_every_slot() -> None:
+def test_once_something_is_known_the_buffer_is_enough_for_every_slot() -> None:
     batching = Batching(4, "auto", "auto")
     play(batching, 1.0, 3)
     assert batching.buffer == 4 * BUFFER_ITEMS
@@ -187,7 +187,7 @@ def test_heavy_items_and_results_keep_the_buffer_small(batch_size: Any, item_byt
     assert batching.buffer * (item_bytes + result_bytes) <= BUFFER_BYTES
 
 
-def test_however_heavy_they_are_each_slot_has_one() -> None:
+def test_however_heavy_items_are_the_buffer_has_one_for_each_slot() -> None:
     batching = Batching(3, "auto", "auto")
     play(batching, 1.0, 3, item_bytes=10**9, result_bytes=10**9)
     assert (batching.batch, batching.buffer) == (1, 3)
@@ -202,7 +202,7 @@ def test_what_was_not_run_teaches_nothing() -> None:
     assert (batching.batch, batching.buffer) == (1, 4)
 
 
-def test_only_what_was_run_counts() -> None:
+def test_only_what_was_run_of_a_batch_counts() -> None:
     one, other = Batching(2, "auto", "auto"), Batching(2, "auto", "auto")
     one.note_back(10, 4, 0.02, 0)
     other.note_back(10, 10, 0.05, 0)

@@ -77,7 +77,7 @@ def test_a_bar_says_what_is_being_built(*, engine: str, ordered: bool, own: str,
 
 @pytest.mark.cluster
 @on("dask", "ray")
-def test_on_every_engine_that_builds_elsewhere(engine: Any, tmp_path: Path) -> None:
+def test_a_bar_says_what_is_being_built_on_clusters(engine: Any, tmp_path: Path) -> None:
     scene = new_scene(tmp_path)
     file = Watched("building ", 1, scene.gate().open)
     progress = {"file": file}
@@ -87,7 +87,7 @@ def test_on_every_engine_that_builds_elsewhere(engine: Any, tmp_path: Path) -> N
     assert re.search(r"building \d of 2", file.getvalue())
 
 
-def test_inline_it_says_so_before() -> None:
+def test_inline_a_bar_says_before_what_will_be_built() -> None:
     file = io.StringIO()
 
     class Model:
@@ -130,7 +130,7 @@ def test_the_rate_is_counted_from_the_first_result(engine: str, tmp_path: Path) 
     assert all(seconds < 10 for seconds in slow), "the time of building counted as an item's"
 
 
-def test_it_says_so_again_when_the_only_worker_is_built_anew(tmp_path: Path) -> None:
+def test_a_bar_says_again_when_the_only_worker_is_built_anew(tmp_path: Path) -> None:
     scene = new_scene(tmp_path)
     log = scene.log("builds")
 
@@ -163,7 +163,7 @@ def test_a_bar_of_the_users_own_gets_its_words_back(engine: str, tmp_path: Path)
 
 
 @parallel_engines
-def test_what_has_no_place_for_words_is_left_alone(engine: str, tmp_path: Path) -> None:
+def test_a_bar_without_a_place_for_words_is_left_alone(engine: str, tmp_path: Path) -> None:
     class Plain:
         n = 0
 
@@ -181,7 +181,7 @@ def test_what_has_no_place_for_words_is_left_alone(engine: str, tmp_path: Path) 
 
 
 @parallel_engines
-def test_nothing_is_said_where_all_objects_stand(engine: str) -> None:
+def test_a_bar_says_nothing_of_building_where_all_objects_stand(engine: str) -> None:
     class Model:
         def __call__(self, item: int) -> int:
             threading.Event().wait(0.4 * (item == 0))
@@ -196,7 +196,7 @@ def test_nothing_is_said_where_all_objects_stand(engine: str) -> None:
 
 
 @parallel_engines
-def test_joblibs_calls_say_it_too(engine: str, tmp_path: Path) -> None:
+def test_a_bar_of_joblibs_calls_says_what_is_being_built(engine: str, tmp_path: Path) -> None:
     scene = new_scene(tmp_path)
     file = Watched("building 2 of 2", 2, scene.gate().open)
     options = {"worker": builds_when_open(scene), "engine": engine, "progress": {"file": file}}

@@ -102,7 +102,7 @@ class Lazy:
 
 
 @on(*ALL)
-def test_what_nobody_has_run_is_an_items_error(engine: Any) -> None:
+def test_a_coroutine_or_generator_that_nobody_has_run_is_an_items_error(engine: Any) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         found = list(stateful_map(Lazy, range(5), n_jobs=N_JOBS, engine=engine, on_error="deferred"))
@@ -118,7 +118,7 @@ def test_what_nobody_has_run_is_an_items_error(engine: Any) -> None:
 
 
 @on(*ALL)
-def test_nor_is_it_a_result_of_submit(engine: Any) -> None:
+def test_a_coroutine_or_generator_is_no_result_of_submit(engine: Any) -> None:
     with StatefulExecutor(Splitter, 1, engine=engine) as executor:
         for function in (later, items_later, count_up):
             with pytest.raises(TypeError, match=r"asyncio\.run\(|list\("):
@@ -130,7 +130,7 @@ def test_nor_is_it_a_result_of_submit(engine: Any) -> None:
 
 
 @on(*ALL)
-def test_nor_of_joblibs_calls(engine: Any) -> None:
+def test_a_coroutine_or_generator_is_no_result_of_joblibs_calls(engine: Any) -> None:
     with parallel_config(backend="stateful", n_jobs=N_JOBS, engine=engine):
         for function in (later, items_later, count_up):
             with pytest.raises(TypeError, match=r"asyncio\.run\(|list\("):

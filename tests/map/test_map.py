@@ -18,6 +18,7 @@ import pytest
 
 import joblib_stateful
 from joblib_stateful import StatefulExecutor, StatefulMap, call_worker, factory, get_worker_info, stateful_map
+from programs import program_text
 from scenes import Scene, engines, new_scene, orders, parallel_engines
 
 if TYPE_CHECKING:
@@ -556,27 +557,7 @@ def test_inner_threads_of_workers(engine: str, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_script_with_everything_in_main(run_program: RunProgram) -> None:
-    done = run_program("""
-        from joblib_stateful import factory, stateful_map
-
-        class Mine:
-            def __init__(self, by):
-                self.by = by
-            def __call__(self, item):
-                return Number(item.value * self.by)
-
-        class Number:
-            def __init__(self, value):
-                self.value = value
-
-        def open_mine(by):
-            return Mine(by)
-
-        if __name__ == "__main__":
-            for worker in (Mine, factory(open_mine)):
-                results = stateful_map(worker, map(Number, range(5)), n_jobs=2, shared_kwargs={"by": 2})
-                print([type(result) is Number and result.value for result in results])
-    """)
+    done = run_program(program_text("map/defines_everything_in_main"))
     assert (done.code, done.err) == (0, "")
     assert done.out == "[0, 2, 4, 6, 8]\n" * 2
 
@@ -622,21 +603,7 @@ def test_several_threads_share_the_results_of_one_map(engine: str, batch_size: A
 
 
 def test_joblib_is_loaded_by_the_first_result_and_not_in_workers(run_program: RunProgram) -> None:
-    done = run_program(
-        """
-        import sys
-        from joblib_stateful import stateful_map
-
-        def is_there(item):
-            return "joblib" in sys.modules
-
-        if __name__ == "__main__":
-            results = stateful_map(is_there, range(10), n_jobs=2, batch_size=1)
-            print(is_there(0))
-            print(set(results), is_there(0))
-            print(set(stateful_map(is_there, range(10), n_jobs=2)))
-        """
-    )
+    done = run_program(program_text("map/tells_when_joblib_is_imported"))
     assert (done.code, done.out, done.err) == (0, "False\n{False} True\n{False}\n", "")
 
 
@@ -663,46 +630,15 @@ def test_the_records_for_users_are_made_where_one_is_given(run_program: RunProgr
     ]
 
 
-def test_they_are_not_made_under_the_lock(run_program: RunProgram) -> None:
+def test_the_records_for_users_are_not_made_under_the_lock(run_program: RunProgram) -> None:
     """Finalisers that run meanwhile may want it, too."""
-    done = run_program(
-        """
-        import sys
-        from joblib_stateful import StatefulExecutor
-        from joblib_stateful._process import _locks
-
-        class Watcher:
-            def find_spec(self, name, path=None, target=None):
-                if name == "joblib_stateful._public":
-                    print("free:", not _locks.is_held())
-
-        sys.meta_path.insert(0, Watcher())
-        with StatefulExecutor(n_jobs=1, engine="inline") as executor:
-            print(executor.workers()[0].state)
-        """
-    )
+    done = run_program(program_text("map/looks_at_locks_while_it_imports"))
     assert (done.code, done.out, done.err) == (0, "free: True\nempty\n", "")
 
 
 def test_the_first_worker_is_started_before_joblib_is_imported(run_program: RunProgram) -> None:
     """Which takes longer than the start, where numpy is installed."""
-    done = run_program(
-        """
-        import sys
-        from joblib_stateful import stateful_map
-        from joblib_stateful.engines.loky._worker import LokyWorker
-
-        start = LokyWorker._start
-
-        def noted(self):
-            print("started", "joblib" in sys.modules)
-            return start(self)
-
-        if __name__ == "__main__":
-            LokyWorker._start = noted
-            print(list(stateful_map(abs, [-1], n_jobs=2)))
-        """
-    )
+    done = run_program(program_text("map/tells_what_is_imported_when_a_worker_starts"))
     assert done.code == 0, done.err
     assert done.out.splitlines() == ["started False", "[1]"]
 

@@ -11,6 +11,7 @@ import pytest
 from joblib_stateful import stateful_map
 from joblib_stateful._map._batching import BATCH_BYTES, BUFFER_BYTES
 from joblib_stateful._transport._shared_memory import SharedMemory
+from programs import program_text
 from scenes import Gate, engines, new_scene, orders, parallel_engines
 
 if TYPE_CHECKING:
@@ -280,28 +281,7 @@ PEAK_MEGABYTES = 40
 
 @orders
 def test_a_million_items_in_flat_memory(*, run_program: RunProgram, ordered: bool) -> None:
-    done = run_program(
-        """
-        import sys, tracemalloc
-        from joblib_stateful import stateful_map
-
-        if __name__ == "__main__":
-            ordered = sys.argv[1] == "True"
-            total = 0
-            items = (bytes(200) for _ in range(1_000_000))
-            results = stateful_map(len, items, n_jobs=2, ordered=ordered)
-            for number, result in enumerate(results):
-                total += result
-                if number == 1000:
-                    tracemalloc.start(1)
-                if number == 400_000:  # these alone would weigh 93 MB; to trace all would take too long
-                    print(tracemalloc.get_traced_memory()[1])
-                    tracemalloc.stop()
-            print(number + 1, total)
-        """,
-        str(ordered),
-        limit=100,
-    )
+    done = run_program(program_text("map/maps_a_million_items"), str(ordered), limit=100)
     assert (done.code, done.err) == (0, "")
     peak, outcome = done.out.splitlines()
     assert outcome == f"{10**6} {200 * 10**6}"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from joblib_stateful import StatefulExecutor, StatefulMap, factory, stateful_map
+from programs import program_text
 from scenes import Scene, engines, new_scene, orders, parallel_engines
 
 if TYPE_CHECKING:
@@ -378,28 +379,7 @@ def test_a_map_that_is_left_at_the_end_of_a_script_is_silent(
     run_program: RunProgram, engine: str, without: str, where: str
 ) -> None:
     done = run_program(
-        """
-        import sys, threading
-        from joblib_stateful import stateful_map
-
-        class Work:
-            def __call__(self, item):
-                return item
-
-        if __name__ == "__main__":
-            engine, where = sys.argv[1:]
-            results = stateful_map(Work, iter(range(10**9)), n_jobs=2, engine=engine)
-            if where == "main thread":
-                print(next(results))
-            else:
-                thread = threading.Thread(target=lambda: print(next(results)))
-                thread.start()
-                thread.join()
-        """,
-        engine,
-        where,
-        limit=30,
-        env={"JOBLIB_STATEFUL_WITHOUT": without},
+        program_text("map/leaves_a_map_at_its_end"), engine, where, limit=30, env={"JOBLIB_STATEFUL_WITHOUT": without}
     )
     assert (done.code, done.out, done.err) == (0, "0\n", "")
 
@@ -478,60 +458,10 @@ def test_what_nobody_took_goes_with_the_map(*, engine: str, ordered: bool) -> No
 
 
 def test_an_interrupt_in_another_thread_than_the_one_that_began_the_map_is_silent(run_program: RunProgram) -> None:
-    done = run_program(
-        """
-import signal, threading
-from joblib_stateful import stateful_map
-
-def run(item):
-    if item == 5:
-        threading.Event().wait()
-    return item
-
-results = stateful_map(run, range(1000), n_jobs=2, batch_size=1)
-first = threading.Thread(target=next, args=(results,))
-first.start()
-first.join()
-try:
-    for item in results:
-        if item == 4:
-            threading.Timer(0.2, signal.raise_signal, (signal.SIGINT,)).start()
-except KeyboardInterrupt:
-    print(results)
-"""
-    )
+    done = run_program(program_text("map/is_interrupted_in_another_thread"))
     assert (done.code, done.out, done.err) == (0, "<StatefulMap closed, 5 of 1000 done>\n", "")
 
 
 def test_an_interrupt_while_joblib_is_imported_ends_what_is_being_built(run_program: RunProgram) -> None:
-    done = run_program(
-        """
-import sys, threading, time
-from joblib_stateful import StatefulExecutor, stateful_map
-
-class Slow:
-    def __init__(self):
-        threading.Event().wait()
-
-    def __call__(self, item):
-        return item
-
-class Finder:
-    def find_spec(self, name, path=None, target=None):
-        if name == "joblib":
-            sys.meta_path.remove(self)
-            raise KeyboardInterrupt
-
-sys.meta_path.insert(0, Finder())
-executor = StatefulExecutor(Slow, n_jobs=2)
-try:
-    list(stateful_map(executor, range(4)))
-except KeyboardInterrupt:
-    deadline = time.monotonic() + 10
-    while any(worker.state != "empty" for worker in executor.workers()):
-        assert time.monotonic() < deadline, executor.workers()
-        time.sleep(0.01)
-    print("ended")
-"""
-    )
+    done = run_program(program_text("map/is_interrupted_while_joblib_is_imported"))
     assert (done.code, done.out, done.err) == (0, "ended\n", "")

@@ -205,7 +205,7 @@ def test_limits_that_are_given_go_before_the_executors(tmp_path: Path) -> None:
         assert len(scene.log("ran").lines) == 1 + 4
 
 
-def test_so_do_those_that_are_given_as_what_they_are_by_default(built: BuildLog, tmp_path: Path) -> None:
+def test_limits_that_are_given_as_their_defaults_go_before_the_executors(built: BuildLog, tmp_path: Path) -> None:
     scene = new_scene(tmp_path)
     with StatefulExecutor(Works, 1, shared_kwargs={"scene": scene}, retries=2) as executor:
         with pytest.raises(errors.WorkerCrashedError):

@@ -12,6 +12,7 @@ import pytest
 
 from contract import on
 from joblib_stateful import StatefulExecutor, errors, stateful_map
+from programs import program_text
 
 if TYPE_CHECKING:
     from conftest import RunProgram
@@ -90,7 +91,7 @@ def test_a_map_of_a_module_that_is_being_imported_is_refused(way: str, run_progr
     assert len((tmp_path / "log").read_text().split()) == 1  # no worker has imported it
 
 
-def test_so_is_one_in_a_package_that_is_being_imported(run_program: RunProgram, tmp_path: Path) -> None:
+def test_a_map_in_a_package_that_is_being_imported_is_refused(run_program: RunProgram, tmp_path: Path) -> None:
     write_module(tmp_path, "None", "package.sub")
     (tmp_path / "package" / "__init__.py").write_text(
         "from joblib_stateful import stateful_map\nfrom .sub import double\n"
@@ -105,7 +106,9 @@ def test_so_is_one_in_a_package_that_is_being_imported(run_program: RunProgram, 
 
 @pytest.mark.parametrize("name", ["threads", "inline"])
 @pytest.mark.parametrize("way", ["map", "backend's worker"])
-def test_within_one_process_it_works(way: str, name: str, run_program: RunProgram, tmp_path: Path) -> None:
+def test_within_one_process_a_map_of_a_module_that_is_being_imported_works(
+    way: str, name: str, run_program: RunProgram, tmp_path: Path
+) -> None:
     write_module(tmp_path, MAPS[way])
     done = run_program(
         PROGRAM.format(module="mapping"), limit=LIMIT, env={"ENGINE": name, "LOG": str(tmp_path / "log")}
@@ -121,7 +124,9 @@ def test_within_one_process_it_works(way: str, name: str, run_program: RunProgra
         ("list(stateful_map(abs, range(3), n_jobs=2))", "[0, 1, 2]"),  # somebody else's
     ],
 )
-def test_what_needs_no_module_works(call: str, result: str, run_program: RunProgram, tmp_path: Path) -> None:
+def test_a_map_in_a_module_that_is_being_imported_works_if_it_needs_no_such_module(
+    call: str, result: str, run_program: RunProgram, tmp_path: Path
+) -> None:
     write_module(tmp_path, call)
     env = {"ENGINE": "loky", "LOG": str(tmp_path / "log")}
     done = run_program(PROGRAM.format(module="mapping"), limit=LIMIT, env=env)
@@ -129,7 +134,7 @@ def test_what_needs_no_module_works(call: str, result: str, run_program: RunProg
     assert done.out.split(maxsplit=1) == ["imported", f"{result}\n"]
 
 
-def test_a_worker_that_imports_such_a_module_says_so(run_program: RunProgram, tmp_path: Path) -> None:
+def test_a_worker_that_imports_a_module_which_starts_workers_says_so(run_program: RunProgram, tmp_path: Path) -> None:
     # The module maps somebody else's function, over objects of its own: so each worker imports it.
     write_module(tmp_path, "list(stateful_map(repr, [Doubler(), Doubler()], n_jobs=2))")
     env = {"ENGINE": "loky", "LOG": str(tmp_path / "log")}
@@ -163,60 +168,12 @@ def test_another_threads_import_is_waited_for(run_program: RunProgram, tmp_path:
 
 # --- maps of themselves ---------------------------------------------------------------------------------
 
-RECURSIVE = """
-    import os, sys
-    from pathlib import Path
-    from joblib import Parallel, delayed, parallel_config
-    from joblib_stateful import StatefulExecutor, get_worker, shutdown, stateful_map
-
-    log, engine = Path(sys.argv[1]), sys.argv[2]
-
-    def note():
-        with log.open("a") as file:
-            file.write("called ")
-
-    def direct(item):
-        note()
-        return list(stateful_map(direct, [item] * 2, n_jobs=2, engine=engine))
-
-    def one(item):
-        note()
-        return list(stateful_map(other, [item] * 2, n_jobs=2, engine=engine))
-
-    def other(item):
-        return list(stateful_map(one, [item] * 2, n_jobs=2, engine=engine))
-
-    class Worker:
-        def __call__(self, item):
-            note()
-            return list(stateful_map(Worker, [item] * 2, n_jobs=2, engine=engine))
-
-    def submitting(item):
-        note()
-        with StatefulExecutor(n_jobs=2, engine=engine) as executor:
-            return list(executor.map(submitting, [item] * 2))
-
-    def parallel(item):
-        note()
-        with parallel_config(backend="stateful", n_jobs=2, engine=engine):
-            return Parallel()(delayed(parallel)(item) for _ in range(2))
-
-    if __name__ == "__main__":
-        ways = {"direct": lambda: direct(1), "one": lambda: one(1), "Worker": lambda: Worker()(1),
-                "submitting": lambda: submitting(1), "parallel": lambda: parallel(1)}
-        try:
-            ways[sys.argv[3]]()
-        except Exception as error:
-            print(type(error).__name__, error)
-        shutdown()
-"""
-
 
 @pytest.mark.parametrize("way", ["direct", "one", "Worker", "submitting", "parallel"])
 @pytest.mark.parametrize("name", ["loky", "threads"])
 def test_what_maps_itself_is_refused(name: str, way: str, run_program: RunProgram, tmp_path: Path) -> None:
     log = tmp_path / "log"
-    done = run_program(RECURSIVE, str(log), name, way, limit=LIMIT)
+    done = run_program(program_text("map/maps_itself"), str(log), name, way, limit=LIMIT)
     assert done.code == 0, done.err
     assert done.out.startswith("EngineError"), done.out + done.err
     assert 'engine="inline"' in done.out

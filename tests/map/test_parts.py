@@ -35,7 +35,7 @@ def waits_at_the_end(scene: Scene) -> Any:
 
 @parallel_engines
 @orders
-def test_results_do_not_wait_for_the_last_part(*, engine: str, ordered: bool, tmp_path: Path) -> None:
+def test_results_of_a_batch_do_not_wait_for_its_last_part(*, engine: str, ordered: bool, tmp_path: Path) -> None:
     scene, found = new_scene(tmp_path), []
     inputs = (item for item in range(_QUICK + 300))
     for item in stateful_map(waits_at_the_end(scene), inputs, n_jobs=2, ordered=ordered, engine=engine):
@@ -46,7 +46,7 @@ def test_results_do_not_wait_for_the_last_part(*, engine: str, ordered: bool, tm
 
 
 @orders
-def test_nor_for_those_that_run_one_by_one_after_a_crash(*, ordered: bool, tmp_path: Path) -> None:
+def test_results_do_not_wait_for_items_that_run_one_by_one_after_a_crash(*, ordered: bool, tmp_path: Path) -> None:
     scene, found = new_scene(tmp_path), []
 
     def work(item: int) -> int:
@@ -97,7 +97,9 @@ def _named(result: tuple[int, int, int]) -> tuple[int, str]:
 
 
 @parallel_engines
-def test_or_of_one_that_keeps_the_buffer_full(*, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_has_nothing_to_do_gets_a_share_of_a_batch_that_keeps_the_buffer_full(
+    *, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Given(monkeypatch, 1, 1, 1, 1, *[100] * 100)  # the fifth one with all that the buffer has room for
     with stateful_map(takes_a_while, count(), n_jobs=2, buffer=64, engine=engine) as taken:
         results = list(islice(taken, 64))

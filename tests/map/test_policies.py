@@ -135,7 +135,7 @@ def check_origin(error: BaseException, engine: str, index: int) -> None:
 
 
 @engines
-def test_without_a_cause_of_its_own_there_is_none_within_a_process(engine: str) -> None:
+def test_an_exception_without_a_cause_gets_none_within_a_process(engine: str) -> None:
     def fail(item: int) -> None:
         raise Mine("plain", item)
 

@@ -69,7 +69,7 @@ def test_counts_add_up_to_the_number_of_items(*, engine: str, ordered: bool) -> 
 
 
 @engines
-def test_it_is_called_in_the_consumers_thread_inside_next_only(engine: str) -> None:
+def test_a_callable_is_called_in_the_consumers_thread_inside_next_only(engine: str) -> None:
     threads: set[int] = set()
     is_inside = False
     was_outside = []
@@ -90,7 +90,7 @@ def test_it_is_called_in_the_consumers_thread_inside_next_only(engine: str) -> N
 
 
 @engines
-def test_it_follows_the_consumer_into_another_thread(engine: str) -> None:
+def test_a_callable_follows_the_consumer_into_another_thread(engine: str) -> None:
     threads: list[int] = []
     results = stateful_map(
         identity, range(50), n_jobs=2, progress=lambda n: threads.append(threading.get_ident()), engine=engine
@@ -102,7 +102,7 @@ def test_it_follows_the_consumer_into_another_thread(engine: str) -> None:
 
 
 @parallel_engines
-def test_it_moves_while_the_first_result_is_still_to_come(engine: str, tmp_path: Path) -> None:
+def test_progress_moves_while_the_first_result_is_still_to_come(engine: str, tmp_path: Path) -> None:
     scene = new_scene(tmp_path)
 
     def first_waits(item: int) -> int:
@@ -124,7 +124,7 @@ def test_it_moves_while_the_first_result_is_still_to_come(engine: str, tmp_path:
 
 @parallel_engines
 @orders
-def test_it_moves_while_a_batch_is_under_way(*, engine: str, ordered: bool, tmp_path: Path) -> None:
+def test_progress_moves_while_a_batch_is_under_way(*, engine: str, ordered: bool, tmp_path: Path) -> None:
     scene = new_scene(tmp_path)
 
     def last_waits(item: int) -> int:

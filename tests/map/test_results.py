@@ -87,7 +87,7 @@ def test_batches_come_in_the_order_of_the_input() -> None:
     assert play.results.n_running == 0
 
 
-def test_without_order_they_come_as_they_are_done() -> None:
+def test_without_order_batches_come_as_they_are_done() -> None:
     play = Play(2, 2, ordered=False)
     play.come(1, 0, 1)
     assert play.taken() == [[2, 3]]
@@ -119,7 +119,7 @@ def test_the_next_batch_waits_for_the_rest_of_one() -> None:
     assert play.taken() == [[1, 2], [3]]
 
 
-def test_without_order_each_part_comes_at_once() -> None:
+def test_without_order_each_part_of_a_batch_comes_at_once() -> None:
     play = Play(3, 2, ordered=False)
     play.come(0, 2, is_last=False)
     play.come(1, 0, 1)

@@ -15,6 +15,7 @@ from joblib.externals.loky import get_reusable_executor
 
 from joblib_stateful import StatefulExecutor, call_worker, stateful_map
 from needs import needs
+from programs import program_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,7 +46,7 @@ def check(found: Any, *, in_own_processes: bool = True) -> None:
 # --- threads and event loops --------------------------------------------------------------------------
 
 
-def test_from_a_thread() -> None:
+def test_map_from_a_thread() -> None:
     found: list[Any] = []
     thread = threading.Thread(target=lambda: found.append(add_all()))
     thread.start()
@@ -53,7 +54,7 @@ def test_from_a_thread() -> None:
     check(found[0])
 
 
-def test_from_asyncio_to_thread() -> None:
+def test_map_from_asyncio_to_thread() -> None:
     async def main() -> list[Any]:
         beat = 0
 
@@ -94,123 +95,46 @@ def _joblibs_own_workers() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_joblibs_own_workers")
 @pytest.mark.parametrize("n_jobs", [1, 2])
-def test_from_a_worker_of_joblibs_loky(n_jobs: int) -> None:
+def test_map_from_a_worker_of_joblibs_loky(n_jobs: int) -> None:
     calls = (delayed(add_all)(n_jobs=n_jobs) for _ in range(2))
     for found in Parallel(n_jobs=2, backend="loky")(calls):
         check(found)
 
 
-def test_from_a_thread_of_joblib() -> None:
+def test_map_from_a_thread_of_joblib() -> None:
     for found in Parallel(n_jobs=2, backend="threading")(delayed(add_all)() for _ in range(4)):
         check(found)
 
 
-def test_from_a_worker_of_its_own() -> None:
+def test_map_from_a_worker_of_its_own() -> None:
     with StatefulExecutor(Adder, 2) as executor:
         for future in [executor.submit(add_all) for _ in range(4)]:
             check(future.result(60))
 
 
-def test_from_a_worker_of_the_backend() -> None:
+def test_map_from_a_worker_of_the_backend() -> None:
     with parallel_config(backend="stateful", n_jobs=2):
         for found in Parallel()(delayed(add_all)() for _ in range(4)):
             check(found)
 
 
-DAEMON = """
-    import multiprocessing, os, sys, warnings
-    from joblib import Parallel, delayed, parallel_config
-    from joblib_stateful import StatefulExecutor, errors, get_worker, stateful_map
-
-    class Worker:
-        def __call__(self, item):
-            return os.getpid()
-
-    def try_all():
-        assert multiprocessing.current_process().daemon
-        refused = []
-        for attempt in (
-            lambda: list(stateful_map(Worker, range(4), n_jobs=2)),
-            lambda: StatefulExecutor(Worker, 2),
-        ):
-            try:
-                refused.append(attempt())
-            except errors.EngineError as error:
-                refused.append("daemonic" in str(error) and 'engine="threads"' in str(error))
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            with parallel_config(backend="stateful", n_jobs=2, worker=Worker):
-                here = Parallel()(delayed(lambda item: get_worker()(item))(item) for item in range(4))
-        refused.append(here == [os.getpid()] * 4 and "daemonic" in str(caught[0].message))
-        for engine in ("threads", "inline"):
-            assert list(stateful_map(Worker, range(4), n_jobs=2, engine=engine)) == [os.getpid()] * 4
-        with parallel_config(backend="stateful", n_jobs=2, engine="threads"):
-            assert Parallel()(delayed(os.getpid)() for _ in range(4)) == [os.getpid()] * 4
-        return refused
-"""
-
-
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_from_a_daemon_process(run_program: RunProgram, method: str) -> None:
-    done = run_program(
-        DAEMON
-        + f"""
-    def report():
-        print(try_all(), flush=True)
-
-    if __name__ == "__main__":
-        process = multiprocessing.get_context({method!r}).Process(target=report, daemon=True)
-        process.start()
-        process.join(50)
-        print("exit code", process.exitcode)
-        """
-    )
+def test_map_from_a_daemon_process(run_program: RunProgram, method: str) -> None:
+    done = run_program(program_text("programs/maps_in_daemons"), method)
     assert (done.code, done.out.split("\n")[:2]) == (0, ["[True, True, True]", "exit code 0"]), done.err
 
 
-def test_from_a_worker_of_joblibs_multiprocessing(run_program: RunProgram) -> None:
+def test_map_from_a_worker_of_joblibs_multiprocessing(run_program: RunProgram) -> None:
     """These are daemonic."""
-    done = run_program(
-        DAEMON
-        + """
-    if __name__ == "__main__":
-        print(Parallel(n_jobs=2, backend="multiprocessing")(delayed(try_all)() for _ in range(2)))
-        """
-    )
+    done = run_program(program_text("programs/maps_in_daemons"), "joblib")
     assert (done.code, done.out.strip()) == (0, str([[True] * 3] * 2)), done.err
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 @pytest.mark.parametrize("leaves", ["idle", "busy"])
-def test_from_a_process_of_multiprocessing(run_program: RunProgram, method: str, leaves: str) -> None:
+def test_map_from_a_process_of_multiprocessing(run_program: RunProgram, method: str, leaves: str) -> None:
     """Which waits for its children before the interpreter's own hooks run."""
-    done = run_program(
-        f"""
-        import multiprocessing, threading
-        from joblib_stateful import stateful_map
-
-        class Worker:
-            def __call__(self, item):
-                if item == 2:
-                    threading.Event().wait()
-                return item
-
-        def ask():
-            results = stateful_map(Worker, range(3), n_jobs=2, batch_size=1)
-            print(next(results), next(results), flush=True)
-            if {leaves!r} == "idle":
-                results.close()
-                print(*stateful_map(Worker, [3, 4], n_jobs=2), flush=True)
-
-        if __name__ == "__main__":
-            multiprocessing.set_start_method({method!r})
-            process = multiprocessing.Process(target=ask)
-            process.start()
-            process.join(20)
-            print("exit code", process.exitcode)
-            process.kill()
-        """
-    )
+    done = run_program(program_text("programs/maps_in_a_process_of_multiprocessing"), method, leaves)
     expected = "0 1\n3 4\nexit code 0\n" if leaves == "idle" else "0 1\nexit code 0\n"
     assert (done.code, done.out) == (0, expected), done.err
 
@@ -220,89 +144,21 @@ def test_from_a_process_of_multiprocessing(run_program: RunProgram, method: str,
 
 @needs("fork")
 def test_a_fork_has_workers_of_its_own(run_program: RunProgram) -> None:
-    done = run_program(
-        """
-        import os, sys, warnings
-        from joblib_stateful import stateful_map
-        warnings.simplefilter("ignore")  # forking with threads is what is tested
-
-        class Worker:
-            def __call__(self, item):
-                return os.getpid()
-
-        def pids():
-            return set(stateful_map(Worker, range(8), n_jobs=2, batch_size=1))
-
-        if __name__ == "__main__":
-            before = pids()
-            child = os.fork()
-            if child == 0:
-                mine = pids()
-                assert mine and not mine & {*before, os.getpid()}, (mine, before)
-                sys.exit(3)
-            _, status = os.waitpid(child, 0)
-            assert os.waitstatus_to_exitcode(status) == 3
-            assert pids() & before, "the parent's workers are gone"
-            print("fine")
-        """
-    )
+    done = run_program(program_text("programs/has_workers_in_a_fork"))
     assert (done.code, done.out.strip(), done.err) == (0, "fine", "")
 
 
 @pytest.mark.parametrize("imported", ["joblib", "sys"])
 @needs("fork")
 def test_a_map_under_way_says_in_a_fork_whose_it_is_and_can_be_left(imported: str, run_program: RunProgram) -> None:
-    done = run_program(
-        """
-        import importlib, os, sys, warnings
-        importlib.import_module(sys.argv[1])
-        from joblib_stateful import errors, stateful_map
-        warnings.simplefilter("ignore")
-
-        def plus_one(item):
-            return item + 1
-
-        if __name__ == "__main__":
-            child, found, is_child = None, [], False
-            try:
-                with stateful_map(plus_one, range(200), n_jobs=2, batch_size=1, buffer=100) as results:
-                    for result in results:
-                        found.append(result)
-                        if result == 50:
-                            child = os.fork()
-                            is_child = child == 0
-            except errors.ShutdownError as error:
-                assert is_child and "before os.fork()" in str(error)
-                sys.exit(7)
-            assert not is_child
-            _, status = os.waitpid(child, 0)
-            print(os.waitstatus_to_exitcode(status), found == list(range(1, 201)))
-        """,
-        imported,
-    )
+    done = run_program(program_text("programs/forks_with_a_map_under_way"), imported)
     assert (done.code, done.out.strip(), done.err) == (0, "7 True", "")
 
 
 @pytest.mark.parametrize("engine", ["loky", "threads"])
 @needs("fork")
 def test_a_map_that_has_not_begun_can_be_begun_in_a_fork(engine: str, run_program: RunProgram) -> None:
-    done = run_program(
-        """
-        import os, sys, warnings
-        from joblib_stateful import stateful_map
-        warnings.simplefilter("ignore")
-
-        if __name__ == "__main__":
-            results = stateful_map(abs, range(4), n_jobs=2, engine=sys.argv[1])
-            child = os.fork()
-            found = list(results)
-            if child == 0:
-                sys.exit(7 if found == [0, 1, 2, 3] else 1)
-            _, status = os.waitpid(child, 0)
-            print(os.waitstatus_to_exitcode(status), found)
-        """,
-        engine,
-    )
+    done = run_program(program_text("programs/forks_before_its_map_begins"), engine)
     assert (done.code, done.out.strip(), done.err) == (0, "7 [0, 1, 2, 3]", "")
 
 
@@ -349,24 +205,5 @@ def test_a_task_of_joblib_may_wait_for_what_the_next_one_makes(pair: list[Any]) 
 
 
 def test_a_worker_that_has_used_joblib_ends_without_waiting_for_its_pool(run_program: RunProgram) -> None:
-    done = run_program(
-        """
-        import os, time
-        from pathlib import Path
-        from joblib import Parallel, delayed
-        from joblib_stateful import shutdown, stateful_map
-
-        def inner(item):
-            return os.getpid(), Parallel(2)(delayed(abs)(-number) for number in range(4))
-
-        if __name__ == "__main__":
-            pids = {str(pid) for pid, _ in stateful_map(inner, range(2), n_jobs=2, batch_size=1)}
-            shutdown()  # which would kill what takes 30 s
-            deadline = time.monotonic() + 5
-            while left := [path.name for path in Path("/dev/shm").iterdir() if pids & set(path.name.split("_"))]:
-                assert time.monotonic() < deadline, left
-                time.sleep(0.01)
-        """,
-        limit=25,
-    )
+    done = run_program(program_text("programs/uses_joblib_in_workers"), limit=25)
     assert (done.code, done.err) == (0, "")

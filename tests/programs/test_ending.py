@@ -11,6 +11,7 @@ import pytest
 
 from joblib_stateful._process import _system
 from needs import needs
+from programs import program_text
 
 if TYPE_CHECKING:
     from conftest import RunProgram, StartProgram
@@ -79,22 +80,7 @@ def test_ctrl_c_while_workers_start(program: StartProgram, milliseconds: int) ->
 
 
 def test_ctrl_c_costs_busy_workers_only(program: StartProgram) -> None:
-    running = program(
-        """
-        with StatefulExecutor(Worker, 3) as executor:
-            executor.warm_up()
-            results = stateful_map(executor, [0, 'hang'], batch_size=1)
-            try:
-                list(results)
-            except KeyboardInterrupt:
-                pids = sorted(map(int, {p.name.split('-')[1] for p in here.glob('built-*')}))
-                hung = {int(p.name.split('-')[1]) for p in here.glob('hangs-*')}
-                alive = {info.pid for info in executor.workers() if info.pid}
-                assert alive == set(pids) - hung, (alive, pids, hung)
-                assert list(stateful_map(executor, [0, 1, 3]))
-                print('fine')
-        """
-    )
+    running = program(program_text("programs/is_interrupted_with_one_worker_busy"))
     running.wait_for("hangs-*")
     running.ctrl_c()
     code, out, err = running.ends_within(10)
@@ -146,35 +132,7 @@ def test_leaving_from_inside_the_loop(program: StartProgram, leave: str, code: i
 
 
 def test_a_map_that_another_thread_collects(program: StartProgram) -> None:
-    running = program(
-        """
-        import gc
-        gc.disable()  # but for the one in the other thread
-        closed = threading.Event()
-
-        def items():
-            try:
-                yield from [0, 1, *['hang'] * 9]
-            finally:
-                closed.set()
-
-        results = stateful_map(Worker, items(), n_jobs=2, batch_size=1, buffer=5, progress=True)
-        next(results)
-        while len(list(here.glob('hangs-*'))) < 2:
-            time.sleep(0.001)
-        cycle = [results]
-        cycle.append(cycle)
-        del results, cycle
-        thread = threading.Thread(target=gc.collect)
-        thread.start()
-        thread.join()
-        assert closed.wait(10)
-        # What hung for the map alone makes way for the next one with another object.
-        class Other(Worker): ...
-        assert len(list(stateful_map(Other, [0, 1, 3], n_jobs=2))) == 3
-        print("fine")
-        """
-    )
+    running = program(program_text("programs/has_its_map_collected_in_a_thread"))
     code, out, err = running.ends_within(20)
     assert (code, out.strip()) == (0, "fine"), err
     assert "Warning" not in err
@@ -252,27 +210,7 @@ def test_sigterm_for_the_whole_group(program: StartProgram) -> None:
 
 
 def test_shared_arrays_in_flight_go_with_a_killed_parent(program: StartProgram) -> None:
-    running = program(
-        """
-        import numpy as np
-
-        class Hold(Worker):
-            def __init__(self, weights):
-                super().__init__()
-                self.weights = weights
-            def __call__(self, item):
-                if item[0] < 2:
-                    return item + self.weights  # stays with the consumer
-                return super().__call__("hang")
-
-        items = (np.full(3_000_000, n) for n in range(9))  # 24 MB each
-        kept = []
-        for result in stateful_map(Hold, items, n_jobs=2, batch_size=1, buffer=6,
-                                   shared_kwargs={"weights": np.ones(3_000_000)}):
-            kept.append(result)
-            (here / f"got-{len(kept)}").touch()
-        """
-    )
+    running = program(program_text("programs/shares_arrays_until_it_is_killed"))
     running.wait_for("got-2")
     running.wait_for("hangs-*", 2)
     running.kill()
@@ -302,23 +240,6 @@ def test_a_second_ctrl_c_before_the_map_begins_to_end(program: StartProgram) -> 
 
 
 def test_a_worker_whose_process_can_not_end_does_not_keep_the_program(run_program: RunProgram) -> None:
-    done = run_program(
-        """
-        import threading
-        from joblib_stateful import stateful_map
-
-        class Beats:
-            def __init__(self):
-                threading.Thread(target=threading.Event().wait).start()
-
-            def __call__(self, item):
-                return item
-
-        if __name__ == "__main__":
-            print(list(stateful_map(Beats, [1, 2, 3], n_jobs=1)))
-            raise KeyboardInterrupt  # or it would have ten seconds instead of one
-        """,
-        limit=40,
-    )
+    done = run_program(program_text("programs/has_a_worker_that_cannot_end"), limit=40)
     assert (done.code, done.out.strip()) == (-signal.SIGINT, "[1, 2, 3]")
     assert "KeyboardInterrupt" in done.err

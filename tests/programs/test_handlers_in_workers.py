@@ -179,7 +179,9 @@ def test_children_of_a_worker_have_their_handlers(engine: Any) -> None:
 
 
 @on(*PROCESSES)
-def test_it_ends_in_order_with_an_alarm_held(engine: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_worker_ends_in_order_with_an_alarm_held(
+    engine: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     class Closing(Alarmed):
         def close(self) -> None:
             super().close()

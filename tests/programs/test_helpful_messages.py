@@ -24,6 +24,7 @@ from joblib_stateful import (
 )
 from joblib_stateful._words import a, count, short
 from joblib_stateful.testing import MemoryEngine
+from programs import program_text
 
 ALL_ENGINES = pytest.mark.parametrize("engine", [*ENGINES, "memory"])
 
@@ -73,7 +74,7 @@ def test_a_misspelt_option_is_answered_by_the_one_that_was_meant(given: str, val
 @pytest.mark.parametrize(
     ("given", "meant"), [("chunksize", "batch_size"), ("unordered", "ordered"), ("Batch_Size", "batch_size")]
 )
-def test_what_only_maps_take(given: str, meant: str) -> None:
+def test_a_misspelt_option_of_maps_is_answered_by_the_one_that_was_meant(given: str, meant: str) -> None:
     options: dict[str, Any] = {given: 4}
     with pytest.raises(TypeError, match=rf"Did you mean {meant}\?"):
         stateful_map(Model, [1], **options)
@@ -194,29 +195,8 @@ def test_a_lock_of_multiprocessings(kind: str) -> None:
         result.unwrap()
 
 
-def test_those_of_a_manager_do_it(run_program: RunProgram) -> None:
-    done = run_program("""
-        import multiprocessing
-        from joblib_stateful import stateful_map
-
-        class Counts:
-            def __init__(self, lock, found, total):
-                self.lock, self.found, self.total = lock, found, total
-            def __call__(self, item):
-                with self.lock:
-                    self.total.value += item
-                self.found.put(item)
-                return item
-
-        if __name__ == "__main__":
-            with multiprocessing.get_context("spawn").Manager() as manager:
-                total, found = manager.Value("i", 0), manager.Queue()
-                kwargs = {"lock": manager.Lock(), "found": found, "total": total}
-                list(stateful_map(Counts, range(20), n_jobs=2, shared_kwargs=kwargs))
-                print(total.value, sorted(found.get() for _ in range(20)) == list(range(20)))
-                list(stateful_map(lambda queue: queue.put("item"), [found], n_jobs=1))
-                print(found.get())
-    """)
+def test_locks_and_queues_of_a_manager_can_be_shared(run_program: RunProgram) -> None:
+    done = run_program(program_text("programs/shares_what_a_manager_has"))
     assert (done.code, done.out) == (0, "190 True\nitem\n"), done.err
 
 
@@ -264,18 +244,18 @@ def test_a_constructor_that_fails_gets_no_advice_on_pickling() -> None:
         ("UnicodeError", "a UnicodeError"),
     ],
 )
-def test_articles(noun: str, said: str) -> None:
+def test_messages_have_the_right_article(noun: str, said: str) -> None:
     assert a(noun) == said
 
 
-def test_plurals_and_long_texts() -> None:
+def test_messages_have_the_right_plurals_and_shorten_long_texts() -> None:
     assert [count(number, "entry") for number in (0, 1, 2)] == ["0 entries", "1 entry", "2 entries"]
     assert count(2, "worker") == "2 workers"
     assert short("x") == "'x'"
     assert len(short(np.zeros((100, 100)).tolist())) < 300
 
 
-def test_they_are_used() -> None:
+def test_messages_use_the_right_plurals() -> None:
     with pytest.raises(ValueError, match="worker_kwargs has 1 entry"):
         stateful_map(Model, [1], n_jobs=2, worker_kwargs=[{}])
     with pytest.raises(ValueError, match="worker_env has 1 entry, but n_jobs=2"):

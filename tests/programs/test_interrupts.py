@@ -21,6 +21,7 @@ from joblib_stateful import StatefulExecutor
 from joblib_stateful._process import _locks
 from joblib_stateful._process._interrupts import Uninterrupted, Wakeup
 from joblib_stateful._scheduling._requests import Group
+from programs import program_text
 
 if TYPE_CHECKING:
     from conftest import RunProgram
@@ -195,51 +196,5 @@ def test_a_traceback_keeps_nothing_of_where_ctrl_c_struck_while_it_was_held_back
 
 
 def test_an_interrupted_map_gives_its_executor_back(run_program: RunProgram) -> None:
-    done = run_program(
-        """
-import gc, random, signal, sys, threading, time
-from joblib_stateful import stateful_map
-from joblib_stateful._executor import _reuse
-
-class Struck(Exception):
-    pass
-
-def raise_it(*_):
-    raise Struck
-
-main, chance, armed, is_over = threading.get_ident(), random.Random(0), threading.Event(), threading.Event()
-
-def send():
-    while armed.wait() and not is_over.is_set():
-        time.sleep(chance.random() * 3e-3)
-        while armed.is_set():  # again, if it was raised in a finaliser, where Python drops it
-            signal.pthread_kill(main, signal.SIGUSR1)
-            time.sleep(0.3)
-
-def use():
-    assert list(stateful_map(abs, range(6), n_jobs=2, engine="threads")) == [*range(6)]
-
-signal.signal(signal.SIGUSR1, raise_it)
-threading.Thread(target=send, daemon=True).start()
-use()
-sys.setswitchinterval(1e-5)
-end = time.monotonic() + 10
-n_struck = 0
-while n_struck < 300 and time.monotonic() < end:
-    armed.set()
-    try:
-        while True:
-            use()
-    except Struck:
-        armed.clear()
-    n_struck += 1
-    if any(entry.n_leases for entry in _reuse._entries):
-        time.sleep(0.05)  # what is at its end elsewhere
-        gc.collect()
-    assert not any(entry.n_leases for entry in _reuse._entries), n_struck
-is_over.set()
-armed.set()
-print("done")
-"""
-    )
+    done = run_program(program_text("programs/is_struck_at_any_point_of_a_map"))
     assert (done.code, done.out) == (0, "done\n"), done.err[-3000:]

@@ -291,7 +291,7 @@ def test_an_exception_that_cannot_travel() -> None:
 # --- where there is no worker ---------------------------------------------------------------------------
 
 
-def test_where_joblib_runs_a_call_inline_without_a_worker() -> None:
+def test_asking_for_the_worker_where_joblib_runs_a_call_inline_without_one() -> None:
     with parallel_config(backend="stateful", n_jobs=1), pytest.raises(errors.NoWorkerError) as caught:
         Parallel()(delayed(get_worker)() for _ in range(1))
     says(
@@ -299,7 +299,7 @@ def test_where_joblib_runs_a_call_inline_without_a_worker() -> None:
     )
 
 
-def test_outside_a_worker() -> None:
+def test_asking_for_the_worker_outside_of_one() -> None:
     with pytest.raises(errors.NoWorkerError) as caught:
         get_worker()
     says(caught.value, "get_worker() was called outside a worker", "executor.submit(", "stateful_map(", "sharedmem")
@@ -312,7 +312,7 @@ def test_outside_a_worker() -> None:
 
 
 @engines
-def test_after_the_end(engine: str) -> None:
+def test_an_executor_after_its_end(engine: str) -> None:
     with StatefulExecutor(Builds, 1, shared_kwargs={"way": "well"}, engine=engine) as executor:
         executor.submit(call_worker, 1).result(60)
     for use in (lambda: executor.submit(call_worker, 1), lambda: list(stateful_map(executor, [1]))):

@@ -19,6 +19,7 @@ import pytest
 import joblib_stateful
 import joblib_stateful.compat
 from joblib_stateful import engines, errors, testing
+from programs import program_text
 
 if TYPE_CHECKING:
     from conftest import RunProgram
@@ -227,31 +228,7 @@ def test_importing_starts_and_loads_nothing(run_program: RunProgram) -> None:
 
 def test_nothing_starts_before_the_first_result_is_asked_for(run_program: RunProgram) -> None:
     """Nor is loky imported, for what the first worker needs gets ready meanwhile."""
-    done = run_program(
-        """
-        import json, sys
-        import psutil
-        from joblib_stateful import StatefulExecutor, stateful_map
-
-        def look():
-            return "loky" in sys.modules, len(psutil.Process().children(recursive=True))
-
-        found = [look()]
-        for wrong in (
-            {"on_error": "never"}, {"engine": "none"}, {"n_jobs": 0}, {"retries": -1}, {"shared_kwargs": {"to": 1}},
-            {"worker_env": [{}]}, {"item_timeout": "x"},
-        ):
-            try:
-                stateful_map(abs, [-1], **{"n_jobs": 2, **wrong})
-            except (TypeError, ValueError):
-                found.append(look())
-        if __name__ == "__main__":
-            results, executor = stateful_map(abs, [-1], n_jobs=2), StatefulExecutor(n_jobs=2)
-            found.append(look())
-            found.append([next(results), *look()][:2])
-            print(json.dumps(found))
-        """
-    )
+    done = run_program(program_text("programs/tells_when_processes_start"))
     assert (done.code, done.err) == (0, "")
     assert json.loads(done.out) == [*[[False, 0]] * 9, [1, True]]
 

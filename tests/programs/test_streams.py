@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from joblib_stateful import StatefulExecutor
+from programs import program_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -141,38 +142,7 @@ def test_a_program_without_standard_streams(run_program: RunProgram, tmp_path: P
 
 @posix
 def test_a_command_line_tool_outlives_its_workers(run_program: RunProgram) -> None:
-    done = run_program(
-        """
-        import os, signal, sys
-        from joblib import Parallel, delayed, parallel_config
-        from joblib_stateful import StatefulExecutor, errors, stateful_map
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-
-        def die(item):
-            if item % 5 == 3:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return bytes(item * 100_000)
-
-        if __name__ == "__main__":
-            found = list(stateful_map(die, range(20), n_jobs=2, on_error="deferred", max_restarts=10))
-            assert [one.index for one in found if not one.ok] == [3, 8, 13, 18]
-            assert all(one.value == bytes(one.index * 100_000) for one in found if one.ok)
-            with StatefulExecutor(n_jobs=2, max_restarts=10) as executor:
-                for size in (1, 1_000_000):  # that a message meets a dead worker is a matter of chance
-                    for _ in range(4):
-                        executor.warm_up()
-                        for info in executor.workers():
-                            os.kill(info.pid, signal.SIGKILL)
-                        futures = [executor.submit(len, bytes([1] * size)) for _ in range(4)]
-                        assert all(future.result() == size for future in futures)
-            with parallel_config("stateful", n_jobs=2):
-                try:
-                    Parallel(batch_size=1)(delayed(die)(item) for item in range(6))
-                except errors.WorkerCrashedError as error:
-                    print("fine")
-            sys.stdout.flush()
-        """
-    )
+    done = run_program(program_text("programs/loses_many_workers_to_signals"))
     assert (done.code, done.out.strip()) == (0, "fine"), done.err
 
 
@@ -191,24 +161,7 @@ def test_files_with_names_of_standard_modules_are_not_taken_for_them(run_program
     folder.mkdir()
     for name in ("types", "queue", "random", "socket", "pickle", "threading", "selectors", "struct"):
         (folder / f"{name}.py").write_text('raise ImportError("not the standard one")')
-    done = run_program(
-        f"""
-        import os, queue, sys, types
-        from joblib_stateful import shutdown, stateful_map
-
-        def look(_):
-            import queue, types
-            return queue.Queue, types.SimpleNamespace, os.environ.get("PYTHONSAFEPATH")
-
-        if __name__ == "__main__":
-            os.chdir({str(folder)!r})
-            for _ in range(2):
-                found = list(stateful_map(look, range(2), n_jobs=2))
-                assert found == [(queue.Queue, types.SimpleNamespace, None)] * 2, found
-                shutdown()
-                sys.path.insert(0, os.getcwd())  # all of its own are loaded by now
-        """
-    )
+    done = run_program(program_text("programs/stands_among_files_named_as_standard_modules"), str(folder))
     assert done.code == 0, done.err
 
 

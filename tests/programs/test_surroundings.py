@@ -11,6 +11,7 @@ import pytest
 
 from joblib_stateful import StatefulExecutor, errors, stateful_map
 from needs import needs
+from programs import program_text
 
 if TYPE_CHECKING:
     from conftest import RunProgram
@@ -18,62 +19,13 @@ if TYPE_CHECKING:
 
 @needs("fork")
 def test_a_fork_that_ends_leaves_the_parents_workers_alone(run_program: RunProgram) -> None:
-    done = run_program(
-        """
-        import multiprocessing, os, time, warnings
-        from joblib_stateful import StatefulExecutor, call_worker, stateful_map
-        warnings.simplefilter("ignore")  # forking with threads is what is tested
-
-        class Worker:
-            def __call__(self, item):
-                return os.getpid()
-
-        def child():
-            pass
-
-        if __name__ == "__main__":
-            with StatefulExecutor(Worker, 2) as executor:
-                executor.warm_up()
-                before = sorted(info.pid for info in executor.workers())
-                list(stateful_map(Worker, range(4), n_jobs=2))  # a shared one, idle
-                hung = executor.submit(time.sleep, 2)
-                process = multiprocessing.get_context("fork").Process(target=child)
-                process.start()
-                process.join(20)
-                assert hung.result() is None
-                assert process.exitcode == 0, process.exitcode
-                assert sorted(info.pid for info in executor.workers()) == before
-            print("fine")
-        """
-    )
+    done = run_program(program_text("programs/has_a_fork_that_ends"))
     assert (done.code, done.out.strip()) == (0, "fine"), done.err
 
 
 @needs("fork")
 def test_an_inherited_executor_says_so_and_a_new_one_works(run_program: RunProgram) -> None:
-    done = run_program(
-        """
-        import os, warnings
-        from joblib_stateful import StatefulExecutor, errors, stateful_map
-        warnings.simplefilter("ignore")
-
-        if __name__ == "__main__":
-            executor = StatefulExecutor(n_jobs=1)
-            assert executor.submit(abs, -1).result() == 1
-            if pid := os.fork():
-                _, status = os.waitpid(pid, 0)
-                assert executor.submit(abs, -2).result() == 2
-                print("child", os.waitstatus_to_exitcode(status))
-            else:
-                try:
-                    executor.submit(abs, -1)
-                except errors.ShutdownError as error:
-                    assert "before os.fork()" in str(error)
-                    assert list(stateful_map(abs, [-3], n_jobs=2, engine="threads")) == [3]
-                    os._exit(0)
-                os._exit(1)
-        """
-    )
+    done = run_program(program_text("programs/uses_an_executor_of_its_parent"))
     assert (done.code, done.out.strip()) == (0, "child 0"), done.err
 
 
@@ -146,24 +98,7 @@ def test_a_progress_that_fails_does_not_stop_a_parallel_call(run_program: RunPro
 
 
 def test_executors_may_be_collected_at_any_moment(run_program: RunProgram) -> None:
-    done = run_program(
-        """
-        import gc
-        from joblib_stateful import StatefulExecutor
-
-        if __name__ == "__main__":
-            gc.set_threshold(30, 2, 2)
-            for _ in range(150):
-                executor = StatefulExecutor(n_jobs=2, engine="threads")
-                futures = [executor.submit(list) for _ in range(20)]
-                cycle = [executor]
-                cycle.append(cycle)
-                del executor, cycle
-                for future in futures:
-                    future.result()
-        """,
-        limit=60,
-    )
+    done = run_program(program_text("programs/has_executors_collected"), limit=60)
     assert done.code == 0, done.err
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from programs import program_text
+
 if TYPE_CHECKING:
     from conftest import StartProgram
 
@@ -69,46 +71,7 @@ def test_ctrl_c_twice(program: StartProgram, moment: str, milliseconds: int) -> 
 
 
 def test_ctrl_c_again_ends_the_grace(program: StartProgram) -> None:
-    running = program(
-        """
-        def press_again(main=threading.get_ident()):
-            names = []
-            while names[:2] != ["interrupt", "wait_for"]:
-                names, frame = [], sys._current_frames()[main]
-                while frame:
-                    names.insert(0, frame.f_code.co_name)
-                    frame = frame.f_back
-                names = names[names.index("interrupt"):] if "interrupt" in names else []
-            os.kill(os.getpid(), signal.SIGINT)
-
-        closed = []
-
-        def items():
-            try:
-                yield from [0, "hang", "hang", "hang"]
-            finally:
-                closed.append(True)
-
-        with StatefulExecutor(Worker, 3) as executor:
-            executor.warm_up()
-            before = {info.pid for info in executor.workers()}
-            again = threading.Thread(target=press_again, daemon=True)
-            again.start()
-            results = stateful_map(executor, items(), batch_size=1, buffer=2, progress=True)
-            try:
-                list(results)
-            except KeyboardInterrupt:
-                again.join()
-                assert closed, "the input was not closed"
-                hung = {int(path.name.split("-")[1]) for path in here.glob("hangs-*")}
-                alive = {info.pid for info in executor.workers() if info.pid}
-                assert alive == before - hung, (alive, before, hung)
-                assert list(results) == []
-                assert len(list(stateful_map(executor, [0, 1, 3], batch_size=1))) == 3
-                print("fine")
-        """,
-        terminal=True,
-    )
+    running = program(program_text("programs/is_interrupted_again_in_the_grace"), terminal=True)
     running.wait_for("hangs-*", 2)  # all that the buffer lets out
     running.ctrl_c()
     code, _, screen = running.ends_within(10)
@@ -154,23 +117,8 @@ def test_a_ctrl_c_that_python_has_seen_only_after_it_began_to_wait_is_not_lost(
 @pytest.mark.parametrize("waits_for", ["an object that does not close", "a call that was submitted"])
 def test_ctrl_c_while_a_script_waits_at_its_end(program: StartProgram, waits_for: str) -> None:
     running = program(
-        f"""
-        class Slow(Worker):
-            def close(self):
-                threading.Event().wait()
-
-        def watch(main=threading.get_ident()):
-            frame = None
-            while frame is None or frame.f_code.co_name not in ("wait_until_empty", "finish"):
-                frame = frame.f_back if frame else sys._current_frames()[main]
-            (here / "waiting").touch()
-
-        threading.Thread(target=watch, daemon=True).start()
-        executor = StatefulExecutor(Slow, 2)
-        executor.warm_up()
-        if "call" in {waits_for!r}:
-            future = executor.submit(call_worker, "hang")
-        """,
+        program_text("programs/waits_at_its_end"),
+        waits_for,
         terminal=True,
     )
     running.wait_for("waiting")

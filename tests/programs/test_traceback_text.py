@@ -7,7 +7,6 @@ import linecache
 import os
 import subprocess
 import sys
-import textwrap
 import traceback
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 
 from contract import on
 from joblib_stateful import stateful_map
+from programs import program_text
 
 if TYPE_CHECKING:
     from conftest import RunProgram
@@ -24,54 +24,7 @@ if TYPE_CHECKING:
 PACKAGE = f"joblib_stateful{os.sep}_"  # in a name of one of our files, wherever the package lies
 ENGINES = ("loky", "threads", "inline")
 
-SCRIPT = """
-    import sys, traceback, warnings
-    from joblib_stateful import StatefulExecutor, call_worker, errors, stateful_map
-
-    class Model:
-        def __init__(self, broken=False):
-            warnings.simplefilter("default")  # else they are errors, as the command that starts this says
-            if broken:
-                raise OSError("no model")  # line of the constructor
-
-        def __call__(self, item):
-            warnings.warn("careful")  # line of the warning
-            return {"chain": self.chain, "group": self.group, "syntax": self.syntax, "deep": self.deep}[item]()
-
-        def chain(self):
-            try:
-                int("x")  # first line
-            except ValueError as error:
-                raise KeyError("second") from error  # second line
-
-        def group(self):
-            try:
-                1 / 0  # line in the group
-            except ZeroDivisionError as error:
-                raise ExceptionGroup("several", [error, TypeError("other")])  # line of the group
-
-        def syntax(self):
-            eval("1 +")  # line that evaluates
-
-        def deep(self):
-            return self.deep()  # line again and again
-
-    def text_of(call):
-        try:
-            call()
-        except BaseException as error:
-            return "".join(traceback.format_exception(error))
-
-    if __name__ == "__main__":
-        warnings.simplefilter("default")
-        engine = sys.argv[1]
-        for item in ("chain", "group", "syntax", "deep"):
-            print(text_of(lambda: list(stateful_map(Model, [item], n_jobs=1, engine=engine))))
-        print(text_of(lambda: list(stateful_map(Model, [1], n_jobs=1, engine=engine, shared_kwargs={"broken": True}))))
-        with StatefulExecutor(Model, n_jobs=1, engine=engine) as executor:
-            print(text_of(executor.submit(call_worker, "chain").result))
-            print(text_of(lambda: next(executor.map(call_worker, ["chain"]))))
-"""
+SCRIPT = program_text("programs/raises_in_workers")
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -99,7 +52,9 @@ def test_a_class_of_a_script(run_program: RunProgram, engine: str) -> None:
     # Where the main program waits there may be one of ours, and in an executor's call, which the standard library answers.
     assert all("__next__" in line or engine == "inline" for line in shown), shown
     # warnings, too
-    assert 'program.py:12: UserWarning: careful\n  warnings.warn("careful")  # line of the warning' in done.err
+    line = 'warnings.warn("careful")  # line of the warning'
+    (number,) = (number for number, text in enumerate(SCRIPT.splitlines(), 1) if text.strip() == line)
+    assert f"program.py:{number}: UserWarning: careful\n  {line}" in done.err
 
 
 class Nested(Exception):  # noqa: N818 - only for tests
@@ -197,21 +152,7 @@ _numbers = itertools.count()
 @pytest.mark.skipif(not find_spec("IPython"), reason="IPython is not installed")
 def test_ipython_shows_the_line_of_a_cell_and_at_most_one_of_our_frames(tmp_path: Path) -> None:
     driver = tmp_path / "driver.py"
-    driver.write_text(
-        textwrap.dedent("""
-        from IPython.core.interactiveshell import InteractiveShell
-
-        if __name__ == "__main__":
-            shell = InteractiveShell.instance(colors="NoColor")
-            shell.run_cell('''
-        from joblib_stateful import stateful_map
-        class Model:
-            def __call__(self, item):
-                return 1 // item  # the line in the cell
-        ''')
-            shell.run_cell('''list(stateful_map(Model, [1, 0], n_jobs=1))  # the user's line''')
-    """)
-    )
+    driver.write_text(program_text("programs/runs_cells_in_ipython"))
     command = [sys.executable, str(driver)]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=100, cwd=tmp_path)
     assert "return 1 // item  # the line in the cell\n" in done.stdout, done.stderr

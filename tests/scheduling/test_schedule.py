@@ -478,7 +478,7 @@ def test_what_is_left_of_a_message_that_took_too_long_goes_to_all_slots_and_befo
     assert not call.dropped
 
 
-def test_nobody_gets_it_behind_an_error_that_ends_the_call() -> None:
+def test_nobody_gets_what_is_left_behind_an_error_that_ends_the_call() -> None:
     for after_error in ("drop", "finish_running"):
         play, call = with_objects(2), a_call(4, after_error=after_error)
         play.submit(call)
@@ -534,7 +534,7 @@ def test_no_object_is_built_for_the_sake_of_a_share() -> None:
     ]
 
 
-def test_nobody_is_asked_as_long_as_more_may_come() -> None:
+def test_nobody_is_asked_for_a_share_as_long_as_more_may_come() -> None:
     play, group = with_objects(3), a_map()
     play.submit(a_call(8, group, budget=0.1), a_call(2, group, budget=0.1))
     assert play.finished(1) == ["settle"]
@@ -544,7 +544,7 @@ def test_nobody_is_asked_as_long_as_more_may_come() -> None:
     assert play.finished(2) == ["settle"]
 
 
-def test_nobody_is_asked_while_something_waits_or_all_are_busy() -> None:
+def test_nobody_is_asked_for_a_share_while_something_waits_or_all_are_busy() -> None:
     play, group = with_objects(1), a_map()
     play.submit(a_call(8, group, budget=0.1), a_call(8, group, budget=0.1))
     assert play.scheduler.share(group) == []
@@ -553,13 +553,13 @@ def test_nobody_is_asked_while_something_waits_or_all_are_busy() -> None:
 
 
 @pytest.mark.parametrize("size, budget", [(1, 0.1), (8, None)], ids=["one item", "of a fixed size"])
-def test_there_is_no_share_of(size: int, budget: float | None) -> None:
+def test_there_is_no_share_of_one_item_or_of_a_batch_of_fixed_size(size: int, budget: float | None) -> None:
     play, group = with_objects(2), a_map()
     play.submit(a_call(size, group, budget=budget))
     assert play.scheduler.share(group) == []
 
 
-def test_nobody_is_asked_for_the_sake_of_a_slot_without_object() -> None:
+def test_nobody_is_asked_for_a_share_for_a_slot_without_object() -> None:
     play, group = Play(2), a_map()
     play.submit(a_call(8, group, budget=0.1))
     play.built(0)
@@ -568,13 +568,13 @@ def test_nobody_is_asked_for_the_sake_of_a_slot_without_object() -> None:
     assert play.built(1) == ["ask for a share 0"]
 
 
-def test_others_who_use_the_slots_are_not_asked() -> None:
+def test_other_maps_that_use_the_slots_are_not_asked_for_a_share() -> None:
     play, group, others = with_objects(3), a_map(), a_map()
     play.submit(a_call(8, others, budget=0.1), a_call(8, group, budget=0.1))
     assert told(play.scheduler.share(group)) == ["ask for a share 1"]
 
 
-def test_who_dies_is_not_asked() -> None:
+def test_who_dies_is_not_asked_for_a_share() -> None:
     play, group = with_objects(2), a_map()
     play.submit(a_call(2, group, budget=0.1), a_call(2, group, budget=0.1))
     group.sharing = True
@@ -708,7 +708,7 @@ def test_go_on_means_that_an_error_concerns_nobody_else() -> None:
 
 
 @pytest.mark.parametrize("after_error", ["finish_running", "drop"])
-def test_otherwise_a_message_ends_with_its_first_error(after_error: AfterError) -> None:
+def test_without_go_on_a_message_ends_with_its_first_error(after_error: AfterError) -> None:
     play, call = with_objects(1), a_call(3, after_error=after_error)
     play.submit(call)
     assert play.finished(0, n_run=2, failed={1}) == ["settle"]
@@ -1036,7 +1036,7 @@ def test_an_object_stays_for_the_rest_of_an_answer_that_is_still_being_loaded() 
 
 
 @pytest.mark.parametrize("is_wanted", [False, True])
-def test_objects_are_closed_when_there_is_no_such_rest(*, is_wanted: bool) -> None:
+def test_objects_are_closed_when_an_answer_that_was_loaded_leaves_no_rest(*, is_wanted: bool) -> None:
     play, call = with_objects(1), a_call(4, budget=1.0)
     play.submit(call)
     job, _ = play.scheduler.answered(0, play.seq(0), 2, 2.0)

@@ -23,6 +23,7 @@ from joblib_stateful._transport import _frames
 from joblib_stateful._transport._definitions import Peer
 from joblib_stateful._transport._noticing import Memory
 from joblib_stateful._transport._transport import Pickled
+from programs import program_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -135,7 +136,7 @@ def test_objects_come_back_as_the_callers_own() -> None:
 
 
 @on("loky", "memory", "example")
-def test_on_every_engine(engine: Engine) -> None:
+def test_on_every_engine_objects_come_back_as_the_callers_own(engine: Engine) -> None:
     results = list(stateful_map(Echo, (Point(i) for i in range(10)), n_jobs=2, engine=engine))
     assert results == [Point(i) for i in range(10)]
     assert {type(result) for result in results} == {Point}
@@ -143,7 +144,7 @@ def test_on_every_engine(engine: Engine) -> None:
 
 @on("dask")
 @pytest.mark.cluster
-def test_on_dask(engine: Engine) -> None:
+def test_on_dask_definitions_travel_with_what_needs_them(engine: Engine) -> None:
     assert list(stateful_map(Teller, [Point(1), Trouble(2)], n_jobs=2, engine=engine)) == [
         (True, ["Point"]),
         (True, ["Trouble"]),
@@ -153,7 +154,7 @@ def test_on_dask(engine: Engine) -> None:
 
 @on("ray")
 @pytest.mark.cluster
-def test_on_ray(engine: Engine) -> None:
+def test_on_ray_definitions_travel_with_what_needs_them(engine: Engine) -> None:
     assert list(stateful_map(Teller, [Point(1), Trouble(2)], n_jobs=2, engine=engine)) == [
         (True, ["Point"]),
         (True, ["Trouble"]),
@@ -546,46 +547,8 @@ def test_a_change_in_what_a_class_uses_is_seen() -> None:
 # --- scripts and notebooks --------------------------------------------------------------------------------------
 
 
-def test_a_script(run_program: RunProgram) -> None:
-    done = run_program("""
-        import dataclasses, itertools
-        from joblib_stateful import stateful_map
-
-        FACTOR = 2
-        CACHE = {}
-
-        @dataclasses.dataclass
-        class Job:
-            number: int
-            ids = itertools.count()
-
-            def __post_init__(self):
-                self.id = next(Job.ids)
-
-            def run(self):
-                CACHE[self.number] = FACTOR * self.number
-                return CACHE[self.number]
-
-        class NoGood(Exception):
-            pass
-
-        class Worker:
-            def __call__(self, job):
-                if job.number == 13:
-                    raise NoGood(job)
-                return job, job.run(), len(CACHE), isinstance(job, Job)
-
-        if __name__ == "__main__":
-            results = list(stateful_map(Worker, map(Job, range(13)), n_jobs=1))
-            assert [job.id for job, *_ in results] == list(range(13)), results
-            assert all(type(job) is Job for job, *_ in results)
-            assert [rest for _, *rest in results] == [[2 * i, i + 1, True] for i in range(13)], results
-            assert not CACHE
-            try:
-                list(stateful_map(Worker, [Job(13)], n_jobs=1))
-            except NoGood as error:
-                print(type(error.args[0]) is Job, next(Job.ids))
-    """)
+def test_a_scripts_own_classes_exceptions_and_globals(run_program: RunProgram) -> None:
+    done = run_program(program_text("transport/has_classes_and_globals"))
     assert (done.code, done.out) == (0, "True 14\n"), done.err
 
 

@@ -97,7 +97,7 @@ def test_items_of_a_list_and_of_an_executor_are_values_too(size: int, tmp_path: 
 
 
 @on("loky")
-def test_those_that_can_only_be_read_go_by_name(engine: Any, tmp_path: Path) -> None:
+def test_memory_maps_that_can_only_be_read_go_by_name(engine: Any, tmp_path: Path) -> None:
     path = tmp_path / "data"
     data = new_map(path, 250_000, "r")
     results = stateful_map(overwrite, [data, data[5:]], n_jobs=2, engine=engine)
@@ -106,7 +106,9 @@ def test_those_that_can_only_be_read_go_by_name(engine: Any, tmp_path: Path) -> 
 
 @on("loky")
 @every_size
-def test_those_among_kwargs_go_by_name_so_that_workers_can_fill_them(engine: Any, size: int, tmp_path: Path) -> None:
+def test_memory_maps_among_kwargs_go_by_name_so_that_workers_can_fill_them(
+    engine: Any, size: int, tmp_path: Path
+) -> None:
     class Writer:
         def __init__(self, out: Any) -> None:
             self.out = out
@@ -124,7 +126,7 @@ def test_those_among_kwargs_go_by_name_so_that_workers_can_fill_them(engine: Any
 
 
 @every_size
-def test_those_among_joblibs_arguments_go_by_name(size: int, tmp_path: Path) -> None:
+def test_memory_maps_among_joblibs_arguments_go_by_name(size: int, tmp_path: Path) -> None:
     out = new_map(tmp_path / "out", size)
 
     def write(array: Any, number: int) -> Any:
@@ -158,12 +160,12 @@ def test_a_copy_on_write_map_goes_by_value_and_comes_as_a_plain_array(tmp_path: 
 
 @pytest.mark.cluster
 @on("dask", "ray")
-def test_so_it_is_on_clusters(engine: Any, tmp_path: Path) -> None:
+def test_on_clusters_maps_of_files_travel_in_the_same_way(engine: Any, tmp_path: Path) -> None:
     for size in SIZES:  # with one cluster, for each takes seconds to start
         folders = [tmp_path / f"{size} {number}" for number in range(4)]
         for folder in folders:
             folder.mkdir()
         test_a_result_is_what_the_map_held_then(engine, size, folders[0])
         test_an_item_is_what_the_map_held_when_it_was_pulled(engine, size, folders[1])
-        test_those_among_kwargs_go_by_name_so_that_workers_can_fill_them(engine, size, folders[2])
-        test_those_that_can_only_be_read_go_by_name(engine, folders[3])
+        test_memory_maps_among_kwargs_go_by_name_so_that_workers_can_fill_them(engine, size, folders[2])
+        test_memory_maps_that_can_only_be_read_go_by_name(engine, folders[3])

@@ -23,6 +23,7 @@ from joblib_stateful._transport._segments import _Spares, spares
 from joblib_stateful._transport._shared_memory import SharedMemory
 from joblib_stateful.engines.loky._shared_numbers import SharedNumbers
 from needs import needs
+from programs import program_text
 
 if TYPE_CHECKING:
     from conftest import RunProgram
@@ -265,7 +266,7 @@ def test_pages_of_arrays_that_nobody_keeps_are_used_again_as_long_as_there_are_w
     assert not spares.fds()
 
 
-def test_all_kinds_come_and_go_unchanged() -> None:
+def test_all_kinds_of_arrays_come_and_go_unchanged() -> None:
     values = {
         "Fortran": np.asfortranarray(np.arange(SIZE * 2.0).reshape(2, SIZE)),
         "strided": np.arange(SIZE * 4.0)[::2],
@@ -284,7 +285,7 @@ def test_all_kinds_come_and_go_unchanged() -> None:
 
 
 @in_memfds
-def test_frames_of_pandas_too() -> None:
+def test_frames_of_pandas_are_shared_too() -> None:
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame(np.arange(MAPPED * 2.0).reshape(MAPPED, 2), columns=["a", "b"])
     ((total, shared),) = stateful_map(lambda item: (item["b"].sum(), mapped_bytes()), [frame], n_jobs=1)
@@ -438,21 +439,7 @@ def test_nothing_is_kept_open() -> None:
 
 @needs("sendfds")
 def test_without_room_arrays_are_copied_and_one_warning_says_so(run_program: RunProgram) -> None:
-    done = run_program(
-        """
-        import resource, warnings
-        import numpy as np
-        from joblib_stateful import stateful_map
-
-        # No file may grow beyond this; neither in memory nor in a folder.
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            results = list(stateful_map(np.negative, (np.full(1 << 18, n) for n in range(6)), n_jobs=2))
-        assert [result[-1] for result in results] == [-n for n in range(6)]
-        print([str(one.message) for one in caught])
-        """
-    )
+    done = run_program(program_text("transport/has_no_room_for_arrays"))
     assert (done.code, done.err) == (0, "")
     assert done.out.count("can't be shared") == 1
     assert "temp_folder" in done.out
@@ -460,21 +447,7 @@ def test_without_room_arrays_are_copied_and_one_warning_says_so(run_program: Run
 
 @needs("sendfds")
 def test_a_folder_that_is_not_there_is_made_up_for_by_memory(run_program: RunProgram) -> None:
-    done = run_program(
-        """
-        import warnings
-        import numpy as np
-        from joblib import Parallel, delayed, parallel_config
-        import joblib_stateful
-
-        data = np.ones(1 << 18)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            with parallel_config(backend="stateful", n_jobs=2, temp_folder="/not/there"):
-                print(Parallel()(delayed(np.sum)(data) for _ in range(3)))
-        print([str(one.message) for one in caught])
-        """
-    )
+    done = run_program(program_text("transport/names_a_folder_that_is_not_there"))
     assert (done.code, done.err) == (0, "")
     assert done.out.count("they lie in memory instead") == 1
 

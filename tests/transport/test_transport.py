@@ -13,6 +13,7 @@ import pytest
 
 from joblib_stateful import TaskResult, errors, stateful_map
 from joblib_stateful._transport._transport import ByReference, Pickled, Transport
+from programs import program_text
 from scenes import policies
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def unpack(transport: Transport, parcel: Any) -> list[Any]:
 
 @both
 @pytest.mark.parametrize("values", VALUES)
-def test_some_of_a_parcel(transport: Transport, values: list[Any]) -> None:
+def test_some_of_a_parcel_can_be_selected(transport: Transport, values: list[Any]) -> None:
     parcel, _ = transport.pack_all(values)
     for places in ([], [0], list(range(1, len(values))), list(range(len(values)))):
         if places and places[-1] >= len(values):
@@ -110,7 +111,7 @@ def test_plain_values_share_one_frame() -> None:
         assert not Pickled().pack_all([1, odd])[0].joint
 
 
-def test_those_that_fail_are_left_out_and_named() -> None:
+def test_values_that_cannot_be_packed_are_left_out_and_named() -> None:
     parcel, faults = Pickled().pack_all([[1], Unpicklable(), [2], threading.Lock(), Deep(), [3]])
     assert sorted(faults) == [1, 3, 4]
     assert repr(faults[1]) == "ValueError('stays at home')"
@@ -417,30 +418,6 @@ def test_errors_of_ours_can_be_pickled() -> None:
 
 
 def test_a_class_of_the_scripts_main_can_be_caught(run_program: RunProgram) -> None:
-    done = run_program("""
-        from joblib_stateful import stateful_map
-
-        class Mine(Exception):  # noqa: N818 - users name theirs as they like
-            def __init__(self, code):
-                super().__init__(code)
-                self.code = code
-
-        class Work:
-            def __call__(self, item):
-                raise Mine(item)
-
-        def work(item):
-            raise Mine(item)
-
-        if __name__ == "__main__":
-            for worker in (Work, work, lambda item: work(item)):
-                for policy in ("immediate", "wait_others"):
-                    try:
-                        list(stateful_map(worker, [7], n_jobs=1, on_error=policy))
-                    except Mine as error:
-                        print("caught", error.code)
-                (result,) = stateful_map(worker, [7], n_jobs=1, on_error="deferred")
-                print(type(result.exception) is Mine)
-    """)
+    done = run_program(program_text("transport/catches_its_own_exception"))
     assert (done.code, done.err) == (0, "")
     assert done.out == "caught 7\ncaught 7\nTrue\n" * 3

@@ -6,7 +6,6 @@ import importlib
 import os
 import pickle
 import sys
-import textwrap
 import types
 import warnings
 from functools import partial
@@ -19,6 +18,7 @@ from joblib import Parallel, delayed, parallel_config
 
 from contract import on
 from joblib_stateful import StatefulExecutor, call_worker, factory, get_worker, shutdown, stateful_map
+from programs import program_text
 from scenes import engines, new_scene
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def test_code_that_nobody_has_edited_keeps_its_objects(
 
 @pytest.mark.cluster
 @on("dask", "ray")
-def test_on_clusters_too(engine: Any, script: Any, log: Log) -> None:
+def test_an_edit_means_new_objects_on_clusters(engine: Any, script: Any, log: Log) -> None:
     def run() -> list[int]:
         kwargs = {"log": log}
         return list(stateful_map(script.Model, [1, 2], n_jobs=1, shared_kwargs=kwargs, engine=engine))
@@ -195,7 +195,7 @@ def test_what_workers_count_on_their_own_class_is_no_edit(engine: str, script: A
 
 
 @engines
-def test_nor_is_what_python_adds_to_a_class_that_is_used(engine: str, script: Any, log: Log) -> None:
+def test_what_python_adds_to_a_class_that_is_used_is_no_edit(engine: str, script: Any, log: Log) -> None:
     def run() -> None:
         assert list(stateful_map(script.Model, [1], n_jobs=1, shared_kwargs={"log": log}, engine=engine)) == [2]
 
@@ -207,7 +207,7 @@ def test_nor_is_what_python_adds_to_a_class_that_is_used(engine: str, script: An
     assert log.lines == ["built"]
 
 
-def test_nor_is_what_joblib_runs_in_this_process(script: Any, log: Log) -> None:
+def test_an_edit_means_a_new_object_where_joblib_runs_in_this_process(script: Any, log: Log) -> None:
     with parallel_config(backend="stateful", n_jobs=1, worker=script.Model, shared_kwargs={"log": log}):
         assert Parallel()(delayed(call_object)(item) for item in (1, 2)) == [2, 3]
         edit_a_helper(script)
@@ -303,54 +303,9 @@ def test_an_executor_of_ones_own_says_that_a_module_was_reloaded(edited: Edited)
             assert executor.submit(call_worker, 0).result() == 1
 
 
-NOTEBOOK = """
-import os, sys
-from pathlib import Path
-from IPython.core.interactiveshell import InteractiveShell
-
-def main():
-    here, name = Path.cwd(), "helpers_of_a_notebook"
-    when = [1_000_000_000]
-    sys.path.insert(0, str(here))
-
-    def write(text):
-        path = here / f"{name}.py"
-        path.write_text(text)
-        when[0] += 10
-        os.utime(path, (when[0], when[0]))
-
-    shell = InteractiveShell.instance()
-
-    def cell(text):
-        outcome = shell.run_cell(text)
-        outcome.raise_error()
-
-    text = "STEP = 1\\ndef call(item):\\n    return item + STEP\\n"
-    write(text)
-    cell("%load_ext autoreload\\n%autoreload 2")
-    cell(f"import {name}\\nfrom joblib_stateful import stateful_map")
-    run = f"found = list(stateful_map({name}.call, [0, 1], n_jobs=1))"
-    cell(run)
-    assert shell.user_ns["found"] == [1, 2], shell.user_ns["found"]
-    # The first edit is a reload; those behind it are patched in, without one.
-    for before, after, expected in (
-        ("item + STEP", "item - STEP", [-1, 0]),
-        ("item - STEP", "item - 2 * STEP", [-2, -1]),
-        ("STEP = 1", "STEP = 3", [-6, -5]),
-    ):
-        text = text.replace(before, after)
-        write(text)
-        cell("pass")
-        cell(run)
-        assert shell.user_ns["found"] == expected, (shell.user_ns["found"], expected)
-    print("done")
-
-if __name__ == "__main__":
-    main()
-"""
-
-
 @pytest.mark.skipif(not find_spec("IPython"), reason="IPython is not installed")
 def test_autoreload_means_new_workers(run_program: RunProgram) -> None:
-    done = run_program(textwrap.dedent(NOTEBOOK), env={"IPYTHONDIR": ".", "PYTHONWARNINGS": "default"})
+    done = run_program(
+        program_text("transport/edits_a_module_of_a_notebook"), env={"IPYTHONDIR": ".", "PYTHONWARNINGS": "default"}
+    )
     assert "done" in done.out, done.err

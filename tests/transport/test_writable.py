@@ -77,7 +77,7 @@ def test_an_item_can_be_changed_in_place_and_so_can_the_result(
 
 @pytest.mark.cluster
 @on("dask", "ray")
-def test_so_it_can_on_clusters(engine: Any) -> None:
+def test_on_clusters_an_item_can_be_changed_in_place_and_so_can_the_result(engine: Any) -> None:
     # With one cluster, for each takes seconds to start.
     test_an_item_can_be_changed_in_place_and_so_can_the_result(engine, SIZES[1:3])
     test_each_value_has_memory_of_its_own(engine, SIZES[1:3])
@@ -143,7 +143,7 @@ def test_what_is_kept_is_not_changed_by_what_comes_later() -> None:
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 @needs("fork")
-def test_nor_is_what_a_fork_of_the_worker_keeps() -> None:
+def test_what_a_fork_of_the_worker_keeps_is_not_changed_by_what_comes_later() -> None:
     class Forker:
         def __init__(self) -> None:
             self.asks: list[Callable[[], float]] = []
@@ -301,7 +301,7 @@ KINDS: dict[str, Callable[[int], Any]] = {
 
 @pytest.mark.filterwarnings("error:.*writable")
 @pytest.mark.parametrize("kind", KINDS)
-def test_all_kinds_can_be_changed(kind: str) -> None:
+def test_all_kinds_of_items_can_be_changed(kind: str) -> None:
     with StatefulExecutor(n_jobs=1) as executor:
         for size in SIZES:
             change, item, expected = KINDS[kind](size)

@@ -1,0 +1,55 @@
+import gc
+import random
+import signal
+import sys
+import threading
+import time
+
+from joblib_stateful import stateful_map
+from joblib_stateful._executor import _reuse
+
+
+class Struck(Exception):
+    pass
+
+
+def raise_it(*_):
+    raise Struck
+
+
+main, chance, armed, is_over = threading.get_ident(), random.Random(0), threading.Event(), threading.Event()
+
+
+def send():
+    while armed.wait() and not is_over.is_set():
+        time.sleep(chance.random() * 3e-3)
+        while armed.is_set():  # again, if it was raised in a finaliser, where Python drops it
+            signal.pthread_kill(main, signal.SIGUSR1)
+            time.sleep(0.3)
+
+
+def use():
+    assert list(stateful_map(abs, range(6), n_jobs=2, engine="threads")) == [*range(6)]
+
+
+signal.signal(signal.SIGUSR1, raise_it)
+threading.Thread(target=send, daemon=True).start()
+use()
+sys.setswitchinterval(1e-5)
+end = time.monotonic() + 10
+n_struck = 0
+while n_struck < 300 and time.monotonic() < end:
+    armed.set()
+    try:
+        while True:
+            use()
+    except Struck:
+        armed.clear()
+    n_struck += 1
+    if any(entry.n_leases for entry in _reuse._entries):
+        time.sleep(0.05)  # what is at its end elsewhere
+        gc.collect()
+    assert not any(entry.n_leases for entry in _reuse._entries), n_struck
+is_over.set()
+armed.set()
+print("done")
