@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from joblib_stateful import StatefulExecutor
-from joblib_stateful._executor import _pool, _replies
+from joblib_stateful._executor import _driver, _replies
 from joblib_stateful._process import _system
 from programs import program_text
 
@@ -130,7 +130,7 @@ def test_a_call_whose_outcome_can_not_even_be_described_has_one(monkeypatch: pyt
         with monkeypatch.context() as patch:
             patch.setattr(_replies, "report_of", no_memory)
             patch.setattr(_replies, "report_without", no_memory)
-            patch.setattr(_pool, "report_without", no_memory)
+            patch.setattr(_driver, "report_without", no_memory)
             first, second = executor.submit(fail), executor.submit(fail)
             assert type(first.exception(timeout=20)) is MemoryError
             assert type(second.exception(timeout=20)) is MemoryError
