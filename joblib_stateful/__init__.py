@@ -14,6 +14,7 @@ from ._joblib import _registration
 if TYPE_CHECKING:
     from . import engines, errors
     from ._context import call_worker, get_worker, get_worker_info
+    from ._devices import one_gpu_each
     from ._executor._executor import StatefulExecutor
     from ._executor._reuse import shutdown
     from ._executor._spec import factory
@@ -43,6 +44,7 @@ __all__ = [  # noqa: RUF022 - grouped by what they are for
     "engines",
     "errors",
     "factory",
+    "one_gpu_each",
     "shutdown",
 ]
 
@@ -57,6 +59,7 @@ _HOMES = {
     "factory": "_executor._spec",
     "get_worker": "_context",
     "get_worker_info": "_context",
+    "one_gpu_each": "_devices",
     "shutdown": "_executor._reuse",
     "stateful_map": "_map._api",
 }

@@ -11,7 +11,8 @@
     ├── RemoteError                   stands for a worker's exception that can't be rebuilt here
     ├── NoWorkerError                 get_worker() or its kin outside a worker  (also a RuntimeError)
     ├── ShutdownError                 the executor is shut down                 (also a RuntimeError)
-    └── EngineError                   an engine can't be used here              (also a RuntimeError)
+    ├── EngineError                   an engine can't be used here              (also a RuntimeError)
+    └── NoDeviceError                 there is no GPU for `one_gpu_each`        (also a RuntimeError)
 
 Wrong arguments are ``TypeError`` and ``ValueError`` as everywhere in Python.
 """
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "EngineError",
     "ItemTimeoutError",
+    "NoDeviceError",
     "NoWorkerError",
     "RemoteError",
     "RemoteTraceback",
@@ -250,6 +252,10 @@ class ShutdownError(StatefulError, RuntimeError):
 
 class EngineError(StatefulError, RuntimeError):
     """Raised when an engine can't be used here."""
+
+
+class NoDeviceError(StatefulError, RuntimeError):
+    """Raised when workers are to have a GPU each and there is none."""
 
 
 def how_it_ended(exitcode: int | None) -> str:

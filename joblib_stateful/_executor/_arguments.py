@@ -146,14 +146,22 @@ def check_batch_size(engine: Engine, limits: Limits, batch_size: Any) -> Any:
     )
 
 
-def resolve_n_jobs(n_jobs: Any, worker_kwargs: Sequence[Any] | None, engine: Engine, default: int | None = None) -> int:
+def resolve_n_jobs(
+    n_jobs: Any,
+    worker_kwargs: Sequence[Any] | None,
+    engine: Engine,
+    default: int | None = None,
+    *,
+    worker_env: Any = None,
+) -> int:
     """Return the number of slots.
 
-    None: one per dict in ``worker_kwargs``, else ``default``, else as many as the engine has room for. Negative as in
-    joblib.
+    None: one per dict in ``worker_kwargs``, or else in ``worker_env``, else ``default``, else as many as the engine has room
+    for. Negative as in joblib.
     """
     if n_jobs is None:
-        n_jobs = len(worker_kwargs) if worker_kwargs is not None else default
+        own = worker_kwargs if worker_kwargs is not None else worker_env
+        n_jobs = len(own) if isinstance(own, (list, tuple)) and own else default
     if n_jobs is None:
         return n_places(engine)
     if isinstance(n_jobs, bool) or not isinstance(n_jobs, numbers.Integral):

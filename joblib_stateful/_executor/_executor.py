@@ -74,7 +74,7 @@ class StatefulExecutor(NotCopied, Executor):
     worker : class, functools.partial of a class, or factory(function), optional
         What builds each worker's object. None: the workers have none.
     n_jobs : int, optional
-        Number of slots, each with one worker. None: one per dict in ``worker_kwargs``, else one per CPU.
+        Number of slots, each with one worker. None: one per dict in ``worker_kwargs`` or ``worker_env``, else one per CPU.
         Negative as in joblib.
     shared_kwargs : dict, optional
         Constructor kwargs that every worker gets.
@@ -158,7 +158,7 @@ class StatefulExecutor(NotCopied, Executor):
                 f"stateless function {worker!r}: submit that instead; or write factory({worker!r}) if it is to be called "
                 "once per worker and to return its object.",
             )
-        n_slots = _arguments.resolve_n_jobs(n_jobs, spec.worker_kwargs, self._engine)
+        n_slots = _arguments.resolve_n_jobs(n_jobs, spec.worker_kwargs, self._engine, worker_env=worker_env)
         if max_tasks_per_worker is not None:
             _arguments.check_integer("max_tasks_per_worker", max_tasks_per_worker, 1, " None means never.")
         runtime = self._engine.make_runtime(n_slots)

@@ -105,7 +105,7 @@ def stateful_map(
     iterable : iterable
         The items; pulled only in the thread that calls ``next()``, never further ahead than ``buffer``.
     n_jobs : int, optional
-        Number of workers. None: one per dict in ``worker_kwargs``, else as the active
+        Number of workers. None: one per dict in ``worker_kwargs`` or ``worker_env``, else as the active
         `joblib.parallel_config` says, else one per CPU. Negative as in joblib.
     shared_kwargs : dict, optional
         Constructor kwargs that every worker gets.

@@ -112,7 +112,9 @@ def make_plan(
         chosen = engines.get(engine)
         checked = _arguments.check_limits(chosen, **limits)
         spec = make_spec(worker, shared_kwargs, worker_kwargs)
-        slots = _arguments.resolve_n_jobs(n_jobs, spec.worker_kwargs, chosen, _configured_n_jobs())
+        slots = _arguments.resolve_n_jobs(
+            n_jobs, spec.worker_kwargs, chosen, _configured_n_jobs(), worker_env=worker_env
+        )
         envs = _arguments.check_env(worker_env, slots, chosen)
         runtime = chosen.make_runtime(slots)
         check_call(worker, runtime)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from conftest import RunProgram
 
 _NAMES = {
+    "Failure",
     "StatefulMap",
     "TaskResult",
     "stateful_map",
@@ -37,6 +38,7 @@ _NAMES = {
     "engines",
     "errors",
     "factory",
+    "one_gpu_each",
     "shutdown",
 }
 
