@@ -18,6 +18,8 @@ _SYNONYMS = {
     "inner_max_num_threads": ("inner_threads", "num_threads", "threads", "threads_per_worker"),
     "init_timeout": ("build_timeout", "setup_timeout", "start_timeout"),
     "item_timeout": ("call_timeout", "task_timeout", "time_limit", "timeout"),
+    "max_worker_memory": ("max_memory", "memory_limit", "worker_memory", "worker_memory_limit"),
+    "route": ("router", "shard_by", "sharding"),
     "max_tasks_per_worker": ("max_tasks", "max_tasks_per_child", "maxtasksperchild"),
     "n_jobs": (
         "cpus",

@@ -8,10 +8,12 @@ from __future__ import annotations
 import functools
 import numbers
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from .._process import _system
 from .._words import a, count, short, unknown_option
 
 if TYPE_CHECKING:
@@ -93,7 +95,15 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> Any:
     return choices[choices.index(value)]
 
 
-def check_limits(engine: Engine, item_timeout: Any, init_timeout: Any, retries: Any, max_restarts: Any) -> Limits:
+def check_limits(
+    engine: Engine,
+    item_timeout: Any,
+    init_timeout: Any,
+    retries: Any,
+    max_restarts: Any,
+    *,
+    max_worker_memory: Any = None,
+) -> Limits:
     """Return the limits of a call."""
     from .._scheduling._requests import Limits  # importing `stateful_map` needs it for nothing else
 
@@ -107,6 +117,7 @@ def check_limits(engine: Engine, item_timeout: Any, init_timeout: Any, retries: 
             0,
             " 0 means that no worker is started again that died without finishing anything.",
         ),
+        None if max_worker_memory is None else check_memory(engine, max_worker_memory),
     )
     if limits.item_timeout is not None and not engine.has_processes:
         raise ValueError(
@@ -119,6 +130,44 @@ def check_limits(engine: Engine, item_timeout: Any, init_timeout: Any, retries: 
             'thread, which can\'t be killed. Use engine="loky" or "threads", or leave init_timeout out.',
         )
     return limits
+
+
+_UNITS = {
+    f"{letter}{binary}": base**power
+    for power, letter in enumerate("KMGT", 1)
+    for binary, base in (("", 1000), ("I", 1024))
+}
+
+
+def check_memory(engine: Engine, value: Any) -> int:
+    """Return how many bytes a worker's process may hold."""
+    n_bytes = _bytes_of("max_worker_memory", value)
+    if not engine.takes_env:
+        raise ValueError(
+            f"max_worker_memory ends a worker's process that holds more, and engine={engine.name!r} has none of its own to end. "
+            'Use engine="loky" or "ray", or leave it out.'
+        )
+    if not engine.is_remote and not _system.knows_memory():
+        raise ValueError(
+            "max_worker_memory can't be kept here, for what a process holds can't be told without /proc. Install the package "
+            "psutil, or leave it out."
+        )
+    return n_bytes
+
+
+def _bytes_of(name: str, value: Any) -> int:
+    example = 'Write a number of bytes, or "8GB" or "500MiB", say.'
+    number = value
+    if isinstance(value, str):
+        found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([KMGT]i?)?B?\s*", value, re.IGNORECASE)
+        if found is None:
+            raise ValueError(f"{name}={value!r} is no amount of memory. {example}")
+        number = int(float(found[1]) * _UNITS.get((found[2] or "").upper(), 1))
+    if isinstance(number, bool) or not isinstance(number, numbers.Integral):
+        raise TypeError(f"{name} must be a whole number of bytes or a text, not {value!r}. {example}")
+    if number < 1:
+        raise ValueError(f"{name} must be more than 0 bytes, not {value!r}. {example}")
+    return int(number)
 
 
 def check_inner_threads(engine: Engine, inner_max_num_threads: Any) -> None:

@@ -330,6 +330,13 @@ class Driver:
     def _answer_of_run(self, slot: int, seq: int, reply: Ran, link: Link) -> Decisions:
         scheduler, transport = self.scheduler, self.runtime.transport
         link.note(reply)
+        if reply.n_held:
+            _log.info(
+                "The worker in slot %d (pid %s) holds %s bytes, more than max_worker_memory: its object is built anew.",
+                slot,
+                link.worker.pid,
+                f"{reply.n_held:,}",
+            )
         if reply.definitions:  # in the order of answers, for later ones may refer to them
             receive(link.peer, reply.definitions, transport)
         if self.engine.is_synchronous or not (
@@ -345,7 +352,13 @@ class Driver:
             # Users' code runs while these values are loaded. It may take its time, and wait for other calls: their
             # worker is free for them, and no lock is held.
             job, decisions = self._tell(
-                self.scheduler.answered, slot, seq, reply.n_run, reply.seconds, failed=bool(reply.failures)
+                self.scheduler.answered,
+                slot,
+                seq,
+                reply.n_run,
+                reply.seconds,
+                failed=bool(reply.failures),
+                is_full=reply.n_held > 0,
             )
             try:
                 self._perform(decisions)

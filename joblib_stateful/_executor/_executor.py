@@ -97,6 +97,9 @@ class StatefulExecutor(NotCopied, Executor):
         How often in a row a slot's process may die without finishing anything.
     max_tasks_per_worker : int, optional
         Calls after which a worker is closed and its object built anew. None: never.
+    max_worker_memory : int or str, optional
+        Bytes, or a text such as ``"8GB"``: a worker whose process holds more after a call is closed and its object built
+        anew. Engines ``"loky"`` and ``"ray"``. None: never.
     inner_max_num_threads : int, optional
         Threads that BLAS and OpenMP may use in each worker's process, where the engine starts one (``"loky"``,
         ``"ray"``). None: the CPUs divided by ``n_jobs``, as in joblib.
@@ -147,10 +150,13 @@ class StatefulExecutor(NotCopied, Executor):
         retries: int = 0,
         max_restarts: int = 3,
         max_tasks_per_worker: int | None = None,
+        max_worker_memory: int | str | None = None,
         inner_max_num_threads: int | None = None,
     ) -> None:
         self._engine = engines.get(engine)
-        self._limits = _arguments.check_limits(self._engine, item_timeout, init_timeout, retries, max_restarts)
+        self._limits = _arguments.check_limits(
+            self._engine, item_timeout, init_timeout, retries, max_restarts, max_worker_memory=max_worker_memory
+        )
         spec = make_spec(as_builder(worker), shared_kwargs, worker_kwargs)
         if worker is not None and spec.build is None:
             raise TypeError(

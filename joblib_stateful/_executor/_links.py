@@ -69,6 +69,7 @@ class Link:
             width,
             surroundings,
             request.isolate,
+            request.limits.max_worker_memory,
         )
 
     def note(self, reply: Ran) -> None:

@@ -36,7 +36,7 @@ def receive(peer: Peer, definitions: Iterable[Any], transport: Transport) -> Non
 def report_of(job: Job | None, reply: Ran, transport: Transport, slot: int, pid: int | None, *, peer: Peer) -> Report:
     """Unpack a reply to a job; without a job (nobody waits for it) only count."""
     if job is None:
-        return Report(reply.n_run, [], {}, reply.seconds)
+        return Report(reply.n_run, [], {}, reply.seconds, is_full=reply.n_held > 0)
     with active(peer):
         return _unpack(job, reply, transport, slot, pid)
 
@@ -81,6 +81,7 @@ def _unpack(job: Job, reply: Ran, transport: Transport, slot: int, pid: int | No
         reply.seconds,
         reply.values.nbytes,
         was_refused=reply.was_refused,
+        is_full=reply.n_held > 0,
         n_calls=reply.n_calls,
         n_fit=reply.n_fit,
     )
@@ -110,7 +111,7 @@ def report_without(job: Job, reply: Ran, error: BaseException, slot: int, pid: i
         place: _result_error(job.call.request.index(job.positions[place]), error, reply.values.nbytes, slot, pid)
         for place in range(reply.n_run)
     }
-    return Report(reply.n_run, [None] * reply.n_run, faults, reply.seconds)
+    return Report(reply.n_run, [None] * reply.n_run, faults, reply.seconds, is_full=reply.n_held > 0)
 
 
 def exception_of(

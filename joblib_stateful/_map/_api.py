@@ -88,6 +88,7 @@ def stateful_map(
     init_timeout: float | None = None,
     retries: int = _arguments.RETRIES,
     max_restarts: int = _arguments.MAX_RESTARTS,
+    max_worker_memory: int | str | None = None,
     inner_max_num_threads: int | None = None,
     progress: ProgressLike = False,
     total: int | None = None,
@@ -148,6 +149,9 @@ def stateful_map(
         out. An exception that the worker raises is never retried.
     max_restarts : int, default 3
         How often in a row a worker may die without finishing anything.
+    max_worker_memory : int or str, optional
+        Bytes, or a text such as ``"8GB"`` or ``"500MiB"``: a worker whose process holds more after an item is closed, and its
+        object built anew. Never in mid-item. Engines ``"loky"`` and ``"ray"``. None: no limit.
     inner_max_num_threads : int, optional
         Threads of BLAS and OpenMP in each worker's process, where the engine starts one (``"loky"``, ``"ray"``).
         None: CPUs over workers, as in joblib.
@@ -223,6 +227,7 @@ def stateful_map(
             "init_timeout": init_timeout,
             "retries": retries,
             "max_restarts": max_restarts,
+            "max_worker_memory": max_worker_memory,
         },
         inner_max_num_threads=inner_max_num_threads,
         progress=progress,

@@ -38,6 +38,7 @@ _NOT_GIVEN = {
     "init_timeout": None,
     "retries": _arguments.RETRIES,
     "max_restarts": _arguments.MAX_RESTARTS,
+    "max_worker_memory": None,
 }
 
 

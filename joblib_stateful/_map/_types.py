@@ -33,6 +33,7 @@ class MapOptions(TypedDict, total=False):
     init_timeout: float | None
     retries: int
     max_restarts: int
+    max_worker_memory: int | str | None
     inner_max_num_threads: int | None
     progress: ProgressLike
     total: int | None

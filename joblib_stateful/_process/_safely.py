@@ -123,6 +123,10 @@ class Log:
         self._logger = logging.getLogger("joblib_stateful")
         self._handler = logging.NullHandler()
 
+    def info(self, text: str, *args: object) -> None:
+        """Log what somebody may want to know."""
+        self._log(logging.INFO, text, args, {})
+
     def warning(self, text: str, *args: object, **extra: Any) -> None:
         """Log a warning."""
         self._log(logging.WARNING, text, args, extra)

@@ -103,6 +103,23 @@ def most_open() -> int:
     return sys.maxsize if limit == resource.RLIM_INFINITY else limit
 
 
+def knows_memory() -> bool:
+    """Tell whether `resident_bytes` can tell anything."""
+    return resident_bytes() > 0
+
+
+def resident_bytes() -> int:
+    """Return how much memory this process holds at present; 0 if that can't be told."""
+    if HAS_PROC:
+        with open("/proc/self/statm", "rb") as file:  # noqa: PTH123 - workers need no pathlib, and this is asked for often
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    try:
+        import psutil
+    except ImportError:
+        return 0
+    return int(psutil.Process().memory_info().rss)
+
+
 def after_fork(in_child: Callable[[], None]) -> None:
     """Have a function called in every fork of this process, where there are forks."""
     if HAS_FORK:

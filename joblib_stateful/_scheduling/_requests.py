@@ -29,6 +29,7 @@ class Limits(NamedTuple):
     init_timeout: float | None = None
     retries: int = 0
     max_restarts: int = 3
+    max_worker_memory: int | None = None
 
 
 NO_LIMITS = Limits()
@@ -219,5 +220,6 @@ class Report(NamedTuple):
     seconds: float = 0.0
     result_bytes: int = 0
     was_refused: bool = False  # there was no room for all of these items at once
+    is_full: bool = False  # its worker holds more memory than it may
     n_calls: int = 1
     n_fit: int = 0

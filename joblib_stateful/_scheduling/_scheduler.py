@@ -228,10 +228,11 @@ class Scheduler:
         decisions: Decisions = []
         if not job.call.settled:
             decisions = self._note(job, report)
-        return decisions + self._go_on_after(index, report.n_run, report.seconds) + self._assign() + self.work.share()
+        decisions += self._go_on_after(index, report.n_run, report.seconds, is_full=report.is_full)
+        return decisions + self._assign() + self.work.share()
 
     def answered(
-        self, index: int, seq: int, n_run: int, seconds: float, *, failed: bool = False
+        self, index: int, seq: int, n_run: int, seconds: float, *, failed: bool = False, is_full: bool = False
     ) -> tuple[Job | None, Decisions]:
         """Note that a slot has done its job; `reported` tells what became of it, when that is known.
 
@@ -243,7 +244,7 @@ class Scheduler:
             return None, []
         if n_run < len(job.positions):
             self._unreported.add(job)
-        decisions = self._go_on_after(index, n_run, seconds)
+        decisions = self._go_on_after(index, n_run, seconds, is_full=is_full)
         if not failed or job.call.request.after_error == "go_on":
             decisions = decisions + self._assign() + self.work.share()
         return job, decisions
@@ -355,14 +356,15 @@ class Scheduler:
         slot = self.slots[index]
         return self.work.take_job(slot) if slot.seq == seq else None
 
-    def _go_on_after(self, index: int, n_run: int, seconds: float) -> Decisions:
+    def _go_on_after(self, index: int, n_run: int, seconds: float, *, is_full: bool) -> Decisions:
         """Count what a slot has done, and free it for more or close it."""
         slot = self.slots[index]
         slot.deaths = 0
         slot.n_done += n_run
         slot.tasks += n_run
         slot.busy_seconds += seconds
-        if self.max_tasks is not None and slot.tasks >= self.max_tasks and slot.killing is None:
+        is_worn_out = is_full or (self.max_tasks is not None and slot.tasks >= self.max_tasks)
+        if is_worn_out and slot.killing is None:
             return self.work.close(slot)
         self.slots.free_after_work(slot)
         return []

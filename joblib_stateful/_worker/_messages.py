@@ -82,6 +82,8 @@ class Run(NamedTuple):
         What of the program is to be taken over first; None if the worker has it already.
     isolate : bool
         A call with several items that raises is repeated in halves, until those are alone that make it raise.
+    max_memory : int or None
+        Bytes that the worker's process may hold; once it holds more, what has not begun goes back to the parent.
     """
 
     seq: int
@@ -96,6 +98,7 @@ class Run(NamedTuple):
     n_jobs: int | None = None
     surroundings: Surroundings | None = None
     isolate: bool = True
+    max_memory: int | None = None
 
 
 class Finish(NamedTuple):
@@ -200,6 +203,8 @@ class Ran(NamedTuple):
         In how many calls the items were run, where they could be run in one.
     n_fit : int
         If a call ran out of memory: how many items the largest one had that did not; else 0.
+    n_held : int
+        How many bytes the worker's process holds, if that is more than it may; else 0.
     """
 
     seq: int
@@ -213,6 +218,7 @@ class Ran(NamedTuple):
     rows: tuple[int, ...] = ()
     n_calls: int = 1
     n_fit: int = 0
+    n_held: int = 0
 
 
 class Finished(NamedTuple):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ._messages import Phase
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 # So many items are run between two looks at the clock: one if the latest have taken longer than so many nanoseconds, else
 # four, and sixteen if they are tiny (`benchmarks/items.py`).
@@ -98,11 +98,13 @@ class Progress:
         self.numbers[self._TOGETHER] = n_items
         self.start_item(place)
 
-    def stretches(self, seq: int, count: int, budget: float | None = None) -> Iterator[range]:
+    def stretches(
+        self, seq: int, count: int, budget: float | None = None, is_full: Callable[[], object] | None = None
+    ) -> Iterator[range]:
         """Yield the places of a message's items, as many at a time as are run between two looks at the clock.
 
         They end early if more than ``budget`` seconds have passed, or if others shall have a share of what is left and it
-        is worth it.
+        is worth it, or if ``is_full`` says so.
         """
         now, numbers, share = time.monotonic_ns, self.numbers, self._SHARE
         began = latest = now()
@@ -112,7 +114,7 @@ class Progress:
             end = min(place + size, count)
             yield range(place, end)
             at = now()
-            if end == count or at > deadline:
+            if end == count or at > deadline or (is_full is not None and is_full()):
                 return
             if numbers[share] == seq and (count - end) * (at - began) > _WORTH_SHARING * end:
                 return

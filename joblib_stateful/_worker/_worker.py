@@ -13,13 +13,14 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, assert_never
 
-from .._process import _safely
+from .._process import _safely, _system
 from .._transport._definitions import Peer, active
 from .._transport._noticing import Memory
 from .._transport._transport import ByReference
 from ._debugging import explain_end
 from ._lazy import UNUSUAL
 from ._lazy import run as run_lazy
+from ._memory_limit import MemoryLimit, memory_limit
 from ._messages import (
     NOTHING,
     Build,
@@ -67,6 +68,8 @@ class Worker:
         self._memory = Memory()
         self._definer: Definer | None = None  # of what the message under way is answered with
         self._surroundings: Surroundings | None = None  # taken over from the program
+        self._limit: MemoryLimit | None = None
+        self._held_at_first = 0  # bytes, when its object was built
 
     def __repr__(self) -> str:
         built = type(self.object).__name__ if self.has_object else "no object"
@@ -123,13 +126,18 @@ class Worker:
             where, what = what, "function"  # see `calls_users`
             described = self._describe(error)._replace(what=where if where == "spec" else "")
             return BuildFailed(message.seq, os.getpid(), described, self._definitions())
-        return Built(message.seq, os.getpid(), time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        if _system.HAS_PROC:  # else it takes a library, which most workers never need
+            self._held_at_first = _system.resident_bytes()
+        return Built(message.seq, os.getpid(), seconds)
 
     @calls_users
     def _run(self, message: Run) -> Ran:
         started = time.perf_counter()
         if message.n_jobs is not None:
             self._n_jobs = message.n_jobs
+        if message.max_memory is not None or self._limit is not None:
+            self._limit = memory_limit(self._limit, message.max_memory, self._held_at_first)
         values = self.transport.packing(BaseException, None, self._definer)
         failures: dict[int, Failure] = {}
         what = "surroundings"
@@ -207,7 +215,8 @@ class Worker:
                 failures.update(dict.fromkeys(places[at], RESULT))
         if parcel.needs:
             parcel = parcel._replace(needs=())
-        return Ran(seq, n_run, parcel, failures, seconds, self._definitions())
+        reply = Ran(seq, n_run, parcel, failures, seconds, self._definitions())
+        return reply if self._limit is None else reply._replace(n_held=self._limit.excess())
 
     def _receive(self, definitions: Sequence[Any]) -> None:
         self._parent.receive(definitions, self.transport.unpack, self._lets_through)
@@ -238,7 +247,8 @@ class Worker:
             call = raising(call)
         # Each line of this loop can be felt where items are tiny: `benchmarks/items.py`.
         numbers, at, stop, seq, timed = self.progress.numbers, Progress.PLACE, Progress.STOP, message.seq, message.timed
-        for stretch in self.progress.stretches(seq, message.parcel.n_values, message.budget):
+        is_full = None if self._limit is None else self._limit.excess
+        for stretch in self.progress.stretches(seq, message.parcel.n_values, message.budget, is_full):
             for place in stretch:
                 if numbers[stop] == seq and place:  # never before the first one
                     return place
