@@ -307,7 +307,7 @@ class ScheduleMachine(RuleBasedStateMachine):
         decisions = self.scheduler.warm(group, Limits(init_timeout=5.0, max_restarts=max_restarts), again=again)
         if given_up:
             self.unblamed[given_up[0]] = 0
-            self._check_ended(group, decisions)
+            self._check_ended(given_up[0], group, decisions)
         self.carry_out(decisions)
 
     def release(self, _: st.DataObject) -> None:
@@ -348,7 +348,7 @@ class ScheduleMachine(RuleBasedStateMachine):
         assert seq is not None
         life.message = None
         decisions = self.scheduler.build_failed(slot, seq, error)
-        self._check_ended(group, decisions)
+        self._check_ended(slot, group, decisions)
         self.unblamed[slot] = 0
         self.carry_out(decisions)
 
@@ -396,7 +396,7 @@ class ScheduleMachine(RuleBasedStateMachine):
         decisions = self._die(slot, Death(exitcode=-9, started=True))
         if life.expired:
             self.unblamed[slot] = 0
-            self._check_ended(group, decisions)
+            self._check_ended(slot, group, decisions)
         elif life.doomed:
             assert not any(isinstance(decision, FailGroup) for decision in decisions)
         else:
@@ -688,17 +688,18 @@ class ScheduleMachine(RuleBasedStateMachine):
         self.unblamed[slot] += 1
         if self.unblamed[slot] > limits.max_restarts:
             self.unblamed[slot] = 0
-            self._check_ended(group, decisions)
+            self._check_ended(slot, group, decisions)
         else:
             assert not any(isinstance(decision, FailGroup) for decision in decisions)
 
-    def _check_ended(self, group: Group | None, decisions: Decisions) -> None:
+    def _check_ended(self, slot: int, group: Group | None, decisions: Decisions) -> None:
         if group is None:
             return
         assert group.error is not None or any(isinstance(d, FailGroup) and d.group is group for d in decisions)
         if group.on_error is not None:
             assert not any(call.group is group for call in self.scheduler.work.calls_of())
-        assert not any(job.call.group is group for job in self.scheduler.work.jobs)
+        # Of calls that were submitted one by one, those wait on that must run in other slots.
+        assert not any(job.call.group is group and job.only in (None, slot) for job in self.scheduler.work.jobs)
 
     def _snapshot(self) -> object:
         slots = [dict(vars(slot)) for slot in self.scheduler.slots]
