@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from .._words import count
@@ -26,6 +27,7 @@ _MEANINGS = {
 }
 # Things nearer than this are one in the picture, which may be of 10,000 messages.
 _PIXELS = 0.5
+_STEP_PIXELS = 100
 
 
 class SlotReport(NamedTuple):
@@ -195,9 +197,11 @@ def _spans_of(measures: Measures) -> dict[str, list[tuple[float, float, str]]]:
         rows[f"worker {slot}"] = []
     for record in measures.records.copy():
         kind = {"ran": "work", "built": "building"}.get(record.what, "fault")
-        lasted = record.seconds if kind != "fault" else record.received - record.sent
-        middle = (record.sent + record.received) / 2 - began
-        rows.setdefault(f"worker {record.slot}", []).append((middle - lasted / 2, middle + lasted / 2, kind))
+        # What is not in the worker's code was on the way there and back. A worker's start belongs to building its object.
+        half = max(0.0, record.received - record.sent - record.seconds) / 2 if kind == "work" else 0.0
+        rows.setdefault(f"worker {record.slot}", []).append(
+            (record.sent + half - began, record.received - half - began, kind)
+        )
     return rows
 
 
@@ -223,12 +227,12 @@ def _picture(rows: dict[str, list[tuple[float, float, str]]], seconds: float) ->
             for since, until, kind in _merged(spans, scale)
         ]
     bottom = _ROW * len(rows) + 12
-    for tenths in range(0, 11, 2):
-        anchor = "start" if tenths == 0 else "end" if tenths == 10 else "middle"  # noqa: PLR2004 - ten tenths
-        parts.append(
-            f'<text x="{_LEFT + _WIDTH * tenths / 10}" y="{bottom}" text-anchor="{anchor}" fill="currentColor">'
-            f"{seconds * tenths / 10:.3g} s</text>"
-        )
+    step = _step(seconds)
+    parts += [
+        f'<text x="{_LEFT + at * step * scale:.1f}" y="{bottom}" fill="currentColor">{at * step:.3g} s</text>'
+        for at in range(int(seconds / step) + 1)
+        if at * step * scale < _WIDTH - _STEP_PIXELS / 3
+    ]
     shown = {kind for spans in rows.values() for _, _, kind in spans}
     left = _LEFT
     for kind in (kind for kind in _MEANINGS if kind in shown):
@@ -236,6 +240,13 @@ def _picture(rows: dict[str, list[tuple[float, float, str]]], seconds: float) ->
         parts.append(f'<text x="{left + 14}" y="{bottom + 15}" fill="currentColor">{_MEANINGS[kind]}</text>')
         left += 26 + 6 * len(_MEANINGS[kind])
     return "".join([*parts, "</svg>"])
+
+
+def _step(seconds: float) -> float:
+    """Return the time between two marks: 1, 2 or 5 of some unit, and at least so many pixels."""
+    least = seconds * _STEP_PIXELS / _WIDTH
+    unit = 10.0 ** math.floor(math.log10(least))
+    return next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= least)
 
 
 def _merged(spans: Sequence[tuple[float, float, str]], scale: float) -> list[tuple[float, float, str]]:

@@ -60,14 +60,18 @@ class TraceWriter:
         """Write what a message has taken: in its worker, and on the way."""
         row = _FIRST_WORKER + record.slot
         self._know(row, f"worker {record.slot}")
-        name, began = _name_of(record), record.received - record.seconds
+        name = _name_of(record)
         details = {"pid": record.pid, "items": record.n_items, "run": record.n_run, "bytes back": record.bytes_back}
-        if record.what in ("built", "ran"):
-            on_the_way = max(0.0, record.received - record.sent - record.seconds)
-            began = record.sent + on_the_way / 2
-            self._write(ph="X", tid=row, name=name, cat=record.what, ts=began, dur=record.seconds, args=details)
-            if record.what == "ran":
-                self._write_transport(record, on_the_way / 2)
+        before = max(0.0, record.received - record.sent - record.seconds)
+        if record.what == "built":
+            self._write(ph="X", tid=row, name="starting", cat="starting", ts=record.sent, dur=before)
+            self._write(
+                ph="X", tid=row, name=name, cat="built", ts=record.sent + before, dur=record.seconds, args=details
+            )
+        elif record.what == "ran":
+            began = record.sent + before / 2
+            self._write(ph="X", tid=row, name=name, cat="ran", ts=began, dur=record.seconds, args=details)
+            self._write_transport(record, before / 2)
         else:
             lasted = record.received - record.sent
             self._write(ph="X", tid=row, name=name, cat=record.what, ts=record.sent, dur=lasted, args=details)
