@@ -7,6 +7,7 @@ Each is noted under the lock; what the scheduler decides is done outside of it.
 from __future__ import annotations
 
 import threading
+import time
 import weakref
 from collections import deque
 from functools import partial
@@ -26,7 +27,7 @@ from .._scheduling._decisions import (
     StartWorker,
     StopJob,
 )
-from .._scheduling._requests import Report
+from .._scheduling._requests import Record, Report
 from .._scheduling._scheduler import Scheduler
 from .._scheduling._slots import State
 from .._worker._messages import Build, BuildFailed, Built, Death, Failure, Finish, Ran, Reply, Run
@@ -280,6 +281,7 @@ class Driver:
     def _exchange(self, slot: int, link: Link, message: Build | Run) -> Decisions:
         """Send a message; return what follows from the reply, if that is there already."""
         worker, on_reply = link.worker, partial(self._received, slot, message.seq, link)
+        link.sent_at = time.perf_counter()
         try:
             reply = worker.send(message, on_reply)
         except BaseException as error:
@@ -315,6 +317,8 @@ class Driver:
 
     def _answer(self, slot: int, seq: int, reply: Reply | Death, link: Link | None = None) -> Decisions:
         """Note a reply, so that whoever waits for it has an outcome, whatever goes wrong here; without a link it never began."""
+        if link is not None:
+            self._record(slot, seq, reply, link)
         try:
             if link is not None and isinstance(reply, Ran):
                 decisions = self._answer_of_run(slot, seq, reply, link)
@@ -326,6 +330,28 @@ class Driver:
             return self._give_up(slot, seq, error)
         self._idle.restart()
         return decisions
+
+    def _record(self, slot: int, seq: int, reply: Reply | Death, link: Link) -> None:
+        """Tell whoever wants to know what a message has taken."""
+        found = self.scheduler.slots[slot]
+        group, job = found.owner, found.job
+        if group is None or group.watch is None or found.seq != seq:
+            return
+        now, pid = time.perf_counter(), link.worker.pid
+        first, n_items = (None, 0) if job is None else (job.call.request.index(job.positions[0]), len(job.positions))
+        if isinstance(reply, Ran):
+            nbytes = reply.values.nbytes
+            record = Record(
+                "ran", slot, pid, link.sent_at, now, reply.seconds, first, n_items, reply.n_run, bytes_back=nbytes
+            )
+        elif isinstance(reply, Built):
+            record = Record("built", slot, reply.pid, link.sent_at, now, reply.seconds)
+        else:
+            late = found.killing is not None and found.killing.is_late
+            what = "over its time" if late else "died" if isinstance(reply, Death) else "build failed"
+            detail = f"{what}: {reply.reason}" if isinstance(reply, Death) and reply.reason else what
+            record = Record(what, slot, pid, link.sent_at, now, first=first, n_items=n_items, detail=detail)
+        group.watch(record)
 
     def _answer_of_run(self, slot: int, seq: int, reply: Ran, link: Link) -> Decisions:
         scheduler, transport = self.scheduler, self.runtime.transport

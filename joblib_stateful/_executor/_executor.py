@@ -543,6 +543,11 @@ class StatefulExecutor(NotCopied, Executor):
             wait=True, kill_workers=exc_type is KeyboardInterrupt, cancel_futures=exc_type is KeyboardInterrupt
         )
 
+    def _repr_html_(self) -> str:
+        from ._html import table_of  # most programs never ask
+
+        return table_of(repr(self), self.workers())
+
     def __repr__(self) -> str:
         built = self._pool.packed.spec.build
         name = "no object" if built is None else getattr(built, "__qualname__", repr(built))

@@ -32,6 +32,8 @@ class Link:
     def __init__(self, life: int, worker: EngineWorker) -> None:
         self.life, self.worker = life, worker
         self.peer = Peer(is_parent=True)
+        #: When the latest message was sent.
+        self.sent_at = 0.0
         self._target: str | None = None  # the function that it has
         self._surroundings: Surroundings | None = None  # that it has taken over
 

@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
 
 from .._executor import _arguments
 from ._progress import check_progress
+from ._trace import check_trace
 
 if TYPE_CHECKING:
+    from os import PathLike
+
     from .. import engines
     from .._executor._executor import StatefulExecutor
     from .._public import TaskResult
@@ -92,6 +95,7 @@ def stateful_map(
     inner_max_num_threads: int | None = None,
     progress: ProgressLike = False,
     total: int | None = None,
+    trace: str | PathLike[str] | None = None,
     engine: str | engines.Engine = "loky",
 ) -> StatefulMap[Any]:
     """Map items through workers that each have built an object of their own, once.
@@ -160,6 +164,9 @@ def stateful_map(
         finished. Called in the consumer's thread only.
     total : int, optional
         The length of an input that has none.
+    trace : path, optional
+        A file to write: in the Trace Event Format, which https://ui.perfetto.dev and ``chrome://tracing`` show, what every
+        worker, the input and the loop over the results did, and when. `StatefulMap.report` says it in a few words.
     engine : {"loky", "threads", "inline", "dask", "ray"} or Engine, default "loky"
         Workers are processes, threads, or the calling thread.
 
@@ -203,6 +210,7 @@ def stateful_map(
     for name, value in (("batch_size", batch_size), ("buffer", buffer)):
         if value != "auto":
             _arguments.check_integer(name, value, 1, ' Or write "auto".')
+    path = check_trace(trace)
     if total is not None:
         _arguments.check_integer("total", total, 0, " It is the number of items that the input will have.")
     from ._iterator import StatefulMap
@@ -222,6 +230,7 @@ def stateful_map(
         buffer=buffer,
         isolate=isolate,
         route=route,
+        trace=path,
         limits={
             "item_timeout": item_timeout,
             "init_timeout": init_timeout,

@@ -23,20 +23,23 @@ from .._worker._tracebacks import without_our_frames
 from ..errors import ShutdownError
 from ._batches import Inbox
 from ._feeder import Feeder
+from ._measures import Measures, clock
 from ._plan import explain_batch_size
 from ._progress import Progress
 from ._results import Results
 from ._routing import RoutedFeeder
+from ._trace import TraceWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
     from .._executor._pool import WorkerPool
-    from .._public import TaskResult
+    from .._public import TaskResult, WorkerInfo
     from .._scheduling._requests import Outcome
     from ._batches import Batch
     from ._plan import Plan
+    from ._report import Report
 
 T = TypeVar("T")
 
@@ -77,7 +80,8 @@ class StatefulMap(NotCopied, Generic[T]):
         self._is_shut = False  # everything is let go
         inbox = Inbox()
         self._inbox, self._news = inbox, inbox.news
-        self._group = Group(on_error=inbox.put, n_slots=plan.n_jobs)
+        self._measures = Measures(None if plan.trace is None else TraceWriter(plan.trace))
+        self._group = Group(on_error=inbox.put, n_slots=plan.n_jobs, watch=self._measures.note)
         if plan.route is not None and plan.on_error == "deferred":
             self._group.broken = {}
         self._feeder = (Feeder if plan.route is None else RoutedFeeder)(plan, self._group, inbox)
@@ -123,6 +127,7 @@ class StatefulMap(NotCopied, Generic[T]):
             with self._turn:
                 if not self._is_closed:
                     self._thread = threading.get_ident()
+                    self._measures.enter()
                     try:
                         return self._next()  # type: ignore[no-any-return]  # T says what a map yields
                     except KeyboardInterrupt as interrupt:
@@ -132,6 +137,8 @@ class StatefulMap(NotCopied, Generic[T]):
                         self._shut()
                         self._flush()
                         raise
+                    finally:
+                        self._measures.leave()
         finally:
             if self._is_closed and not self._is_shut:  # by another thread, while it was our turn
                 self._close()
@@ -160,6 +167,35 @@ class StatefulMap(NotCopied, Generic[T]):
             _exit.call_from_finaliser(self._close)
         else:
             self._close()
+
+    def workers(self) -> list[WorkerInfo]:
+        """Return a `WorkerInfo` for each worker of the map; none before its first ``next()``."""
+        return [] if self._pool is None else self._pool.infos()[: self._plan.n_jobs]
+
+    def report(self) -> Report:
+        """Say where the time went: in the workers' code, building, transport, the input, or the loop over the results.
+
+        Returns
+        -------
+        Report
+            It prints as a few lines with an advice, and is a timeline in a notebook. Also while the map runs, from any
+            thread.
+
+        Examples
+        --------
+        >>> from joblib_stateful import stateful_map
+        >>> results = stateful_map(abs, range(100), n_jobs=2, engine="threads")
+        >>> len(list(results))
+        100
+        >>> results.report().n_items
+        100
+        """
+        from ._report import report_of  # most programs never ask
+
+        return report_of(self._measures, n_jobs=self._plan.n_jobs, n_items=self._n_given)
+
+    def _repr_html_(self) -> str:
+        return self.report()._repr_html_()
 
     def __enter__(self) -> Self:
         return self
@@ -283,8 +319,9 @@ class StatefulMap(NotCopied, Generic[T]):
         assert self._pool is not None  # noqa: S101 - there is something to wait for
         if (self._feeder.is_over or self._room <= 0) and not self._group.sharing:
             self._pool.share(self._group)
-        is_shown = self._progress.is_wanted
+        is_shown, since = self._progress.is_wanted, clock()
         self._inbox.wait(_SHOW_SECONDS if is_shown else None)
+        self._measures.stay("waiting", since)
         if is_shown and not self._news:
             self._progress.say(self._pool.building(self._group))
             # In this order: what is answered in between is counted at the next look, and not twice now.
@@ -373,7 +410,10 @@ class StatefulMap(NotCopied, Generic[T]):
         """Pull a batch and send it; False if the input has ended, or nothing of it is wanted any more."""
         if self._is_closed:  # by the progress, a moment ago
             return False
+        since = clock()
         batch = self._feeder.next_batch(self._room, is_awaited=self._n_running < self._plan.n_jobs)
+        self._measures.stay("input", since)
+        self._measures.count(self._feeder.n_pulled, self._n_given)
         if batch is None:
             return self._feeder.has_begun_batch
         results = self._results or self._start()
@@ -437,6 +477,7 @@ class StatefulMap(NotCopied, Generic[T]):
                 rest.callback(self._give_back)
                 self._give_back = None
             self._plan = self._plan.ended()
+            rest.callback(self._measures.end)
             rest.callback(self._progress.close)
             rest.callback(self._feeder.end)
             rest.callback(self._inbox.close)

@@ -16,6 +16,8 @@ from ._batching import Batching
 from ._call_sizes import CallSizes
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from .._executor._pool import WorkerPool
     from .._scheduling._requests import Limits, Target
     from .._transport._transport import Transport
@@ -65,6 +67,7 @@ class Plan(NamedTuple):
     surroundings: Callable[[], Surroundings | None]
     isolate: bool = True
     route: Callable[[Any], int] | None = None
+    trace: Path | None = None
     indexed: bool = False  # yield a TaskResult for each item under every policy
 
     def ended(self) -> Plan:
@@ -87,6 +90,7 @@ def make_plan(
     buffer: int | Literal["auto"],
     isolate: bool,
     route: Callable[[Any], int] | None,
+    trace: Path | None,
     limits: dict[str, Any],
     inner_max_num_threads: int | None,
     progress: ProgressLike,
@@ -153,6 +157,7 @@ def make_plan(
         surroundings=runtime.surroundings,
         isolate=isolate,
         route=route,
+        trace=trace,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypedDict, TypeVar
 
 from .._executor._spec import Factory
@@ -29,6 +30,7 @@ class MapOptions(TypedDict, total=False):
     buffer: int | Literal["auto"]
     isolate: bool
     route: Callable[[Any], int] | None
+    trace: str | PathLike[str] | None
     item_timeout: float | None
     init_timeout: float | None
     retries: int

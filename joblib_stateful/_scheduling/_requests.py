@@ -70,6 +70,8 @@ class Group:
         Called once, outside all locks, when something ends the whole group.
     n_slots : int, optional
         It runs on the first so many slots only. By default on all.
+    watch : callable, optional
+        Called with a `Record` of each message that was sent for it, in any thread.
     """
 
     error: BaseException | None = None
@@ -78,8 +80,13 @@ class Group:
     #: Of a group whose items must run in certain slots, and don't stop the others if they can't: why a slot is of no use.
     broken: dict[int, BaseException] | None = None
 
-    def __init__(self, on_error: Callable[[BaseException], None] | None = None, n_slots: int = sys.maxsize) -> None:
-        self.on_error, self.n_slots = on_error, n_slots
+    def __init__(
+        self,
+        on_error: Callable[[BaseException], None] | None = None,
+        n_slots: int = sys.maxsize,
+        watch: Callable[[Record], None] | None = None,
+    ) -> None:
+        self.on_error, self.n_slots, self.watch = on_error, n_slots, watch
 
     def __repr__(self) -> str:
         state = f" failed: {self.error!r}" if self.error is not None else " stopping" if self.stopping else ""
@@ -223,3 +230,19 @@ class Report(NamedTuple):
     is_full: bool = False  # its worker holds more memory than it may
     n_calls: int = 1
     n_fit: int = 0
+
+
+class Record(NamedTuple):
+    """What one message has taken, by the clock of `time.perf_counter`; for whoever wants to know where the time went."""
+
+    what: str  # "built", "ran", or else what went wrong
+    slot: int
+    pid: int | None
+    sent: float
+    received: float
+    seconds: float = 0.0  # in the worker
+    first: int | None = None  # index in the input of the first item
+    n_items: int = 0
+    n_run: int = 0
+    bytes_back: int = 0
+    detail: str = ""

@@ -1,0 +1,149 @@
+"""A file in the Trace Event Format, which Perfetto and ``chrome://tracing`` show: a row for each worker, and for the program."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from .._process import _locks, _system
+
+if TYPE_CHECKING:
+    from .._scheduling._requests import Record
+
+# Rows have numbers, and are shown in their order: the program's own first.
+_ROWS = {"consumer": 1, "input": 2, "waiting": 3}
+_TRANSPORT, _FIRST_WORKER = 4, 10
+_NAMES = {"consumer": "the loop over the results", "input": "the input", "waiting": "waiting for results"}
+
+
+def check_trace(path: Any) -> Path | None:
+    """Return the path of a trace, in a folder that exists and can be written to."""
+    if path is None:
+        return None
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"trace must be the path of a file to be written, not {path!r}.")
+    found = Path(os.fspath(path)).absolute()
+    if found.is_dir():
+        raise IsADirectoryError(
+            f"trace={str(path)!r} is a folder; give the path of a file in it, such as 'trace.json'."
+        )
+    if not found.parent.is_dir():
+        raise FileNotFoundError(
+            f"trace={str(path)!r} can't be written: there is no folder {str(found.parent)!r}. Make it first."
+        )
+    if not os.access(found if found.exists() else found.parent, os.W_OK):
+        raise PermissionError(
+            f"trace={str(path)!r} can't be written: this program must not. Give the path of another file."
+        )
+    return found
+
+
+class TraceWriter:
+    """Writes events as they come, from any thread; a program that dies leaves a file that can be read all the same.
+
+    Parameters
+    ----------
+    path : Path
+        The file; one that is there is replaced.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = _locks.make_lock()
+        self._file: IO[str] | None = None
+        self._known: set[int] = set()
+        self._n_sent = 0
+
+    def write_record(self, record: Record) -> None:
+        """Write what a message has taken: in its worker, and on the way."""
+        row = _FIRST_WORKER + record.slot
+        self._know(row, f"worker {record.slot}")
+        name = _name_of(record)
+        details = {"pid": record.pid, "items": record.n_items, "run": record.n_run, "bytes back": record.bytes_back}
+        before = max(0.0, record.received - record.sent - record.seconds)
+        if record.what == "built":
+            self._write(ph="X", tid=row, name="starting", cat="starting", ts=record.sent, dur=before)
+            self._write(
+                ph="X", tid=row, name=name, cat="built", ts=record.sent + before, dur=record.seconds, args=details
+            )
+        elif record.what == "ran":
+            began = record.sent + before / 2
+            self._write(ph="X", tid=row, name=name, cat="ran", ts=began, dur=record.seconds, args=details)
+            self._write_transport(record, before / 2)
+        else:
+            lasted = record.received - record.sent
+            self._write(ph="X", tid=row, name=name, cat=record.what, ts=record.sent, dur=lasted, args=details)
+            self._write(ph="i", tid=row, name=record.detail or record.what, cat="fault", ts=record.received, s="t")
+
+    def _write_transport(self, record: Record, half: float) -> None:
+        self._know(_TRANSPORT, "transport")
+        for since, what in ((record.sent, "to"), (record.received - half, "from")):
+            self._n_sent += 1
+            common: dict[str, Any] = {
+                "cat": "transport",
+                "id": self._n_sent,
+                "tid": _TRANSPORT,
+                "name": f"{what} worker {record.slot}",
+            }
+            self._write(ph="b", ts=since, **common)
+            self._write(ph="e", ts=since + half, **common)
+
+    def write_stay(self, where: str, since: float, until: float) -> None:
+        """Write where the consumer's thread was."""
+        row = _ROWS[where]
+        self._know(row, _NAMES[where])
+        self._write(ph="X", tid=row, name=where, cat="program", ts=since, dur=until - since)
+
+    def write_counters(self, at: float, n_buffered: int) -> None:
+        """Write how full the buffer is, and how much memory the program holds."""
+        self._write(ph="C", tid=0, name="buffer", ts=at, args={"items": n_buffered})
+        if _system.HAS_PROC:
+            self._write(ph="C", tid=0, name="memory", ts=at, args={"MB": _system.resident_bytes() // 1_000_000})
+
+    def close(self) -> None:
+        """Write the end."""
+        with self._lock:
+            file, self._file = self._file, None
+            if file is not None:
+                file.write("\n]\n")
+                file.close()
+        self._is_closed = True
+
+    _is_closed = False
+
+    def _know(self, row: int, name: str) -> None:
+        if row not in self._known:
+            self._known.add(row)
+            self._write(ph="M", tid=row, name="thread_name", args={"name": name})
+            self._write(ph="M", tid=row, name="thread_sort_index", args={"sort_index": row})
+
+    def _write(self, *, ts: float = 0.0, dur: float | None = None, **event: Any) -> None:
+        # Microseconds; of a clock that all processes of this machine have in common.
+        times = {"ts": round(ts * 1e6, 1)} if dur is None else {"ts": round(ts * 1e6, 1), "dur": round(dur * 1e6, 1)}
+        text = json.dumps({"pid": os.getpid(), **times, **event})
+        with self._lock:
+            if self._is_closed:  # an answer that nobody waits for
+                return
+            if self._file is None:
+                self._file = self._path.open("w", encoding="utf-8")
+                self._file.write("[\n")
+                self._file.write(json.dumps(_PROGRAM | {"pid": os.getpid()}))
+            self._file.write(",\n")
+            self._file.write(text)
+
+    def __repr__(self) -> str:
+        return f"<TraceWriter {self._path}>"
+
+
+_PROGRAM = {"ph": "M", "name": "process_name", "ts": 0, "tid": 0, "args": {"name": "stateful_map"}}
+
+
+def _name_of(record: Record) -> str:
+    if record.what == "built" or record.n_items == 0:
+        return "building"
+    if record.first is None:
+        return "a call"
+    last = record.first + record.n_items - 1
+    return f"item {record.first}" if record.n_items == 1 else f"items {record.first} to {last}"
