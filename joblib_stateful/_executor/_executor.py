@@ -345,7 +345,8 @@ class StatefulExecutor(NotCopied, Executor):
         Returns
         -------
         bool
-            True if the call was ended; False if it was done before, or belongs to another executor.
+            True if the call is cancelled, now or by an earlier call; False if it was done before, or belongs to another
+            executor.
 
         Raises
         ------
