@@ -83,7 +83,7 @@ class ScheduleMachine(RuleBasedStateMachine):
         self.lives: dict[int, Life] = {}
         self.kills: list[KillWorker] = []
         self.blamed: Counter[tuple[Asked, int]] = Counter()  # deaths that an item paid for
-        self.blamed_in: dict[tuple[Asked, int], int] = {}
+        self.blamed_in: dict[tuple[Asked, int], int | None] = {}
         self.unblamed: Counter[int] = Counter()  # deaths of a slot, in a row, that nobody paid for
 
     @initialize(n_slots=st.integers(1, 3), max_tasks=st.sampled_from([None, None, 1, 2, 3]), in_turn=st.booleans())
@@ -448,7 +448,8 @@ class ScheduleMachine(RuleBasedStateMachine):
             self.unblamed[slot] *= not n_finished
             for position in guilty:
                 self.blamed[call, position] += 1
-                self.blamed_in[call, position] = slot
+                # If it is the only one, the item is tried again in it, also if others are added before that.
+                self.blamed_in[call, position] = slot if self.scheduler.work.width(call.group) > 1 else None
         stopping = call.group.stopping
         death = Death(exitcode=-9, started=True, place=place, n_finished=n_finished, n_together=together)
         decisions = self._die(slot, death)
