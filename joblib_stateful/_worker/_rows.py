@@ -30,7 +30,8 @@ def results_in(value: Any, n_items: int) -> list[Any] | None:
     shape = _shape_of(value)
     if shape:
         _check_length(value, shape[0], n_items)
-        return None
+        # An array of objects is no buffer that could travel in one piece, and any of them may be a `Failure`.
+        return list(value) if len(shape) == 1 and str(getattr(value, "dtype", "")) == "object" else None
     if shape is None and isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray, memoryview)):
         _check_length(value, len(value), n_items)
         return list(value)
@@ -39,7 +40,7 @@ def results_in(value: Any, n_items: int) -> list[Any] | None:
         return [value[at] for at in range(n_items)]
     raise TypeError(
         f'pass_as="batch" calls worker([item, ...]) and takes from it one result per item: {_ROWS}. '
-        f"Called with {n_items} items, it returned {_a(value)}."
+        f"Called with {n_items} items, it returned {_a(value)}{'' if shape is None else ' without an axis'}."
     )
 
 
@@ -57,7 +58,7 @@ def cut(value: Any, n_rows: int) -> list[Any]:
 
 
 def _shape_of(value: Any) -> tuple[Any, ...] | None:
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, (list, tuple, memoryview)):
         return None
     shape = getattr(value, "shape", None)
     return shape if isinstance(shape, tuple) and hasattr(type(value), "__getitem__") else None
