@@ -66,7 +66,7 @@ class Feeder:
         remaining = None if plan.length is None else max(0, plan.length - self.n_pulled)
         wanted = plan.batching.next_batch(room, remaining)
         items, self._begun = self._begun or self._packing(), None
-        self._pull(items, self._input, wanted - items.count)
+        self._pull(items, self._input, max(0, wanted - items.count))  # calls may have become smaller meanwhile
         is_whole = items.count >= wanted or not plan.batching.is_of_calls
         if self.is_slow and not (is_whole or is_awaited or self.is_over):
             self._begun = items
