@@ -19,6 +19,7 @@ from .._executor._replies import add_note
 from .._process import _locks, _safely
 from .._process._interrupts import uninterrupted
 from .._scheduling._requests import Group
+from .._words import count
 from .._worker._tracebacks import without_our_frames
 from ..errors import ShutdownError
 from ._batches import Inbox
@@ -44,6 +45,8 @@ _INTERRUPT_GRACE = 0.5
 # While a bar is to be shown, a consumer that waits looks this often at what workers have finished of batches that are under
 # way. tqdm draws at most ten times a second, and with every second look at this rate.
 _SHOW_SECONDS = 0.05
+# So many errors are named on the one that is raised: a call may have thousands of items that fail.
+_MOST_NAMED = 10
 
 
 class StatefulMap(NotCopied, Generic[T]):
@@ -464,8 +467,11 @@ def with_indices(results: StatefulMap[T]) -> StatefulMap[TaskResult[T]]:
 def _first_of(failures: Sequence[tuple[int, BaseException]]) -> BaseException:
     """Return the error of the lowest index, with the others noted on it."""
     (first, error), *others = sorted(failures, key=operator.itemgetter(0))
-    for index, other in others:
+    others = [(index, other) for index, other in others if other is not error]  # a call's items may all have the same
+    for index, other in others[:_MOST_NAMED]:
         add_note(error, f"item {index} failed too: {_safely.name_of(type(other))}: {_safely.text_of(other)}")
+    if len(others) > _MOST_NAMED:
+        add_note(error, f"{count(len(others) - _MOST_NAMED, 'more item')} failed")
     if _safely.is_a(error, StopIteration):
         # Raised from __next__ it would end the caller's loop as if nothing had happened.
         replacement = RuntimeError(
