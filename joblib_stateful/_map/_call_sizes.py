@@ -81,8 +81,9 @@ class CallSizes(Batching):
         if self._fixed_batch != "auto":
             return min(self._fixed_batch, self._limit)
         size: float = self._size
-        if self._item_bytes:
-            size = min(size, self.max_bytes / self._item_bytes)
+        weight = (self._item_bytes or 0.0) + self._result_bytes
+        if weight:
+            size = min(size, self.max_bytes / weight)
         if self._fixed_buffer != "auto":
             size = min(size, self._fixed_buffer // (2 * self._n_jobs))
         return max(1, int(size))
@@ -97,8 +98,16 @@ class CallSizes(Batching):
 
     @property
     def max_bytes(self) -> float:
-        """What a call's items may weigh together, but for the last one: two calls per worker are on their way."""
+        """What a call's items and results may weigh together, but for the last one: two calls per worker are on their way."""
         return BUFFER_BYTES / (2 * self._n_jobs) if self._fixed_batch == "auto" else math.inf
+
+    @property
+    def enough(self) -> int:
+        """Items for which there must be room before a worker that has nothing to do gets some, as long as the consumer has.
+
+        A quick worker would be called with each item for which the consumer has just made room.
+        """
+        return max(1, min(self.batch, self.buffer // (2 * self._n_jobs)))
 
     def next_batch(self, room: int, remaining: int | None) -> int:
         """Items to pull now, given the room in the buffer and, if known, what the input still has."""

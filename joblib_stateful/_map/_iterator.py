@@ -226,7 +226,7 @@ class StatefulMap(NotCopied, Generic[T]):
         if self._feeder.is_over or self._feeder.is_slow or plan.synchronous or n_running >= 2 * plan.n_jobs:
             return 0
         # That is due when so many have been given that a batch has room.
-        room = 1 if n_running < plan.n_jobs else plan.batching.batch
+        room = plan.batching.enough if n_running < plan.n_jobs else plan.batching.batch
         return max(0, self._n_taken - (self._feeder.n_pulled - plan.batching.buffer + room))
 
     def _take(self, results: Results) -> None:
@@ -348,7 +348,7 @@ class StatefulMap(NotCopied, Generic[T]):
         return self._plan.batching.buffer - (self._feeder.n_pulled - self._n_given)
 
     def _has_room(self) -> bool:
-        """Tell whether a batch should be pulled now: all of it has room, or a worker has nothing to do."""
+        """Tell whether a batch should be pulled now: all of it has room, or a worker has nothing to do and enough of it has."""
         plan, running = self._plan, self._n_running
         if self._feeder.is_over:
             return False
@@ -358,7 +358,13 @@ class StatefulMap(NotCopied, Generic[T]):
         n_jobs = 1 if self._pool is None else plan.n_jobs
         if running >= 2 * n_jobs and plan.batching.is_growing:
             return False
-        return room > 0 and (room >= plan.batching.batch or running < n_jobs)
+        is_enough = room >= plan.batching.enough or not self._has_results
+        return room > 0 and (room >= plan.batching.batch or (running < n_jobs and is_enough))
+
+    @property
+    def _has_results(self) -> bool:
+        """True if the next result can be given."""
+        return bool(self._ready or self._later) or (self._results is not None and self._results.is_ready)
 
     def _pull_if_starving(self) -> None:
         """Pull one batch if the workers will soon have nothing to do; results that are there go first."""
