@@ -12,10 +12,11 @@ if TYPE_CHECKING:
     from .. import engines
     from .._executor._executor import StatefulExecutor
     from .._public import TaskResult
+    from .._worker._failure import Failure
     from ._iterator import StatefulMap
     from ._plan import OnError
     from ._progress import ProgressLike
-    from ._types import Builder, MapOptions, PassAs
+    from ._types import Builder, MapOptions, PassAs, PassOneAs
 
 T = TypeVar("T")
 
@@ -25,6 +26,7 @@ def stateful_map(
     worker: StatefulExecutor,
     iterable: Iterable[Any],
     *,
+    pass_as: PassAs = ...,
     on_error: Literal["immediate", "wait_others"] = ...,
     **options: Unpack[MapOptions],
 ) -> StatefulMap[Any]: ...
@@ -33,14 +35,34 @@ def stateful_map(
     worker: StatefulExecutor,
     iterable: Iterable[Any],
     *,
+    pass_as: PassAs = ...,
     on_error: Literal["deferred"],
     **options: Unpack[MapOptions],
 ) -> StatefulMap[TaskResult[Any]]: ...
 @overload
 def stateful_map(
+    worker: Builder[Iterable[T | Failure]],
+    iterable: Iterable[Any],
+    *,
+    pass_as: Literal["batch"],
+    on_error: Literal["immediate", "wait_others"] = ...,
+    **options: Unpack[MapOptions],
+) -> StatefulMap[T]: ...
+@overload
+def stateful_map(
+    worker: Builder[Iterable[T | Failure]],
+    iterable: Iterable[Any],
+    *,
+    pass_as: Literal["batch"],
+    on_error: Literal["deferred"],
+    **options: Unpack[MapOptions],
+) -> StatefulMap[TaskResult[T]]: ...
+@overload
+def stateful_map(
     worker: Builder[T],
     iterable: Iterable[Any],
     *,
+    pass_as: PassOneAs = ...,
     on_error: Literal["immediate", "wait_others"] = ...,
     **options: Unpack[MapOptions],
 ) -> StatefulMap[T]: ...
@@ -49,6 +71,25 @@ def stateful_map(
     worker: Builder[T],
     iterable: Iterable[Any],
     *,
+    pass_as: PassOneAs = ...,
+    on_error: Literal["deferred"],
+    **options: Unpack[MapOptions],
+) -> StatefulMap[TaskResult[T]]: ...
+@overload
+def stateful_map(
+    worker: Callable[..., Iterable[T | Failure]],
+    iterable: Iterable[Any],
+    *,
+    pass_as: Literal["batch"],
+    on_error: Literal["immediate", "wait_others"] = ...,
+    **options: Unpack[MapOptions],
+) -> StatefulMap[T]: ...
+@overload
+def stateful_map(
+    worker: Callable[..., Iterable[T | Failure]],
+    iterable: Iterable[Any],
+    *,
+    pass_as: Literal["batch"],
     on_error: Literal["deferred"],
     **options: Unpack[MapOptions],
 ) -> StatefulMap[TaskResult[T]]: ...
@@ -57,6 +98,7 @@ def stateful_map(
     worker: Callable[..., T],
     iterable: Iterable[Any],
     *,
+    pass_as: PassOneAs = ...,
     on_error: Literal["immediate", "wait_others"] = ...,
     **options: Unpack[MapOptions],
 ) -> StatefulMap[T]: ...
@@ -65,6 +107,7 @@ def stateful_map(
     worker: Callable[..., T],
     iterable: Iterable[Any],
     *,
+    pass_as: PassOneAs = ...,
     on_error: Literal["deferred"],
     **options: Unpack[MapOptions],
 ) -> StatefulMap[TaskResult[T]]: ...
