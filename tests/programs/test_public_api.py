@@ -27,6 +27,7 @@ _NAMES = {
     "StatefulMap",
     "TaskResult",
     "stateful_map",
+    "Failure",
     "StatefulBackend",
     "StatefulExecutor",
     "call_worker",
