@@ -40,7 +40,7 @@ def results_in(value: Any, n_items: int) -> list[Any] | None:
         return [value[at] for at in range(n_items)]
     raise TypeError(
         f'pass_as="batch" calls worker([item, ...]) and takes from it one result per item: {_ROWS}. '
-        f"Called with {n_items} items, it returned {_a(value)}{'' if shape is None else ' without an axis'}."
+        f"Called with {_count(n_items, 'item')}, it returned {_a(value)}{'' if shape is None else ' without an axis'}."
     )
 
 
@@ -77,8 +77,8 @@ def _is_like_a_sequence(value: Any) -> bool:
 def _check_length(value: Any, n_results: int, n_items: int) -> None:
     if n_results != n_items:
         raise ValueError(
-            f'pass_as="batch" called worker([item, ...]) with {n_items} items, and it returned {_a(value)} with '
-            f"{n_results} results. Return one result per item, in the same order: {_ROWS}."
+            f'pass_as="batch" called worker([item, ...]) with {_count(n_items, "item")}, and it returned {_a(value)} with '
+            f"{_count(n_results, 'result')}. Return one result per item, in the same order: {_ROWS}."
         )
 
 
@@ -86,3 +86,9 @@ def _a(value: Any) -> str:
     from .._words import a  # most workers never need it
 
     return a(type(value).__name__)
+
+
+def _count(number: int, noun: str) -> str:
+    from .._words import count  # see above
+
+    return count(number, noun)
