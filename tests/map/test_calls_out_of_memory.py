@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -92,3 +93,23 @@ def test_an_item_that_is_too_large_alone_fails_alone_and_makes_no_call_smaller(
     assert repr(found[5].exception) == "MemoryError('too large')"
     assert [result.value for result in found if result.ok] == [item * 10 for item in range(80) if item != 5]
     assert {n_items for first, n_items in noted(calls) if first >= 8} == {8}
+
+
+class Block:
+    """Memory that a call has taken."""
+
+
+def test_what_a_call_has_taken_is_given_back_before_it_is_repeated() -> None:
+    blocks: list[weakref.ref[Block]] = []
+
+    def work(items: list[int]) -> list[int]:
+        assert not any(block() for block in blocks)
+        block = Block()
+        blocks.append(weakref.ref(block))
+        if len(items) > 1:
+            raise MemoryError(f"with {block}")
+        return items
+
+    options: dict[str, Any] = {"n_jobs": 1, "pass_as": "batch", "batch_size": 4, "engine": "inline"}
+    assert list(stateful_map(work, range(4), **options)) == [*range(4)]
+    assert len(blocks) == 7
