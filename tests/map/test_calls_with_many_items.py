@@ -327,6 +327,17 @@ def test_whatever_is_raised_is_the_items(engine: str, kind: type[BaseException])
     assert type(found[2].exception) is kind
 
 
+def test_inline_a_keyboard_interrupt_is_the_users_and_nothing_is_repeated(calls: Log) -> None:
+    def work(items: list[int]) -> list[int]:
+        calls.note(words(items))
+        raise KeyboardInterrupt
+
+    results = stateful_map(work, range(8), n_jobs=1, pass_as="batch", batch_size=4, engine="inline")
+    with pytest.raises(KeyboardInterrupt):
+        list(results)
+    assert calls.lines == ["0 1 2 3"]
+
+
 def test_a_repeated_call_gets_the_items_as_they_were() -> None:
     def spoil(items: list[list[int]]) -> list[int]:
         for item in items:
@@ -386,6 +397,19 @@ def test_a_failure_among_the_results_is_the_error_of_its_item(engine: str, kind:
 
 
 @engines
+def test_a_generator_may_yield_failures(engine: str, calls: Log) -> None:
+    def invert(items: list[int]) -> Iterator[Any]:
+        calls.note(words(items))
+        for item in items:
+            yield 1 / item if item else Failure(LookupError("zero"))
+
+    found = one_call(invert, [1, 0, 2], engine)
+    assert values(found) == [1.0, None, 0.5]
+    assert repr(found[1].exception) == "LookupError('zero')"
+    assert calls.lines == ["1 0 2"]
+
+
+@engines
 def test_one_failure_for_a_call_is_that_of_all_its_items(engine: str, calls: Log) -> None:
     def refuse(items: list[int]) -> Any:
         calls.note(words(items))
@@ -422,6 +446,37 @@ def test_a_failure_takes_an_exception(wrong: Any) -> None:
     with pytest.raises(TypeError, match=r"Failure takes the exception .* not .* Write Failure\(ValueError\(...\)\)"):
         Failure(wrong)
     assert repr(Failure(KeyError(1))) == "Failure(KeyError(1))"
+
+
+def test_a_failure_is_told_by_its_type_alone() -> None:
+    with pytest.raises(TypeError, match="Failure can't be subclassed"):
+        type("Skipped", (Failure,), {})
+
+
+class Untold(Exception):  # noqa: N818 - users name theirs as they like
+    def __reduce__(self) -> Any:
+        raise TypeError("this can't travel")
+
+
+def test_of_a_failure_that_cannot_travel_its_text_does() -> None:
+    found = one_call(lambda items: [Failure(Untold("no disk")), 1], range(2), "loky")
+    error = found[0].exception
+    assert isinstance(error, errors.RemoteError)
+    assert error.type_name.endswith("Untold")
+    assert "no disk" in str(error)
+    assert found[1].value == 1
+
+
+@parallel_engines
+def test_a_call_that_is_submitted_may_return_a_failure(engine: str) -> None:
+    class Inverts:
+        def __call__(self, item: int) -> Any:
+            return 1 / item if item else Failure(LookupError("zero"))
+
+    with StatefulExecutor(Inverts, 1, engine=engine) as executor:
+        assert executor.submit(call_worker, 2).result() == 0.5
+        with pytest.raises(LookupError, match="zero"):
+            executor.submit(call_worker, 0).result()
 
 
 @engines
