@@ -95,6 +95,42 @@ def test_an_item_that_is_too_large_alone_fails_alone_and_makes_no_call_smaller(
     assert {n_items for first, n_items in noted(calls) if first >= 8} == {8}
 
 
+alive = {"n": 0}  # in a worker
+
+
+class Heavy:
+    """There is memory for so many of them, when they are loaded."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        alive["n"] += 1
+        if alive["n"] > ROOM:
+            raise MemoryError("no room to load it")
+
+    def __del__(self) -> None:
+        alive["n"] -= 1
+
+
+class Light:
+    """Becomes heavy in a worker."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __reduce__(self) -> Any:
+        return Heavy, (self.number,)
+
+
+def test_items_that_cannot_be_loaded_together_are_run_in_smaller_calls(calls: Log) -> None:
+    def work(items: list[Heavy]) -> list[int]:
+        calls.note(f"{items[0].number} {len(items)}")
+        return [item.number for item in items]
+
+    items = [Light(number) for number in range(48)]
+    assert list(stateful_map(work, items, n_jobs=1, pass_as="batch", batch_size=8)) == [*range(48)]
+    assert {n_items for _, n_items in noted(calls)} == {ROOM}
+
+
 class Block:
     """Memory that a call has taken."""
 
