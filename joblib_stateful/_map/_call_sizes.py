@@ -41,6 +41,7 @@ class CallSizes(Batching):
         self._best_rate, self._best_size = 0.0, 1
         self._is_settled = False
         self._limit = _MOST_ITEMS  # a larger call has run out of memory
+        self._share = 0  # of each worker in what is left of the input, once that is no more than a call for each
         super().__init__(n_jobs, batch_size, buffer)
 
     def note_back(
@@ -113,5 +114,8 @@ class CallSizes(Batching):
         """Items to pull now, given the room in the buffer and, if known, what the input still has."""
         size = self.batch
         if remaining is not None and self._fixed_batch == "auto":
-            size = min(size, math.ceil(remaining / self._n_jobs))
+            # Once and for all: half of what is left each time would end in calls with two items and one.
+            if not self._share and remaining <= size * self._n_jobs:
+                self._share = math.ceil(remaining / self._n_jobs)
+            size = min(size, self._share or size)
         return max(1, min(size, room))

@@ -172,7 +172,13 @@ def test_an_open_buffer_has_room_for_the_calls() -> None:
 def test_all_workers_share_what_is_left_of_the_input() -> None:
     sizes = CallSizes(2, "auto", "auto")
     play(sizes, lambda size: 0.05)
-    assert [sizes.next_batch(ROOM, left) for left in (10**9, 100, 5, 1, 0)] == [_MOST_ITEMS, 50, 3, 1, 1]
+    left = 3 * _MOST_ITEMS - 100
+    found = []
+    while left > 0:
+        found.append(min(left, sizes.next_batch(ROOM, left)))
+        left -= found[-1]
+    assert found == [_MOST_ITEMS, _MOST_ITEMS - 50, _MOST_ITEMS - 50], "in as many calls as there are workers"
+    assert [CallSizes(2, "auto", "auto").next_batch(ROOM, left) for left in (10, 2, 1, 0)] == [1] * 4
     assert CallSizes(2, 50, "auto").next_batch(ROOM, 60) == 50, "who says how many means it"
 
 
