@@ -44,8 +44,8 @@ def one_gpu_each() -> list[dict[str, str]]:
     ...         return os.environ["CUDA_VISIBLE_DEVICES"]
     >>> with mock.patch.dict(os.environ, {"CUDA_VISIBLE_DEVICES": "2,3"}):  # as a scheduler of jobs sets it
     ...     gpus = one_gpu_each()
-    ...     sorted(set(stateful_map(Model, range(50), worker_env=gpus, batch_size=1)))
-    ['2', '3']
+    ...     list(stateful_map(Model, range(3), worker_env=gpus, route=lambda item: item % 2))
+    ['2', '3', '2']
     """
     for name in (_CUDA, _HIP):
         if name in os.environ:

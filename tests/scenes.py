@@ -7,10 +7,15 @@ import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from conftest import ENGINES
+from joblib_stateful._scheduling._requests import Outcome
+
+if TYPE_CHECKING:
+    from joblib_stateful._map._batching import Batching
 
 engines = pytest.mark.parametrize("engine", ENGINES)
 parallel_engines = pytest.mark.parametrize("engine", ["loky", "threads"])
@@ -98,3 +103,12 @@ def new_scene(tmp_path: Path) -> Scene:
 def crash() -> None:
     """End the process as a crash would."""
     os._exit(3)
+
+
+def note_call(
+    sizes: Batching, n_run: int, seconds: float, nbytes: int = 0, *, n_calls: int = 1, n_fit: int = 0
+) -> None:
+    """Tell sizes of calls that some items have been run, in one call or in several."""
+    sizes.note_outcome(
+        Outcome(range(n_run), [], n_run=n_run, seconds=seconds, result_bytes=nbytes, n_calls=n_calls, n_fit=n_fit)
+    )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, assert_type
 
 from joblib_stateful import (
+    Failure,
     StatefulExecutor,
     StatefulMap,
     TaskResult,
@@ -39,6 +40,36 @@ class Plain:
 
     def __call__(self, item: int) -> str:
         return str(item)
+
+
+class Batched:
+    """A worker class that is called with many items at once."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __call__(self, items: list[str]) -> list[float]:
+        return [float(item) for item in items]
+
+
+def square_all(numbers: Sequence[int]) -> tuple[int, ...]:
+    return tuple(number * number for number in numbers)
+
+
+def square_each(numbers: list[int]) -> Iterator[int]:
+    yield from square_all(numbers)
+
+
+def invert_all(numbers: list[int]) -> list[float | Failure]:
+    return [1 / number if number else Failure(ZeroDivisionError()) for number in numbers]
+
+
+def embed(texts: list[str]) -> Any:
+    """Return an array, whose rows have no type."""
+
+
+def open_batched() -> Batched:
+    return Batched("p")
 
 
 def square(number: int) -> int:
@@ -78,6 +109,23 @@ assert_type(stateful_map(square, [1], on_error="deferred"), StatefulMap[TaskResu
 assert_type(stateful_map(factory(open_model), [1], on_error="deferred"), StatefulMap[TaskResult[list[float]]])
 assert_type(stateful_map(partial(Model, "p"), [1], on_error="deferred"), StatefulMap[TaskResult[list[float]]])
 assert_type(stateful_map(StatefulExecutor(Model), [1], on_error="deferred"), StatefulMap[TaskResult[Any]])
+
+# --- calls with many items ------------------------------------------------------------------------------
+
+assert_type(stateful_map(Batched, ["1"], pass_as="batch"), StatefulMap[float])
+assert_type(stateful_map(partial(Batched, "p"), ["1"], pass_as="batch"), StatefulMap[float])
+assert_type(stateful_map(factory(open_batched), ["1"], pass_as="batch"), StatefulMap[float])
+assert_type(stateful_map(Batched("p"), ["1"], pass_as="batch"), StatefulMap[float])
+assert_type(stateful_map(square_all, [1], pass_as="batch"), StatefulMap[int])
+assert_type(stateful_map(square_each, [1], pass_as="batch"), StatefulMap[int])
+assert_type(stateful_map(invert_all, [1], pass_as="batch"), StatefulMap[float])
+assert_type(stateful_map(embed, ["a"], pass_as="batch"), StatefulMap[Any])
+assert_type(stateful_map(StatefulExecutor(Batched), ["1"], pass_as="batch"), StatefulMap[Any])
+assert_type(stateful_map(Batched, ["1"], pass_as="batch", on_error="deferred"), StatefulMap[TaskResult[float]])
+assert_type(stateful_map(invert_all, [1], pass_as="batch", on_error="deferred"), StatefulMap[TaskResult[float]])
+assert_type(stateful_map(square_all, [1], pass_as="batch", batch_size=8, isolate=False), StatefulMap[int])
+stateful_map(square, [1], pass_as="batch")  # type: ignore[call-overload]  # one result for all
+Failure("zero")  # type: ignore[arg-type]  # no exception
 
 # --- iterating ------------------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import errors
 from .._process import _safely
@@ -21,6 +21,15 @@ if TYPE_CHECKING:
     from .._worker._messages import BuildFailed, Failure, Ran
     from ..engines import Runtime
     from ._links import Link
+
+
+class Origin(NamedTuple):
+    """Where an exception comes from: which item, or the first and the last of those that have it, and which worker."""
+
+    first: int | None
+    slot: int
+    pid: int | None
+    last: int | None = None
 
 
 class NonsenseError(Exception):
@@ -43,10 +52,7 @@ def report_of(job: Job | None, reply: Ran, transport: Transport, slot: int, pid:
 
 def _unpack(job: Job, reply: Ran, transport: Transport, slot: int, pid: int | None) -> Report:
     request = job.call.request
-    faults: dict[int, BaseException] = {
-        place: exception_of(failure, transport, request.index(job.positions[place]), slot, pid)
-        for place, failure in reply.failures.items()
-    }
+    faults = _exceptions_of(job, reply, transport, slot, pid) if reply.failures else {}
     good = [place for place in range(reply.n_run) if place not in reply.failures]
     values = None
     try:
@@ -114,32 +120,44 @@ def report_without(job: Job, reply: Ran, error: BaseException, slot: int, pid: i
     return Report(reply.n_run, [None] * reply.n_run, faults, reply.seconds, is_full=reply.n_held > 0)
 
 
-def exception_of(
-    failure: Failure, transport: Transport, index: int | None, slot: int, pid: int | None
-) -> BaseException:
+def _exceptions_of(job: Job, reply: Ran, transport: Transport, slot: int, pid: int | None) -> dict[int, BaseException]:
+    """Return the exceptions of a reply's items, by place."""
+    index_of, is_by_reference = job.call.request.index, isinstance(transport, ByReference)
+    # Within one process the items of one call may all have the same exception: it is told once which these are.
+    places: dict[int, list[int]] = {}
+    for place, failure in reply.failures.items():
+        is_object = is_by_reference and failure.packed is not None
+        places.setdefault(id(failure.packed) if is_object else ~place, []).append(place)
+    found: dict[int, BaseException] = {}
+    for same in places.values():
+        first, last = min(same), max(same)
+        origin = Origin(index_of(job.positions[first]), slot, pid, last=index_of(job.positions[last]))
+        found.update(dict.fromkeys(same, exception_of(reply.failures[first], transport, origin)))
+    return found
+
+
+def exception_of(failure: Failure, transport: Transport, origin: Origin) -> BaseException:
     """Return the exception that a worker's call raised, or what has to stand for it."""
     try:
-        return _exception_of(failure, transport, index, slot, pid)
+        return _exception_of(failure, transport, origin)
     except BaseException:  # noqa: BLE001 - whatever a class of the user's does, or want of memory: its texts are left
         error = errors.RemoteError(failure.type_name, failure.message, failure.traceback)
-        _add_origin(error, index, slot, pid)
+        _add_origin(error, origin)
         return error
 
 
-def _exception_of(
-    failure: Failure, transport: Transport, index: int | None, slot: int, pid: int | None
-) -> BaseException:
+def _exception_of(failure: Failure, transport: Transport, origin: Origin) -> BaseException:
     if failure.what == "function":
         # No item is to blame, but each that should have run through it fails.
-        return _with_traceback(errors.TransferError(index, "function", _reason(failure)), failure)
+        return _with_traceback(errors.TransferError(origin.first, "function", _reason(failure)), failure)
     if failure.what and failure.what != "surroundings":
-        transfer_error = errors.TransferError(index, failure.what, _reason(failure))
-        _add_origin(transfer_error, index, slot, pid)
+        transfer_error = errors.TransferError(origin.first, failure.what, _reason(failure))
+        _add_origin(transfer_error, origin)
         return _with_traceback(transfer_error, failure)
     error = _rebuild(failure, transport)
     if error is None:
         error = errors.RemoteError(failure.type_name, failure.message, failure.traceback)
-    _add_origin(error, index, slot, pid)
+    _add_origin(error, origin)
     # Within one process the exception comes with its own traceback and cause.
     return error if _safely.traceback_of(error) is not None else _with_traceback(error, failure)
 
@@ -209,7 +227,7 @@ def _result_error(
         result.__cause__ = error
     else:
         result = _transfer_error(index, "result", error)
-    _add_origin(result, index, slot, pid)
+    _add_origin(result, Origin(index, slot, pid))
     return result
 
 
@@ -227,8 +245,10 @@ def add_note(error: BaseException, text: str) -> None:
     _safely.add_note(error, f"[joblib_stateful: {text}]")
 
 
-def _add_origin(error: BaseException, index: int | None, slot: int, pid: int | None) -> None:
-    add_note(error, f"{'call' if index is None else f'item {index}'}, slot {slot}, pid {pid}")
+def _add_origin(error: BaseException, origin: Origin) -> None:
+    index, slot, pid, last = origin
+    which = "call" if index is None else f"item {index}" if last in (None, index) else f"items {index} to {last}"
+    add_note(error, f"{which}, slot {slot}, pid {pid}")
 
 
 def _with_traceback(error: BaseException, failure: Failure) -> BaseException:

@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from .. import engines
     from .._executor._executor import StatefulExecutor
     from .._public import TaskResult
+    from .._worker._failure import Failure
     from ._iterator import StatefulMap
     from ._plan import OnError
     from ._progress import ProgressLike
-    from ._types import Builder, MapOptions, PassAs
+    from ._types import Builder, MapOptions, PassAs, PassOneAs
 
 T = TypeVar("T")
 
@@ -28,6 +29,7 @@ def stateful_map(
     worker: StatefulExecutor,
     iterable: Iterable[Any],
     *,
+    pass_as: PassAs = ...,
     on_error: Literal["immediate", "wait_others"] = ...,
     **options: Unpack[MapOptions],
 ) -> StatefulMap[Any]: ...
@@ -36,14 +38,34 @@ def stateful_map(
     worker: StatefulExecutor,
     iterable: Iterable[Any],
     *,
+    pass_as: PassAs = ...,
     on_error: Literal["deferred"],
     **options: Unpack[MapOptions],
 ) -> StatefulMap[TaskResult[Any]]: ...
 @overload
 def stateful_map(
+    worker: Builder[Iterable[T | Failure]],
+    iterable: Iterable[Any],
+    *,
+    pass_as: Literal["batch"],
+    on_error: Literal["immediate", "wait_others"] = ...,
+    **options: Unpack[MapOptions],
+) -> StatefulMap[T]: ...
+@overload
+def stateful_map(
+    worker: Builder[Iterable[T | Failure]],
+    iterable: Iterable[Any],
+    *,
+    pass_as: Literal["batch"],
+    on_error: Literal["deferred"],
+    **options: Unpack[MapOptions],
+) -> StatefulMap[TaskResult[T]]: ...
+@overload
+def stateful_map(
     worker: Builder[T],
     iterable: Iterable[Any],
     *,
+    pass_as: PassOneAs = ...,
     on_error: Literal["immediate", "wait_others"] = ...,
     **options: Unpack[MapOptions],
 ) -> StatefulMap[T]: ...
@@ -52,6 +74,25 @@ def stateful_map(
     worker: Builder[T],
     iterable: Iterable[Any],
     *,
+    pass_as: PassOneAs = ...,
+    on_error: Literal["deferred"],
+    **options: Unpack[MapOptions],
+) -> StatefulMap[TaskResult[T]]: ...
+@overload
+def stateful_map(
+    worker: Callable[..., Iterable[T | Failure]],
+    iterable: Iterable[Any],
+    *,
+    pass_as: Literal["batch"],
+    on_error: Literal["immediate", "wait_others"] = ...,
+    **options: Unpack[MapOptions],
+) -> StatefulMap[T]: ...
+@overload
+def stateful_map(
+    worker: Callable[..., Iterable[T | Failure]],
+    iterable: Iterable[Any],
+    *,
+    pass_as: Literal["batch"],
     on_error: Literal["deferred"],
     **options: Unpack[MapOptions],
 ) -> StatefulMap[TaskResult[T]]: ...
@@ -60,6 +101,7 @@ def stateful_map(
     worker: Callable[..., T],
     iterable: Iterable[Any],
     *,
+    pass_as: PassOneAs = ...,
     on_error: Literal["immediate", "wait_others"] = ...,
     **options: Unpack[MapOptions],
 ) -> StatefulMap[T]: ...
@@ -68,6 +110,7 @@ def stateful_map(
     worker: Callable[..., T],
     iterable: Iterable[Any],
     *,
+    pass_as: PassOneAs = ...,
     on_error: Literal["deferred"],
     **options: Unpack[MapOptions],
 ) -> StatefulMap[TaskResult[T]]: ...

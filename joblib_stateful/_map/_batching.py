@@ -142,6 +142,11 @@ class Batching:
         """What a batch's items may weigh together, but for the last one."""
         return BATCH_BYTES if self._fixed_batch == "auto" else math.inf
 
+    @property
+    def enough(self) -> int:
+        """Items for which there must be room before a worker that has nothing to do gets some, as long as the consumer has."""
+        return 1
+
     def next_batch(self, room: int, remaining: int | None) -> int:
         """Items to pull now, given the room in the buffer and, if known, what the input still has."""
         size = self.batch

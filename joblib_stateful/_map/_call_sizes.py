@@ -44,6 +44,7 @@ class CallSizes(Batching):
         self._best_rate, self._best_size = 0.0, 1
         self._is_settled = False
         self._limit = _MOST_ITEMS  # a larger call has run out of memory
+        self._share = 0  # of each worker in what is left of the input, once that is no more than a call for each
         super().__init__(n_jobs, batch_size, buffer)
 
     def note_outcome(self, outcome: Outcome) -> None:
@@ -83,8 +84,9 @@ class CallSizes(Batching):
         if self._fixed_batch != "auto":
             return min(self._fixed_batch, self._limit)
         size: float = self._size
-        if self._item_bytes:
-            size = min(size, self.max_bytes / self._item_bytes)
+        weight = (self._item_bytes or 0.0) + self._result_bytes
+        if weight:
+            size = min(size, self.max_bytes / weight)
         if self._fixed_buffer != "auto":
             size = min(size, self._fixed_buffer // (2 * self._n_jobs))
         return max(1, int(size))
@@ -99,12 +101,23 @@ class CallSizes(Batching):
 
     @property
     def max_bytes(self) -> float:
-        """What a call's items may weigh together, but for the last one: two calls per worker are on their way."""
+        """What a call's items and results may weigh together, but for the last one: two calls per worker are on their way."""
         return BUFFER_BYTES / (2 * self._n_jobs) if self._fixed_batch == "auto" else math.inf
+
+    @property
+    def enough(self) -> int:
+        """Items for which there must be room before a worker that has nothing to do gets some, as long as the consumer has.
+
+        A quick worker would be called with each item for which the consumer has just made room.
+        """
+        return max(1, min(self.batch, self.buffer // (2 * self._n_jobs)))
 
     def next_batch(self, room: int, remaining: int | None) -> int:
         """Items to pull now, given the room in the buffer and, if known, what the input still has."""
         size = self.batch
         if remaining is not None and self._fixed_batch == "auto":
-            size = min(size, math.ceil(remaining / self._n_jobs))
+            # Once and for all: half of what is left each time would end in calls with two items and one.
+            if not self._share and remaining <= size * self._n_jobs:
+                self._share = math.ceil(remaining / self._n_jobs)
+            size = min(size, self._share or size)
         return max(1, min(size, room))

@@ -62,7 +62,7 @@ class Feeder:
         """
         source, wanted = self._source(), self._n_wanted(room)
         items, self._begun = self._begun or self._packing(), None
-        self._pull(items, source, wanted - items.count)
+        self._pull(items, source, max(0, wanted - items.count))  # calls may have become smaller meanwhile
         is_whole = items.count >= wanted or not self._plan.batching.is_of_calls
         if self.is_slow and not (is_whole or is_awaited or self.is_over):
             self._begun = items

@@ -19,6 +19,7 @@ from .._executor._replies import add_note
 from .._process import _locks, _safely
 from .._process._interrupts import uninterrupted
 from .._scheduling._requests import Group
+from .._words import count
 from .._worker._tracebacks import without_our_frames
 from ..errors import ShutdownError
 from ._batches import Inbox
@@ -48,6 +49,8 @@ _INTERRUPT_GRACE = 0.5
 # While a bar is to be shown, a consumer that waits looks this often at what workers have finished of batches that are under
 # way. tqdm draws at most ten times a second, and with every second look at this rate.
 _SHOW_SECONDS = 0.05
+# So many errors are named on the one that is raised: a call may have thousands of items that fail.
+_MOST_NAMED = 10
 
 
 class StatefulMap(NotCopied, Generic[T]):
@@ -262,7 +265,7 @@ class StatefulMap(NotCopied, Generic[T]):
         if self._feeder.is_over or self._feeder.is_slow or plan.synchronous or n_running >= 2 * plan.n_jobs:
             return 0
         # That is due when so many have been given that a batch has room.
-        room = 1 if n_running < plan.n_jobs else plan.batching.batch
+        room = plan.batching.enough if n_running < plan.n_jobs else plan.batching.batch
         return max(0, self._n_taken - (self._feeder.n_pulled - plan.batching.buffer + room))
 
     def _take(self, results: Results) -> None:
@@ -385,7 +388,7 @@ class StatefulMap(NotCopied, Generic[T]):
         return self._plan.batching.buffer - (self._feeder.n_pulled - self._n_given)
 
     def _has_room(self) -> bool:
-        """Tell whether a batch should be pulled now: all of it has room, or a worker has nothing to do."""
+        """Tell whether a batch should be pulled now: all of it has room, or a worker has nothing to do and enough of it has."""
         plan, running = self._plan, self._n_running
         if self._feeder.is_over:
             return False
@@ -395,7 +398,13 @@ class StatefulMap(NotCopied, Generic[T]):
         n_jobs = 1 if self._pool is None else plan.n_jobs
         if running >= 2 * n_jobs and plan.batching.is_growing:
             return False
-        return room > 0 and (room >= plan.batching.batch or running < n_jobs)
+        is_enough = room >= plan.batching.enough or not self._has_results
+        return room > 0 and (room >= plan.batching.batch or (running < n_jobs and is_enough))
+
+    @property
+    def _has_results(self) -> bool:
+        """True if the next result can be given."""
+        return bool(self._ready or self._later) or (self._results is not None and self._results.is_ready)
 
     def _pull_if_starving(self) -> None:
         """Pull one batch if the workers will soon have nothing to do; results that are there go first."""
@@ -508,8 +517,11 @@ def with_indices(results: StatefulMap[T]) -> StatefulMap[TaskResult[T]]:
 def _first_of(failures: Sequence[tuple[int, BaseException]]) -> BaseException:
     """Return the error of the lowest index, with the others noted on it."""
     (first, error), *others = sorted(failures, key=operator.itemgetter(0))
-    for index, other in others:
+    others = [(index, other) for index, other in others if other is not error]  # a call's items may all have the same
+    for index, other in others[:_MOST_NAMED]:
         add_note(error, f"item {index} failed too: {_safely.name_of(type(other))}: {_safely.text_of(other)}")
+    if len(others) > _MOST_NAMED:
+        add_note(error, f"{count(len(others) - _MOST_NAMED, 'more item')} failed")
     if _safely.is_a(error, StopIteration):
         # Raised from __next__ it would end the caller's loop as if nothing had happened.
         replacement = RuntimeError(

@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
-PassAs = Literal["item", "args", "kwargs", "batch"]
+PassOneAs = Literal["item", "args", "kwargs"]
+PassAs = Literal[PassOneAs, "batch"]
 
 
 class MapOptions(TypedDict, total=False):
-    """What `stateful_map` takes besides worker, input and ``on_error``, for the overloads below."""
+    """What `stateful_map` takes whatever it returns, for its overloads."""
 
     n_jobs: int | None
     shared_kwargs: Mapping[str, Any] | None
     worker_kwargs: Sequence[Mapping[str, Any]] | None
     worker_env: Sequence[Mapping[str, str]] | None
-    pass_as: PassAs
     ordered: bool
     batch_size: int | Literal["auto"]
     buffer: int | Literal["auto"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .._process import _safely
-from ._lazy import UNUSUAL
+from ._lazy import UNUSUAL, is_own_generator
 from ._lazy import run as run_lazy
 from ._progress_page import Progress
 from ._rows import results_in
@@ -68,8 +68,9 @@ class Calls:
         #: The places of the items that each value is of.
         self.places: list[list[int]] = []
         self.n_calls = 0
-        self._is_short = False
         self._largest = 0  # call that went well
+        self._short: list[range] = []  # calls that ran out of memory
+        self._too_large: set[int] = set()  # places of items that did so alone
 
     @property
     def rows(self) -> tuple[int, ...]:
@@ -78,8 +79,9 @@ class Calls:
 
     @property
     def n_fit(self) -> int:
-        """If a call ran out of memory: how many items the largest one had that did not; else 0."""
-        return max(self._largest, 1) if self._is_short else 0
+        """If a call ran out of memory because it had so many items: how many the largest one had that did not; else 0."""
+        is_too_many = any(self._too_large.isdisjoint(part) for part in self._short)
+        return max(self._largest, 1) if is_too_many else 0
 
     def __repr__(self) -> str:
         return f"<Calls of message {self._message.seq}: {self.n_calls} made>"
@@ -87,38 +89,40 @@ class Calls:
     @calls_users
     def run(self, call: Callable[[list[Any]], Any], target: Any) -> int:
         """Run the items; return how many of the first ones were."""
-        message, numbers, seq = self._message, self.progress.numbers, self._message.seq
+        message, seq = self._message, self._message.seq  # the latter is looked for from outside, too
         todo = [range(message.parcel.n_values)]
         what = "item"  # "": the user's call runs, as is seen from outside, too
         while todo:
             part = todo.pop()
-            if self.n_calls and numbers[Progress.STOP] == seq:
+            if self._is_to_stop(seq, part.start):
                 return self._end(part.start)
             self.progress.start_call(part.start, len(part))
-            has_returned = False
+            n_items, has_returned = len(part), False
             value: Any = None
             try:
                 places, items = self._load(part)
                 if not places:
                     continue
                 self.n_calls += 1
+                n_items = len(items)
                 what = ""
                 value = call(items)
-                has_returned = True
+                has_returned = not is_own_generator(value, target)
                 if type(value) in UNUSUAL:
                     value = run_lazy(value, target)
-                results = results_in(value, len(items))
+                    has_returned = True
+                results = results_in(value, n_items)
                 what = "item"
                 del items
-                self._largest = max(self._largest, len(places))
-                self._keep(places, value, results, target)
+                self._largest = max(self._largest, n_items)
+                self._keep(places, value, results)
                 del results
             except self._lets_through:
                 raise
             except BaseException as error:  # noqa: BLE001 - these items' error, whatever it is; the worker lives on
                 where, what = what, "item"
                 items = results = None  # type: ignore[assignment]  # there may be little room
-                if len(part) > 1 and self._is_to_be_halved(error, has_returned=has_returned):
+                if self._is_to_be_halved(error, part, n_items, has_returned=has_returned):
                     middle = part.start + len(part) // 2
                     todo += [range(middle, part.stop), range(part.start, middle)]
                     continue
@@ -128,11 +132,21 @@ class Calls:
                 return self._end(part.stop)
         return message.parcel.n_values
 
-    def _is_to_be_halved(self, error: BaseException, *, has_returned: bool) -> bool:
+    def _is_to_stop(self, seq: int, place: int) -> bool:
+        """Tell whether the items from a place on are to be left, which were in a call already that raised."""
+        # Not before the first one is done with, for no answer says that none is. And what has begun is to be finished if the
+        # others are waited for.
+        is_asked = self.progress.numbers[Progress.STOP] == seq
+        return bool(is_asked and place > 0 and self._message.after_error != "finish_running")
+
+    def _is_to_be_halved(self, error: BaseException, part: range, n_items: int, *, has_returned: bool) -> bool:
         if is_out_of_memory(error):
-            self._is_short = True
-            return True
-        return self._message.isolate and not has_returned
+            if n_items > 1:
+                self._short.append(part)
+            else:
+                self._too_large.update(part)
+            return n_items > 1
+        return n_items > 1 and self._message.isolate and not has_returned
 
     def _end(self, n_run: int) -> int:
         """Leave out what is known of items behind the first so many."""
@@ -162,7 +176,7 @@ class Calls:
                 places.append(place)
         return places, items
 
-    def _keep(self, places: list[int], value: Any, results: list[Any] | None, target: Any) -> None:
+    def _keep(self, places: list[int], value: Any, results: list[Any] | None) -> None:
         """Pack what a call has returned."""
         if results is None:
             self._add(places, value, len(places))
@@ -170,11 +184,13 @@ class Calls:
         for place, result in zip(places, results, strict=True):
             if type(result) in UNUSUAL:
                 try:
-                    result = run_lazy(result, target)  # noqa: PLW2901 - the same one, run
+                    run_lazy(result, None)  # which raises what the item fails with
+                except self._lets_through:
+                    raise
                 except BaseException as error:  # noqa: BLE001 - one item's error
                     self._failures[place] = self._describe(error, "")
-                    continue
-            self._add([place], result, 0)
+            else:
+                self._add([place], result, 0)
 
     def _add(self, places: list[int], value: Any, n_rows: int) -> None:
         fault = self._values.add(value)

@@ -32,6 +32,10 @@ class Failure:
 
     __slots__ = ("exception",)
 
+    def __init_subclass__(cls) -> None:
+        # It is told by its type, at no cost, among results of all kinds: one of another type would arrive as a value.
+        raise TypeError("Failure can't be subclassed: give the exception that it holds what there is to say.")
+
     def __init__(self, exception: BaseException) -> None:
         if not isinstance(exception, BaseException):
             from .._words import a  # most workers never need it

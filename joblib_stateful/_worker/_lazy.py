@@ -83,9 +83,14 @@ def run(value: Any, target: Any) -> list[Any]:
     """
     if type(value) is Failure:
         raise value.exception
-    if type(value) is GeneratorType and is_generator_function(target):
+    if is_own_generator(value, target):
         return list(value)
     raise _refusal(value)
+
+
+def is_own_generator(value: Any, target: Any) -> bool:
+    """Tell whether something is the generator of a worker whose call is a generator function."""
+    return type(value) is GeneratorType and is_generator_function(target)
 
 
 def _refusal(value: Any) -> TypeError:

@@ -30,7 +30,8 @@ def results_in(value: Any, n_items: int) -> list[Any] | None:
     shape = _shape_of(value)
     if shape:
         _check_length(value, shape[0], n_items)
-        return None
+        # An array of objects is no buffer that could travel in one piece, and any of them may be a `Failure`.
+        return list(value) if len(shape) == 1 and str(getattr(value, "dtype", "")) == "object" else None
     if shape is None and isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray, memoryview)):
         _check_length(value, len(value), n_items)
         return list(value)
@@ -39,7 +40,7 @@ def results_in(value: Any, n_items: int) -> list[Any] | None:
         return [value[at] for at in range(n_items)]
     raise TypeError(
         f'pass_as="batch" calls worker([item, ...]) and takes from it one result per item: {_ROWS}. '
-        f"Called with {n_items} items, it returned {_a(value)}."
+        f"Called with {_count(n_items, 'item')}, it returned {_a(value)}{'' if shape is None else ' without an axis'}."
     )
 
 
@@ -57,7 +58,7 @@ def cut(value: Any, n_rows: int) -> list[Any]:
 
 
 def _shape_of(value: Any) -> tuple[Any, ...] | None:
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, (list, tuple, memoryview)):
         return None
     shape = getattr(value, "shape", None)
     return shape if isinstance(shape, tuple) and hasattr(type(value), "__getitem__") else None
@@ -76,8 +77,8 @@ def _is_like_a_sequence(value: Any) -> bool:
 def _check_length(value: Any, n_results: int, n_items: int) -> None:
     if n_results != n_items:
         raise ValueError(
-            f'pass_as="batch" called worker([item, ...]) with {n_items} items, and it returned {_a(value)} with '
-            f"{n_results} results. Return one result per item, in the same order: {_ROWS}."
+            f'pass_as="batch" called worker([item, ...]) with {_count(n_items, "item")}, and it returned {_a(value)} with '
+            f"{_count(n_results, 'result')}. Return one result per item, in the same order: {_ROWS}."
         )
 
 
@@ -85,3 +86,9 @@ def _a(value: Any) -> str:
     from .._words import a  # most workers never need it
 
     return a(type(value).__name__)
+
+
+def _count(number: int, noun: str) -> str:
+    from .._words import count  # see above
+
+    return count(number, noun)

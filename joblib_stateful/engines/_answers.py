@@ -56,6 +56,9 @@ def _fault_in_run(n_items: int, reply: Ran) -> str:
     if type(n_run) is not int or not min(0 if reply.was_refused is True else 1, n_items) <= n_run <= n_items:
         return f"{n_run!r:.50} items were run of {n_items}"
     is_sound = type(failures) is dict and type(values) is Parcel and _is_time(reply.seconds)
+    is_sound = (
+        is_sound and _are(int, (reply.n_calls, reply.n_fit)) and reply.n_calls >= 0 and 0 <= reply.n_fit <= n_items
+    )
     if not is_sound or (reply.definitions and not _are_definitions(reply.definitions)):
         return "its fields are of other types"
     if failures and not (

@@ -133,10 +133,12 @@ class ServedWorker(EngineWorker):
         explanation = ""
         with contextlib.suppress(Exception):  # the cluster is just being closed
             explanation = self.explain()
+        # Before the thread hears of the end, and notes that nothing runs any more.
+        death = None if awaited is None else self._death(awaited.message, explanation)
         self._end()
         self._inbox.put(None)
-        if awaited is not None:
-            awaited.on_reply(self._death(awaited.message, explanation))
+        if awaited is not None and death is not None:
+            awaited.on_reply(death)
 
     def disown(self) -> None:
         """Leave it to the process that this one was forked from."""

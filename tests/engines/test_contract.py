@@ -19,7 +19,16 @@ from joblib import Parallel, delayed, parallel_config
 
 import joblib_stateful
 from contract import ALL, N_JOBS, PROCESSES, Model, count, hang, kill_oneself, on, values
-from joblib_stateful import StatefulExecutor, call_worker, engines, errors, get_worker, get_worker_info, stateful_map
+from joblib_stateful import (
+    Failure,
+    StatefulExecutor,
+    call_worker,
+    engines,
+    errors,
+    get_worker,
+    get_worker_info,
+    stateful_map,
+)
 
 pytestmark = pytest.mark.cluster
 
@@ -257,6 +266,112 @@ def test_what_cannot_travel_is_one_items_error(engine: Any) -> None:
     found = list(stateful_map(give, items, n_jobs=N_JOBS, on_error="deferred", engine=engine))
     assert [type(result.exception).__name__ for result in found] == ["NoneType", *["TransferError"] * 2, "NoneType"]
     assert [getattr(result.exception, "what", None) for result in found] == [None, "result", "item", None]
+
+
+# --- calls with many items ------------------------------------------------------------------------------
+
+
+@on(*ALL)
+@pytest.mark.parametrize("ordered", [True, False])
+def test_a_worker_may_be_called_with_many_items_at_once(engine: Any, *, ordered: bool) -> None:
+    def double(items: list[int]) -> list[int]:
+        assert type(items) is list
+        return [item * 2 for item in items]
+
+    for batch_size in (1, 7, "auto"):
+        options: dict[str, Any] = {"pass_as": "batch", "batch_size": batch_size, "ordered": ordered}
+        found = list(stateful_map(double, iter(range(60)), n_jobs=N_JOBS, engine=engine, **options))
+        assert (found if ordered else sorted(found)) == [item * 2 for item in range(60)]
+
+
+@on(*ALL)
+def test_the_rows_of_an_array_are_results(engine: Any) -> None:
+    np = pytest.importorskip("numpy")
+
+    def numbers(items: list[int]) -> Any:
+        return np.array(items, np.int16)
+
+    def rows(items: list[int]) -> Any:
+        return np.outer(items, np.ones(100_000, np.float32))
+
+    def records(items: list[int]) -> Any:
+        return np.array([(item, str(item)) for item in items], [("number", np.int32), ("text", "U3")])
+
+    for make in (numbers, rows, records):
+        found = list(stateful_map(make, range(8), n_jobs=1, pass_as="batch", batch_size=4, engine=engine))
+        for item, row in enumerate(found):
+            (expected,) = make([item])
+            assert (type(row), row.dtype, row.tolist()) == (type(expected), expected.dtype, expected.tolist())
+        if make is rows:
+            found[0][:] = -1.0  # results can be written to, and each is its own
+            assert [row[0] for row in found] == [-1.0, *range(1, 8)]
+
+
+@on(*ALL)
+@pytest.mark.parametrize("isolate", [True, False])
+def test_of_a_call_that_raises_the_guilty_items_fail(engine: Any, log: Path, *, isolate: bool) -> None:
+    def check(items: list[int]) -> list[int]:
+        with log.open("a") as file:
+            file.write(f"{len(items)}\n")
+        if 5 in items:
+            raise CustomError(5, f"among {len(items)}")
+        return items
+
+    options: dict[str, Any] = {"pass_as": "batch", "batch_size": 4, "on_error": "deferred", "isolate": isolate}
+    found = list(stateful_map(check, range(12), n_jobs=N_JOBS, engine=engine, **options))
+    assert [result.index for result in found if not result.ok] == ([5] if isolate else [4, 5, 6, 7])
+    assert {type(result.exception) for result in found if not result.ok} == {CustomError}
+    assert all(result.value == result.index for result in found if result.ok)
+    assert sorted(log.read_text().split()) == ["1", "1", "2", "2", "4", "4", "4"][0 if isolate else 4 :]
+
+
+@on(*ALL)
+def test_a_worker_may_say_which_items_have_failed(engine: Any) -> None:
+    def invert(items: list[int]) -> list[Any]:
+        return [1 / item if item else Failure(CustomError(item, "zero")) for item in items]
+
+    options: dict[str, Any] = {"pass_as": "batch", "batch_size": 3, "on_error": "deferred"}
+    found = list(stateful_map(invert, [1, 0, 2], n_jobs=1, engine=engine, **options))
+    assert values(found) == [1.0, None, 0.5]
+    assert isinstance(found[1].exception, CustomError)
+
+
+@on(*PROCESSES)
+@pytest.mark.parametrize("retries", [0, 1])
+def test_a_crash_costs_the_items_of_its_call_and_no_others(engine: Any, log: Path, retries: int) -> None:
+    def work(items: list[int]) -> list[int]:
+        with log.open("a") as file:
+            file.write(f"{' '.join(map(str, items))}\n")
+        if 5 in items:
+            kill_oneself()
+        return items
+
+    options: dict[str, Any] = {"pass_as": "batch", "batch_size": 2, "on_error": "deferred", "retries": retries}
+    found = list(stateful_map(work, range(12), n_jobs=N_JOBS, engine=engine, **options))
+    assert [result.index for result in found] == list(range(12))
+    assert all(result.value == result.index for result in found if result.ok)
+    lost = [result.exception for result in found if not result.ok]
+    assert [(error.index, error.n_items) for error in lost if isinstance(error, errors.WorkerCrashedError)] == (
+        [(5, 1)] if retries else [(4, 2), (5, 2)]
+    )
+    assert sorted(log.read_text().splitlines()) == sorted(
+        ["0 1", "2 3", "4 5", "6 7", "8 9", "10 11", *["4", "5"] * retries]
+    )
+
+
+@on(*PROCESSES)
+def test_a_call_over_the_time_of_all_its_items_is_ended(engine: Any) -> None:
+    def work(items: list[int]) -> list[int]:
+        if 3 in items:
+            hang()
+        return items
+
+    options: dict[str, Any] = {"pass_as": "batch", "batch_size": 2, "on_error": "deferred", "item_timeout": 1.0}
+    found = list(stateful_map(work, range(6), n_jobs=N_JOBS, engine=engine, **options))
+    assert [result.index for result in found if not result.ok] == [2, 3]
+    for result in found[2:4]:
+        assert isinstance(result.exception, errors.ItemTimeoutError)
+        assert "longer than 2 x item_timeout=1 s" in str(result.exception)
 
 
 # --- processes that die or hang -------------------------------------------------------------------------

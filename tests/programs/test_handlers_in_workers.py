@@ -29,14 +29,20 @@ class Alarmed:
 
     def __init__(self, interval: float) -> None:
         signal.signal(signal.SIGALRM, self.strike)
-        signal.setitimer(signal.ITIMER_REAL, interval, interval)
-        self.n_raised = 0
+        self.interval, self.n_raised = interval, 0
+
+    def start(self) -> None:
+        """Have it go off from the first call on: in the constructor it would be that one's error."""
+        if self.interval:
+            signal.setitimer(signal.ITIMER_REAL, self.interval, self.interval)
+            self.interval = 0.0
 
     def strike(self, number: int, frame: Any) -> None:
         self.n_raised += 1
         raise AlarmError(self.n_raised)
 
     def __call__(self, item: int) -> tuple[int, int]:
+        self.start()
         return item, os.getpid()
 
     def close(self) -> None:
@@ -57,6 +63,7 @@ class SlowToTravel:
 
 class AlarmedSlow(Alarmed):
     def __call__(self, item: int) -> Any:
+        self.start()
         return SlowToTravel(item)
 
 
@@ -75,6 +82,25 @@ def test_an_alarm_between_items_costs_no_process(engine: Any, worker: Any, batch
     # Each alarm that was raised is one item's error, and none is two's.
     numbers = [error.args[0] for error in failed if error is not None]
     assert len(set(numbers)) == len(numbers)
+
+
+class AlarmedCalls(Alarmed):
+    def __call__(self, items: list[int]) -> Any:  # type: ignore[override]  # it is called with many at once
+        self.start()
+        return [SlowToTravel(item) if item % 5 == 0 else (item, os.getpid()) for item in items]
+
+
+@on(*PROCESSES)
+@pytest.mark.parametrize("isolate", [True, False])
+def test_an_alarm_between_calls_with_many_items_costs_no_process(engine: Any, *, isolate: bool) -> None:
+    options: dict[str, Any] = {"n_jobs": 1, "batch_size": 7, "engine": engine, "on_error": "deferred"}
+    kwargs = {"interval": 0.002}
+    results = stateful_map(AlarmedCalls, range(300), shared_kwargs=kwargs, pass_as="batch", isolate=isolate, **options)
+    found = list(results)
+    assert [result.index for result in found] == list(range(300))
+    assert [result.value[0] for result in found if result.ok] == [result.index for result in found if result.ok]
+    assert len({result.value[1] for result in found if result.ok}) == 1
+    assert {type(result.exception) for result in found} <= {AlarmError, type(None)}
 
 
 @on(*PROCESSES)

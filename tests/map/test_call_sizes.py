@@ -1,0 +1,214 @@
+"""Sizes of calls with many items follow from measurements alone; no process and no clock is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from joblib_stateful._map._batching import BUFFER_BYTES, Batching
+from joblib_stateful._map._call_sizes import _MOST_ITEMS, _MOST_SECONDS, CallSizes
+from scenes import note_call
+
+pytestmark = pytest.mark.unit
+
+MEGABYTE = 2**20
+ROOM = 10**9
+
+
+def play(
+    sizes: CallSizes, seconds_of: Callable[[int], float], n_calls: int = 40, item_bytes: int = 0, result_bytes: int = 0
+) -> list[int]:
+    """Make so many calls, of which one takes so many seconds by its size; return their sizes."""
+    found = []
+    for _ in range(n_calls):
+        size = sizes.next_batch(ROOM, None)
+        found.append(size)
+        sizes.note_sent(item_bytes * size, size)
+        note_call(sizes, size, seconds_of(size), result_bytes * size)
+    return found
+
+
+def up_to(best: int) -> Callable[[int], float]:
+    """Return how long calls take that are done as fast as one item up to a size, and no more of them at a time."""
+    return lambda size: 0.01 * -(-size // best)
+
+
+# --- how they grow --------------------------------------------------------------------------------------
+
+
+def test_the_first_calls_have_one_item() -> None:
+    assert CallSizes(8, "auto", "auto").next_batch(ROOM, None) == 1
+    assert CallSizes(8, "auto", 1000).next_batch(ROOM, 10**6) == 1
+
+
+def test_they_grow_as_long_as_that_gives_more_items_per_second() -> None:
+    found = play(CallSizes(1, "auto", "auto"), lambda size: 0.05)
+    assert found == sorted(found)
+    assert found[-1] == _MOST_ITEMS
+    assert len(set(found)) <= 10, "in few steps"
+
+
+@pytest.mark.parametrize("best", [8, 32, 256])
+def test_they_stop_where_it_gives_no_more(best: int) -> None:
+    sizes = CallSizes(1, "auto", "auto")
+    found = play(sizes, up_to(best))
+    assert found == sorted(found)
+    assert best <= found[-1] <= 16 * best
+    assert len(set(found[-20:])) == 1
+    assert not sizes.is_growing
+
+
+def test_they_stop_at_a_gain_of_a_few_per_cent() -> None:
+    assert play(CallSizes(1, "auto", "auto"), lambda size: 0.01 * size * 0.99**size)[-1] == 4
+    assert play(CallSizes(1, "auto", "auto"), lambda size: 0.01 * size)[-1] == 4
+
+
+@pytest.mark.parametrize("best", [4, 16, 64])
+def test_they_go_back_where_it_gives_fewer(best: int) -> None:
+    found = play(CallSizes(1, "auto", "auto"), lambda size: 0.01 if size <= best else 0.02 * size / best)
+    assert max(found) > best
+    assert set(found[-20:]) == {best}
+
+
+def test_where_a_step_gives_less_the_next_one_is_shorter() -> None:
+    found = play(CallSizes(1, "auto", "auto"), lambda size: 0.01 * size**0.5)  # four times as many: twice as fast
+    assert sorted(set(found))[:3] == [1, 4, 16]
+    found = play(CallSizes(1, "auto", "auto"), lambda size: 0.01 * size**0.8)  # four times as many: 1.3 times as fast
+    assert sorted(set(found))[:3] == [1, 4, 8]
+
+
+@pytest.mark.parametrize(("item_seconds", "largest"), [(0.3, 4), (0.6, 2), (1.5, 1), (60.0, 1)])
+def test_no_call_is_made_so_large_that_it_takes_long(item_seconds: float, largest: int) -> None:
+    sizes = CallSizes(1, "auto", "auto")
+    found = play(sizes, lambda size: item_seconds * size**0.9)
+    assert max(found) == largest
+    assert max(found) == 1 or item_seconds * largest**0.9 <= _MOST_SECONDS
+    assert not sizes.is_growing
+
+
+def test_the_first_call_of_each_worker_counts_for_nothing() -> None:
+    sizes = CallSizes(3, "auto", "auto")
+    for _ in range(3):
+        note_call(sizes, 1, 1e-9, 0)  # which nothing will ever be as fast as
+    assert sizes.is_growing
+    found = play(sizes, lambda size: 0.05)
+    assert found[0] == 1
+    assert found[-1] == _MOST_ITEMS
+
+
+def test_one_slow_call_of_a_size_counts_for_nothing() -> None:
+    sizes = CallSizes(1, "auto", "auto")
+    n_calls = 0
+
+    def seconds_of(size: int) -> float:
+        nonlocal n_calls
+        n_calls += 1
+        return 0.05 if n_calls % 2 else 1.0
+
+    assert play(sizes, seconds_of)[-1] == _MOST_ITEMS
+
+
+@pytest.mark.parametrize(
+    "how", [{"n_calls": 3}, {"n_calls": 0}, {"n_run": 3}, {"size": 3}], ids=["repeated", "none", "cut short", "smaller"]
+)
+def test_what_was_no_call_of_that_size_counts_for_nothing(how: dict[str, Any]) -> None:
+    sizes = CallSizes(1, 4, "auto") if "n_run" in how else CallSizes(1, "auto", "auto")
+    note_call(sizes, 1, 0.05, 0)
+    note_call(sizes, 1, 0.05, 0)
+    before = sizes.batch
+    for _ in range(10):
+        size = how.get("size", before)
+        note_call(sizes, how.get("n_run", size), 1e-6, 0, n_calls=how.get("n_calls", 1))
+    assert sizes.batch == before
+
+
+# --- limits ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 3, 1000])
+def test_a_fixed_size_is_kept(size: int) -> None:
+    sizes = CallSizes(2, size, "auto")
+    assert set(play(sizes, lambda size: 0.05)) == {size}
+    assert set(play(sizes, lambda size: 60.0 * size, item_bytes=100 * MEGABYTE)) == {size}
+    assert not sizes.is_growing
+    assert sizes.fixed == size
+
+
+def test_the_items_of_a_call_do_not_weigh_more_than_their_share_of_the_buffer() -> None:
+    sizes = CallSizes(2, "auto", "auto")
+    assert sizes.max_bytes == BUFFER_BYTES / 4
+    found = play(sizes, lambda size: 0.05, item_bytes=MEGABYTE)
+    assert max(found) == BUFFER_BYTES // 4 // MEGABYTE
+    assert max(play(CallSizes(2, "auto", "auto"), lambda size: 0.05, item_bytes=BUFFER_BYTES)) == 1
+    assert CallSizes(2, 100, "auto").max_bytes == float("inf")
+
+
+def test_nor_do_their_results() -> None:
+    sizes = CallSizes(2, "auto", "auto")
+    found = play(sizes, lambda size: 0.05, result_bytes=MEGABYTE)
+    assert max(found[4:]) <= BUFFER_BYTES // 4 // MEGABYTE
+    assert sizes.buffer >= 4 * sizes.batch
+
+
+@pytest.mark.parametrize(("batch_size", "buffer", "enough"), [(8, 100, 8), (8, 16, 4), (8, 1, 1), (8, "auto", 8)])
+def test_a_worker_is_not_called_with_what_little_there_is_room_for(batch_size: Any, buffer: Any, enough: int) -> None:
+    assert CallSizes(2, batch_size, buffer).enough == enough
+    assert Batching(2, batch_size, buffer).enough == 1, "a message is no call"
+
+
+@pytest.mark.parametrize(("buffer", "largest"), [(1, 1), (4, 1), (16, 4), (100, 25)])
+def test_two_calls_of_each_worker_have_room_in_a_fixed_buffer(buffer: int, largest: int) -> None:
+    assert max(play(CallSizes(2, "auto", buffer), lambda size: 0.05)) == largest
+
+
+def test_an_open_buffer_has_room_for_the_calls() -> None:
+    sizes = CallSizes(2, "auto", "auto")
+    play(sizes, lambda size: 0.05)
+    assert sizes.buffer >= 4 * sizes.batch
+    assert CallSizes(2, 50, "auto").buffer >= 4 * 50
+
+
+def test_all_workers_share_what_is_left_of_the_input() -> None:
+    sizes = CallSizes(2, "auto", "auto")
+    play(sizes, lambda size: 0.05)
+    left = 3 * _MOST_ITEMS - 100
+    found = []
+    while left > 0:
+        found.append(min(left, sizes.next_batch(ROOM, left)))
+        left -= found[-1]
+    assert found == [_MOST_ITEMS, _MOST_ITEMS - 50, _MOST_ITEMS - 50], "in as many calls as there are workers"
+    assert [CallSizes(2, "auto", "auto").next_batch(ROOM, left) for left in (10, 2, 1, 0)] == [1] * 4
+    assert CallSizes(2, 50, "auto").next_batch(ROOM, 60) == 50, "who says how many means it"
+
+
+def test_no_call_has_more_items_than_there_is_room_for() -> None:
+    assert [CallSizes(1, 50, "auto").next_batch(room, None) for room in (1, 7, 50, 60)] == [1, 7, 50, 50]
+
+
+def test_a_call_is_never_shared_out() -> None:
+    assert CallSizes(2, "auto", "auto").budget is None
+
+
+# --- out of memory --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_size", ["auto", 64])
+def test_after_a_call_that_ran_out_of_memory_none_is_larger_than_what_went_well(batch_size: Any) -> None:
+    sizes = CallSizes(1, batch_size, "auto")
+    play(sizes, up_to(64))
+    assert sizes.batch >= 64
+    note_call(sizes, 64, 1.0, 0, n_calls=7, n_fit=16)
+    assert sizes.batch == 16
+    assert set(play(sizes, lambda size: 0.05)) == {16}
+    note_call(sizes, 16, 1.0, 0, n_calls=3, n_fit=8)
+    note_call(sizes, 64, 1.0, 0, n_calls=3, n_fit=32)  # it was sent before
+    assert set(play(sizes, lambda size: 0.05)) == {8}
+    assert not sizes.is_growing
+
+
+def test_they_don_t_grow_again_though_it_happened_at_the_first_call() -> None:
+    sizes = CallSizes(1, "auto", "auto")
+    note_call(sizes, 2, 1.0, 0, n_calls=3, n_fit=1)
+    assert set(play(sizes, lambda size: 0.05)) == {1}
