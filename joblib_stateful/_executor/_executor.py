@@ -21,7 +21,6 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
-import os
 import time
 import warnings
 import weakref
@@ -37,8 +36,8 @@ from .._transport import _code
 from .._transport._noticing import Memory
 from . import _arguments, _exit
 from ._futures import Resolver
-from ._nesting import check_call, depth_of
-from ._pool import WorkerPool
+from ._making import make_pool
+from ._nesting import check_call
 from ._replies import add_note, packing_error_of
 from ._spec import PackedSpec, factory, make_spec, name_of, version_of
 
@@ -47,22 +46,12 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from .._public import WorkerInfo
+    from ._pool import WorkerPool
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-# joblib's names, which a test compares: asking joblib would mean to import it before the first worker is started.
-THREAD_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "BLIS_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-    "NUMBA_NUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-)
-TBB_VARIABLE = "ENABLE_IPC"
 _KILLED = "The executor was shut down with kill_workers=True before this call had ended; submit it to another one."
 
 
@@ -604,49 +593,3 @@ def _taken(under_way: deque[Future[T]], submit_next: Callable[[], None], end: fl
         submit_next()
         # The future is let go before its result is taken.
         yield under_way.popleft().result(None if end is None else end - time.monotonic())
-
-
-def make_pool(
-    packed: PackedSpec,
-    n_jobs: int,
-    runtime: engines.Runtime,
-    envs: Sequence[Mapping[str, str]],
-    *,
-    max_tasks: int | None = None,
-    idle_timeout: float | None = None,
-    inner_max_num_threads: int | None = None,
-) -> WorkerPool:
-    """Return the pool of an executor; nothing is started yet."""
-    engine = runtime.engine
-    _arguments.check_inner_threads(engine, inner_max_num_threads)
-    engine.check()
-    depth = depth_of(engine)
-    # Elsewhere this machine's CPUs are no measure, and a cluster sets limits of its own.
-    limits_threads = engine.takes_env and (inner_max_num_threads is not None or not engine.is_remote)
-
-    own = {name: os.environ[name] for name in (*THREAD_VARIABLES, TBB_VARIABLE) if name in os.environ}
-
-    @functools.cache
-    def with_limits() -> list[dict[str, str]]:
-        # Not before it is needed: counting CPUs imports loky, and while that is done something else can get ready.
-        threads = _thread_limits(n_jobs, inner_max_num_threads, own) if limits_threads else {}
-        return [{**threads, **env} for env in envs]
-
-    return WorkerPool(
-        packed,
-        n_jobs,
-        runtime,
-        with_limits,
-        max_tasks=max_tasks,
-        idle_timeout=idle_timeout,
-        depth=depth,
-    )
-
-
-def _thread_limits(n_jobs: int, explicit: int | None, own: Mapping[str, str]) -> dict[str, str]:
-    """Return joblib's rule for the threads of BLAS and OpenMP: CPUs over workers, unless the user set their own."""
-    share = max(_arguments.cpu_count() // n_jobs, 1)
-    env = {name: str(explicit) if explicit is not None else own.get(name, str(share)) for name in THREAD_VARIABLES}
-    if TBB_VARIABLE not in own:
-        env[TBB_VARIABLE] = "1"
-    return env

@@ -18,7 +18,7 @@ from .._transport import _code
 from .._transport._transport import ByReference
 from .._worker._worker import current
 from . import _exit, _room, _timeouts
-from ._executor import make_pool
+from ._making import make_pool
 from ._spec import PackedSpec, holds_the_same, spec_key
 from ._turns import Turns, name_of
 

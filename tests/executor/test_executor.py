@@ -22,7 +22,7 @@ import pytest
 from joblib.parallel import ParallelBackendBase
 
 from joblib_stateful import StatefulExecutor, call_worker, errors, factory, get_worker, get_worker_info
-from joblib_stateful._executor import _executor
+from joblib_stateful._executor import _making
 from programs import program_text
 from scenes import Gate, Log, Meeting, Scene, engines, new_scene, parallel_engines
 
@@ -967,8 +967,8 @@ def test_close_runs_in_the_workers_own_process_and_thread(scene: Scene) -> None:
 
 def test_the_variables_that_limit_threads_are_joblibs() -> None:
     backend = ParallelBackendBase
-    assert set(backend.MAX_NUM_THREADS_VARS) <= set(_executor.THREAD_VARIABLES)  # older ones know fewer
-    assert backend.TBB_ENABLE_IPC_VAR == _executor.TBB_VARIABLE
+    assert set(backend.MAX_NUM_THREADS_VARS) <= set(_making.THREAD_VARIABLES)  # older ones know fewer
+    assert backend.TBB_ENABLE_IPC_VAR == _making.TBB_VARIABLE
 
 
 _LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
