@@ -333,24 +333,23 @@ class Driver:
 
     def _record(self, slot: int, seq: int, reply: Reply | Death, link: Link) -> None:
         """Tell whoever wants to know what a message has taken."""
-        found = self.scheduler.slots[slot]
-        group, job = found.owner, found.job
+        found, now = self.scheduler.slots[slot], time.perf_counter()
+        job = found.job
+        group = found.group if job is None else job.call.group
         if group is None or group.watch is None or found.seq != seq:
             return
-        now, pid = time.perf_counter(), link.worker.pid
+        pid, sent = link.worker.pid, link.sent_at
         first, n_items = (None, 0) if job is None else (job.call.request.index(job.positions[0]), len(job.positions))
         if isinstance(reply, Ran):
-            nbytes = reply.values.nbytes
-            record = Record(
-                "ran", slot, pid, link.sent_at, now, reply.seconds, first, n_items, reply.n_run, bytes_back=nbytes
-            )
+            n_bytes = reply.values.nbytes
+            record = Record("ran", slot, pid, sent, now, reply.seconds, first, n_items, reply.n_run, n_bytes)
         elif isinstance(reply, Built):
-            record = Record("built", slot, reply.pid, link.sent_at, now, reply.seconds)
+            record = Record("built", slot, reply.pid, sent, now, reply.seconds)
         else:
             late = found.killing is not None and found.killing.is_late
             what = "over its time" if late else "died" if isinstance(reply, Death) else "build failed"
             detail = f"{what}: {reply.reason}" if isinstance(reply, Death) and reply.reason else what
-            record = Record(what, slot, pid, link.sent_at, now, first=first, n_items=n_items, detail=detail)
+            record = Record(what, slot, pid, sent, now, first=first, n_items=n_items, detail=detail)
         group.watch(record)
 
     def _answer_of_run(self, slot: int, seq: int, reply: Ran, link: Link) -> Decisions:

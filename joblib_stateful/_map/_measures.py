@@ -40,7 +40,7 @@ class Measures:
 
     def __init__(self, writer: TraceWriter | None = None) -> None:
         self._writer = writer
-        self._lock = _locks.make_lock()
+        self._lock = _locks.Lock()  # nothing is waited for under it, so that finalisers need not know of it
         self.began: float | None = None
         self.ended: float | None = None
         #: Seconds that the consumer's thread was in the map, and of these: in the input's code, and waiting for results.

@@ -51,7 +51,7 @@ class TraceWriter:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._lock = _locks.make_lock()
+        self._lock = _locks.Lock()
         self._file: IO[str] | None = None
         self._known: set[int] = set()
         self._n_sent = 0

@@ -24,6 +24,9 @@ class State(enum.Enum):
     BUSY = "busy"
     CLOSING = "closing"
 
+    # Each message asks for it fourteen times, and that of enums is Python code.
+    __hash__ = object.__hash__
+
 
 #: From each state those that may follow. A worker that is being killed stays in its state until that is noticed; if it answers
 #: before, there is nothing more to come of it, and it is closing, or gone already.
