@@ -10,7 +10,7 @@ from ._progress import check_progress
 from ._trace import check_trace
 
 if TYPE_CHECKING:
-    from os import PathLike
+    import os
 
     from .. import engines
     from .._executor._executor import StatefulExecutor
@@ -138,7 +138,7 @@ def stateful_map(
     inner_max_num_threads: int | None = None,
     progress: ProgressLike = False,
     total: int | None = None,
-    trace: str | PathLike[str] | None = None,
+    trace: str | os.PathLike[str] | None = None,
     engine: str | engines.Engine = "loky",
 ) -> StatefulMap[Any]:
     """Map items through workers that each have built an object of their own, once.

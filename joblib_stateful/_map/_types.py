@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
-from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypedDict, TypeVar
 
 from .._executor._spec import Factory
@@ -30,7 +30,7 @@ class MapOptions(TypedDict, total=False):
     buffer: int | Literal["auto"]
     isolate: bool
     route: Callable[[Any], int] | None
-    trace: str | PathLike[str] | None
+    trace: str | os.PathLike[str] | None
     item_timeout: float | None
     init_timeout: float | None
     retries: int
