@@ -210,13 +210,15 @@ def reached(costs: Costs, count: int, noise: float, seeds: int) -> float:
 def show_constants(seeds: int) -> None:
     variants: Sequence[dict[str, float]] = (
         {},
-        {"_LEAP": 8},
+        {"_LEAP": 4},
         {"_LEAP": 16},
-        {"_LEAP": 8, "_N_MEASURED": 1},
-        {"_LEAP": 8, "_N_MEASURED": 3},
-        {"_LEAP": 8, "_WORTH_A_LEAP": 1.25},
-        {"_LEAP": 8, "_WORTH_A_LEAP": 2.0},
-        {"_LEAP": 8, "_WORTH_A_STEP": 1.02},
+        {"_N_MEASURED": 1},
+        {"_N_MEASURED": 3},
+        {"_WORTH_A_LEAP": 1.25},
+        {"_WORTH_A_LEAP": 2.0},
+        {"_WORTH_A_STEP": 1.02},
+        {"_TAIL": 4},
+        {"_TAIL": 8192},
     )
     for noise in (0.05, 0.3):
         for count in (500, 5000):

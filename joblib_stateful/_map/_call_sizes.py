@@ -23,6 +23,9 @@ _N_MEASURED = 2
 # No call shall take longer: nothing of it is seen, and what is dropped goes on for as long.
 _MOST_SECONDS = 2.0
 _MOST_ITEMS = 8192
+# At the end of the input calls shrink, but not below such a part of their size. For 500 items of a model on a GPU that is 10 %
+# more items per second than if they shrink to one; with 4 it is 3 % more, but as much is lost where times vary.
+_TAIL = 8
 
 
 class CallSizes(Batching):
@@ -46,6 +49,7 @@ class CallSizes(Batching):
         self._rates: list[float] = []  # items per second in calls of the present size
         self._best_rate, self._best_size = 0.0, 1
         self._is_settled = False
+        self._is_doubted = False  # the latest step has not paid, and is tried once more
         self._limit = _MOST_ITEMS  # a larger call has run out of memory
         super().__init__(n_jobs, batch_size, buffer)
 
@@ -73,10 +77,16 @@ class CallSizes(Batching):
         self._rates.clear()
         gain = rate / self._best_rate if self._best_rate else math.inf
         if gain < _WORTH_A_STEP:
-            self._size, self._is_settled = (size if gain >= 1 else self._best_size), True
+            if self._is_doubted:
+                self._size, self._is_settled = (size if gain >= 1 else self._best_size), True
+            else:
+                # Other programs may have taken their time, and what is settled is settled for the whole map: once more, from
+                # the size before.
+                self._size, self._best_rate, self._is_doubted = self._best_size, 0.0, True
             return
+        factor = _LEAP if gain > _WORTH_A_LEAP and not self._is_doubted else _STEP
+        self._is_doubted = self._is_doubted and not self._best_rate
         self._best_rate, self._best_size = rate, size
-        factor = _LEAP if gain > _WORTH_A_LEAP else _STEP
         while factor > 1 and seconds * factor > _MOST_SECONDS:
             factor //= 2
         self._size = min(size * factor, self._limit)
@@ -109,5 +119,6 @@ class CallSizes(Batching):
         """Items to pull now, given the room in the buffer and, if known, what the input still has."""
         size = self.batch
         if remaining is not None and self._fixed_batch == "auto":
-            size = min(size, math.ceil(remaining / self._n_jobs))
+            # So that none ends alone with a long one; but calls don't halve down to one item, which costs nearly as much.
+            size = min(size, max(math.ceil(remaining / self._n_jobs), size // _TAIL))
         return max(1, min(size, room))
