@@ -10,13 +10,16 @@ from ._batching import BUFFER_BYTES, Batching
 if TYPE_CHECKING:
     from .._scheduling._requests import Outcome
 
-# A call may grow by so much if the latest step has made items per second so many times as many, else by half as much. From
-# one item to the best size of a sentence model (32) in three steps, and to that of a client which takes 50 ms whatever it is
-# asked (thousands) in six: `benchmarks/calls.py`.
+# A call may grow by so much if the latest step has made items per second so many times as many, else by `_STEP`. From one
+# item to the best size of a sentence model (32 to 64) in three steps, and to that of a client which takes 50 ms whatever it is
+# asked (thousands) in six. With 2 up to 40 % of the items per second are lost; with 8 there are up to 6 % more, but calls may
+# have four times as many items as serve anything, and so take more memory (`benchmarks/calls.py --constants`).
 _LEAP, _WORTH_A_LEAP = 4, 1.5
 _STEP, _WORTH_A_STEP = 2, 1.05
 # The best of so many calls of a size counts: the first ones of a worker load things, and other programs take their time.
-_N_MEASURED = 2
+# Were that known not to be so, 1 would do better by 1 to 2 % on average. Of a size that seems to give no more, so many: what is
+# settled is settled for the whole map, and one that stayed at single items had a fifth of what it could have.
+_N_MEASURED, _N_DOUBTED = 2, 4
 # No call shall take longer: nothing of it is seen, and what is dropped goes on for as long.
 _MOST_SECONDS = 2.0
 _MOST_ITEMS = 8192
@@ -65,11 +68,11 @@ class CallSizes(Batching):
         if self._is_settled or size != self.batch:
             return
         self._rates.append(rate)
-        if len(self._rates) < _N_MEASURED:
-            return
-        rate = max(self._rates)
-        self._rates.clear()
+        rate, n_measured = max(self._rates), len(self._rates)
         gain = rate / self._best_rate if self._best_rate else math.inf
+        if n_measured < (_N_MEASURED if gain >= _WORTH_A_STEP else _N_DOUBTED):
+            return
+        self._rates.clear()
         if gain < _WORTH_A_STEP:
             self._size, self._is_settled = (size if gain >= 1 else self._best_size), True
             return

