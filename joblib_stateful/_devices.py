@@ -66,7 +66,8 @@ def _of_variable(name: str) -> list[dict[str, str]]:
     devices: list[str] = []
     for word in text.split(","):
         device = word.strip()
-        if not device or device.startswith("-"):  # CUDA takes none of those behind it either
+        # CUDA takes none of those behind it either. The names are those by which schedulers of jobs say that there is none.
+        if not device or device.startswith("-") or device.lower() in {"nodevfiles", "none", "void"}:
             break
         devices.append(device)
     if not devices:

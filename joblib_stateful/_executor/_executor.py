@@ -52,6 +52,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+# After Ctrl-C, what runs for `run_on_all` has this long to end before its worker is killed (a notebook keeps the others).
+_INTERRUPT_GRACE = 0.5
 _KILLED = "The executor was shut down with kill_workers=True before this call had ended; submit it to another one."
 
 
@@ -299,17 +301,23 @@ class StatefulExecutor(NotCopied, Executor):
         """
         if not isinstance(build, bool):
             raise TypeError(f"build must be True or False, not {_words.short(build)}.")
+        if self._pool.is_closed:
+            raise errors.ShutdownError("This executor is shut down, or its workers are those of another process.")
+        if self._pool.is_within_worker():
+            raise RuntimeError(
+                "run_on_all() in a call of one of the executor's own workers would wait for itself. Call it where the executor "
+                "was made; in a worker, get_worker() is its object."
+            )
         stand = [build or info.state in ("idle", "busy") for info in self.workers()]
+        group = Group()
         futures = [
-            self._submit("run_on_all", fn, args, kwargs, only=index, is_urgent=True) if is_wanted else None
+            self._submit("run_on_all", fn, args, kwargs, only=index, group=group) if is_wanted else None
             for index, is_wanted in enumerate(stand)
         ]
         try:
             wait([future for future in futures if future is not None])
-        except BaseException:  # a Ctrl-C
-            for future in futures:
-                if future is not None:
-                    future.cancel()
+        except BaseException:  # a Ctrl-C: nobody has its futures, and could stop what runs
+            self._pool.interrupt(group, _INTERRUPT_GRACE)
             raise
         failed = {
             index: error
@@ -351,17 +359,22 @@ class StatefulExecutor(NotCopied, Executor):
         ...     executor.stop(future), future.cancelled()
         (True, True)
         """
-        if future.cancel():
-            return True
+        if not isinstance(future, Future):
+            raise TypeError(
+                f"stop() takes a future that submit() or submit_to() has returned, not {_words.short(future)}."
+            )
         resolver = self._resolvers.get(future)
-        if resolver is None or future.done():
+        if resolver is None:
             return False
+        if future.cancel() or future.done():
+            return future.cancelled()
         if not self._engine.has_processes:
             raise ValueError(
                 f"By engine={self._engine.name!r} a call that runs can't be stopped, for its worker is no process that could "
                 'be killed. Use engine="loky", or have the function itself look at something that tells it to end.'
             )
-        return self._pool.stop(resolver)
+        self._pool.stop(resolver)
+        return future.cancelled()
 
     def _submit(
         self,
@@ -371,7 +384,7 @@ class StatefulExecutor(NotCopied, Executor):
         kwargs: dict[str, Any],
         *,
         only: int | None = None,
-        is_urgent: bool = False,
+        group: Group | None = None,
     ) -> Future[T]:
         if not callable(fn):
             item = _words.short(fn)
@@ -390,7 +403,7 @@ class StatefulExecutor(NotCopied, Executor):
         parcel, faults = transport.pack_all([(fn, args, kwargs)], definer=transport.definer(memory=self._memory))
         request = Request(
             1,
-            self._group,
+            group or self._group,
             resolver,
             self._limits,
             parcel=parcel,
@@ -398,7 +411,7 @@ class StatefulExecutor(NotCopied, Executor):
             surroundings=runtime.surroundings(),
             claim=future.set_running_or_notify_cancel,
             only=only,
-            is_urgent=is_urgent,
+            is_urgent=group is not None,
         )
         self._pool.accept(request)
         return future

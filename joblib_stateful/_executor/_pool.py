@@ -13,6 +13,7 @@ from .._process._interrupts import wait_for
 from .._scheduling._decisions import Deliver
 from .._scheduling._requests import Group, Outcome
 from .._scheduling._slots import State
+from .._worker._worker import current
 from . import _exit
 from ._driver import Driver
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     from .._public import WorkerInfo
     from .._scheduling._decisions import Decisions
-    from .._scheduling._jobs import Call
     from .._scheduling._requests import Limits, Request
     from .._scheduling._scheduler import Scheduler
     from .._worker._progress_page import Progress
@@ -158,16 +158,19 @@ class WorkerPool:
         """Let items of a group that run now finish, and drop the rest of it."""
         self._driver.note(lambda: self._scheduler.stop_after_running(group))
 
-    def stop(self, deliver: Callable[[Outcome], object]) -> bool:
-        """End a call at once, told by what it delivers to, and the worker that runs it; False if it is over."""
-        found: list[Call] = []
+    def stop(self, deliver: Callable[[Outcome], object]) -> None:
+        """End a call at once, told by what it delivers to, and the worker that runs it, if it is not over."""
 
         def end() -> Decisions:
-            found.extend(call for call in self._scheduler.work.calls_of() if call.request.deliver is deliver)
+            found = [call for call in self._scheduler.work.calls_of() if call.request.deliver is deliver]
             return [decision for call in found for decision in self._scheduler.stop(call)]
 
         self._driver.note(end)
-        return bool(found)
+
+    def is_within_worker(self) -> bool:
+        """Tell whether the calling code runs in one of the workers, in this process."""
+        worker = current()
+        return worker is not None and any(link and link.worker.here is worker for link in self._driver.links)
 
     def share(self, group: Group) -> None:
         """Have idle slots get a share of what runs of a group: nothing else can come for them at present."""

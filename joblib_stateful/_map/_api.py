@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
 
 from .._executor import _arguments
+from .._worker._lazy import is_async
 from ._progress import check_progress
 from ._trace import check_trace
 
@@ -246,9 +247,17 @@ def stateful_map(
     pass_as = _arguments.check_choice("pass_as", pass_as, ("item", "args", "kwargs", "batch"))
     if not isinstance(isolate, bool):
         raise TypeError(f"isolate must be True or False, not {isolate!r}.")
+    if not isolate and pass_as != "batch":  # noqa: S105 - no password
+        raise ValueError(
+            'isolate=False is about calls with many items, and has no effect without pass_as="batch". Leave it out, or write that.'
+        )
     on_error = _arguments.check_choice("on_error", on_error, ("immediate", "wait_others", "deferred"))
     if route is not None and not callable(route):
         raise TypeError(f"route must be a function from an item to the number of a worker, not {route!r}.")
+    if is_async(route):
+        raise TypeError(
+            "route is async, and is called in this thread, which runs no event loop: write a plain function."
+        )
     check_progress(progress)
     for name, value in (("batch_size", batch_size), ("buffer", buffer)):
         if value != "auto":

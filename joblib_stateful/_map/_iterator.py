@@ -195,7 +195,12 @@ class StatefulMap(NotCopied, Generic[T]):
         """
         from ._report import report_of  # most programs never ask
 
-        return report_of(self._measures, n_jobs=self._plan.n_jobs, n_items=self._n_given)
+        return report_of(
+            self._measures,
+            n_jobs=1 if self._plan.synchronous else self._plan.n_jobs,
+            n_items=self._n_given,
+            is_routed=self._plan.route is not None,
+        )
 
     def _repr_html_(self) -> str:
         return self.report()._repr_html_()
@@ -396,7 +401,8 @@ class StatefulMap(NotCopied, Generic[T]):
         if plan.synchronous:
             return room > 0 and running == 0
         n_jobs = 1 if self._pool is None else plan.n_jobs
-        if running >= 2 * n_jobs and plan.batching.is_growing:
+        # Of batches with a route each may wait for the same slot, while others have nothing to do.
+        if running >= 2 * n_jobs and plan.batching.is_growing and plan.route is None:
             return False
         is_enough = room >= plan.batching.enough or not self._has_results
         return room > 0 and (room >= plan.batching.batch or (running < n_jobs and is_enough))
@@ -443,7 +449,8 @@ class StatefulMap(NotCopied, Generic[T]):
         # As many workers as there are batches at first. joblib, whose import takes 0.15 s with numpy's, is loaded while they
         # start (W7 of `python -m benchmarks`).
         n_first = plan.n_jobs if plan.length is None else min(plan.n_jobs, plan.length)
-        self._pool.begin(self._group, plan.limits, self._feeder.surroundings, n_first)
+        if plan.route is None:  # else only those are built that items go to
+            self._pool.begin(self._group, plan.limits, self._feeder.surroundings, n_first)
         with uninterrupted():  # or a module of joblib's, or numpy's, would be there by half
             from ._generator import BatchGenerator
 

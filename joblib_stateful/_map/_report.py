@@ -22,7 +22,7 @@ _MEANINGS = {
     "work": "the worker's code",
     "building": "building its object",
     "fault": "a worker was lost",
-    "input": "the input's code",
+    "input": "pulling and packing the input",
     "waiting": "waiting for results",
 }
 # Things nearer than this are one in the picture, which may be of 10,000 messages.
@@ -58,8 +58,8 @@ class Report:
     building, transport : float
         The shares of all workers' time that building and transport took.
     input, waiting, consumer : float
-        The shares of the whole time in which the program's thread was in the input's code, waited for results, and was in the
-        loop over them.
+        The shares of the whole time in which the program's thread pulled and packed the input, waited for results, and was in
+        the loop over them.
     advice : str
         What to change.
     """
@@ -109,8 +109,8 @@ class Report:
         return f"<div>{_picture(self._spans, self.seconds)}<pre>{html.escape(str(self))}</pre></div>"
 
 
-def report_of(measures: Measures, *, n_jobs: int, n_items: int) -> Report:
-    """Return the report of a map."""
+def report_of(measures: Measures, *, n_jobs: int, n_items: int, is_routed: bool = False) -> Report:
+    """Return the report of a map; ``n_jobs`` is how many items can be under way at once."""
     seconds = measures.seconds
     workers = [
         SlotReport(slot, sums.work, sums.building, sums.transport, sums.n_items, sums.n_builds, sums.n_deaths)
@@ -132,56 +132,75 @@ def report_of(measures: Measures, *, n_jobs: int, n_items: int) -> Report:
         n_items=n_items,
         workers=workers,
         shares=shares,
-        advice=_advice(shares, seconds, _straggler(measures.records.copy())),
+        advice=_advice(shares, seconds, workers, _straggler(measures.records.copy()), is_routed=is_routed),
         spans=spans,
     )
 
 
-def _straggler(records: Iterable[Record]) -> tuple[Record, float] | None:
-    """Return the message that ran last and alone, and for how many seconds."""
+def _straggler(records: Iterable[Record]) -> tuple[Record, float, bool] | None:
+    """Return the message that ran last and alone, for how many seconds, and whether it could have begun earlier."""
     ran = sorted((record for record in records if record.what == "ran"), key=lambda record: record.received)
-    if len(ran) < 2:  # noqa: PLR2004 - it can't have been alone
+    if len({record.slot for record in ran}) < 2:  # noqa: PLR2004 - there was nobody who could have done something else
         return None
     last, before = ran[-1], ran[-2]
-    return last, last.received - max(before.received, last.sent)
+    is_late = any(record.received <= last.sent for record in ran)
+    return last, last.received - max(before.received, last.sent), is_late
 
 
-def _advice(shares: dict[str, float], seconds: float, straggler: tuple[Record, float] | None) -> str:
-    if not seconds:
-        return ""
+def _advice(
+    shares: dict[str, float],
+    seconds: float,
+    workers: list[SlotReport],
+    straggler: tuple[Record, float, bool] | None,
+    *,
+    is_routed: bool,
+) -> str:
+    if not any(worker.n_items or worker.n_deaths for worker in workers):
+        return "No worker has done anything yet." if workers else "There was nothing to do."
     if straggler is not None and straggler[1] > _MUCH * seconds:
-        record, alone = straggler
+        record, alone, is_late = straggler
         which = f"Item {record.first}" if record.n_items == 1 and record.first is not None else "The last message"
+        earlier = "put long items first, or cut them" if is_late else "cut it"
         return (
-            f"{which} ran alone for {alone:.3g} s at the end, while the other workers had nothing to do: put long items first, "
-            "or cut them into smaller ones."
+            f"{which} ran alone for {alone:.3g} s at the end, while the other workers had nothing to do: {earlier} into smaller "
+            "ones."
         )
-    largest = max(("input", "consumer", "building", "transport"), key=shares.__getitem__)
-    share = shares[largest]
-    if shares["work"] >= _BUSY or share < _MUCH:
+    most = max(workers, key=lambda worker: worker.work)
+    if is_routed and most.work / seconds >= _BUSY and shares["work"] < _BUSY:
         return (
-            f"The workers' own code takes {shares['work']:.0%} of their time: it is what to make faster, or give it more "
-            "workers."
+            f"Worker {most.slot} was busy {most.work / seconds:.0%} of the time, and the others much less: the route gives it more "
+            "than its share."
         )
-    told = {
-        "input": (
-            f"The input takes {share:.0%} of the time: workers wait for items. Have the workers read what it reads, and yield "
-            "names or numbers instead."
-        ),
-        "consumer": (
-            f"The loop over the results takes {share:.0%} of the time: workers wait for room in the buffer. Do less in it, or "
-            "have the workers do it; a larger buffer= helps only against ups and downs."
-        ),
-        "building": (
-            f"Building the objects takes {share:.0%} of the workers' time: build them once for several maps (a "
-            "StatefulExecutor, or the same worker again), load less, or use fewer workers."
-        ),
-        "transport": (
-            f"Transport takes {share:.0%} of the workers' time: send names or numbers instead of data, return less, or send "
-            "more tiny items in one message (a larger batch_size)."
-        ),
-    }
-    return told[largest]
+    largest = max(_TOLD, key=shares.__getitem__)
+    if shares["work"] >= _BUSY:
+        more = " It is what to make faster, or give it more workers." if len(workers) > 1 or shares["waiting"] else ""
+        return f"The workers' own code takes {shares['work']:.0%} of their time.{more}"
+    if shares[largest] >= _MUCH:
+        return _TOLD[largest].format(share=shares[largest])
+    return (
+        f"Nothing stands out: the workers were in their own code {shares['work']:.0%} of the time, and none of the rest takes much. "
+        "They may have worked for somebody else, or there were too few items."
+    )
+
+
+_TOLD = {
+    "input": (
+        "The input takes {share:.0%} of the time, with its own code, route= and the packing of what it yields: workers wait for "
+        "items. Have the workers read what it reads, and yield names or numbers instead."
+    ),
+    "consumer": (
+        "The loop over the results takes {share:.0%} of the time: workers wait for room in the buffer. Do less in it, or have the "
+        "workers do it; a larger buffer= helps only against ups and downs."
+    ),
+    "building": (
+        "Building the objects takes {share:.0%} of the workers' time: build them once for several maps (a StatefulExecutor, or the "
+        "same worker again), load less, or use fewer workers."
+    ),
+    "transport": (
+        "Transport takes {share:.0%} of the workers' time: send names or numbers instead of data, return less, or send more tiny "
+        "items in one message (a larger batch_size)."
+    ),
+}
 
 
 # --- the picture ----------------------------------------------------------------------------------------

@@ -60,6 +60,10 @@ class RoutedFeeder(Feeder):
             self.is_slow = time.perf_counter() > until
             try:
                 slot = self._slot_of(item)
+            except StopIteration as error:
+                errors[position] = RuntimeError("route raised StopIteration for this item, which is its cause.")
+                errors[position].__cause__ = error
+                continue
             except Exception as error:  # noqa: BLE001 - the item's own
                 errors[position] = error
                 continue

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import weakref
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from .._process import _locks, _system
+from .._process._safely import Log
 
 if TYPE_CHECKING:
     from .._scheduling._requests import Record
+
+_log = Log()
 
 # Rows have numbers, and are shown in their order: the program's own first.
 _ROWS = {"consumer": 1, "input": 2, "waiting": 3}
@@ -52,7 +56,9 @@ class TraceWriter:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = _locks.Lock()
-        self._file: IO[str] | None = None
+        self._file: IO[bytes] | None = None
+        self._is_over = False
+        self._pid = os.getpid()
         self._known: set[int] = set()
         self._n_sent = 0
 
@@ -105,13 +111,16 @@ class TraceWriter:
     def close(self) -> None:
         """Write the end."""
         with self._lock:
-            file, self._file = self._file, None
-            if file is not None:
-                file.write("\n]\n")
+            file, self._file, self._is_over = self._file, None, True
+            if _writers.get(str(self._path)) is self:
+                del _writers[str(self._path)]
+            if file is None or self._pid != os.getpid():
+                return
+            try:
+                file.write(f"{json.dumps(_END | {'pid': self._pid})}\n]\n".encode())
                 file.close()
-        self._is_closed = True
-
-    _is_closed = False
+            except OSError as error:
+                self._give_up(error)
 
     def _know(self, row: int, name: str) -> None:
         if row not in self._known:
@@ -122,22 +131,43 @@ class TraceWriter:
     def _write(self, *, ts: float = 0.0, dur: float | None = None, **event: Any) -> None:
         # Microseconds; of a clock that all processes of this machine have in common.
         times = {"ts": round(ts * 1e6, 1)} if dur is None else {"ts": round(ts * 1e6, 1), "dur": round(dur * 1e6, 1)}
-        text = json.dumps({"pid": os.getpid(), **times, **event})
+        text = json.dumps({"pid": self._pid, **times, **event})
         with self._lock:
-            if self._is_closed:  # an answer that nobody waits for
+            if self._is_over or self._pid != os.getpid():  # an answer that nobody waits for, or a fork
                 return
-            if self._file is None:
-                self._file = self._path.open("w", encoding="utf-8")
-                self._file.write("[\n")
-                self._file.write(json.dumps(_PROGRAM | {"pid": os.getpid()}))
-            self._file.write(",\n")
-            self._file.write(text)
+            try:
+                if self._file is None:
+                    self._file = self._open()
+                # Not buffered: a program that dies leaves all of it, and a fork has nothing of it to write.
+                self._file.write(f"{text},\n".encode())
+            except OSError as error:
+                self._give_up(error)
+
+    def _open(self) -> IO[bytes]:
+        if _writers.setdefault(str(self._path), self) is not self:
+            raise FileExistsError("another map that runs now writes it; give each map a file of its own")
+        file = self._path.open("wb", buffering=0)
+        file.write(f"[\n{json.dumps(_PROGRAM | {'pid': self._pid})},\n".encode())
+        return file
+
+    def _give_up(self, error: OSError) -> None:
+        """Write no more: that is no reason for the map to end."""
+        self._file, self._is_over = None, True
+        _log.warning(
+            "trace=%r could not be written, and is left as it is; the map goes on. %s: %s",
+            str(self._path),
+            type(error).__name__,
+            error,
+        )
 
     def __repr__(self) -> str:
         return f"<TraceWriter {self._path}>"
 
 
 _PROGRAM = {"ph": "M", "name": "process_name", "ts": 0, "tid": 0, "args": {"name": "stateful_map"}}
+_END = {"ph": "M", "name": "process_sort_index", "ts": 0, "tid": 0, "args": {"sort_index": 0}}
+# Those that have begun, by path, until they are gone.
+_writers: weakref.WeakValueDictionary[str, TraceWriter] = weakref.WeakValueDictionary()
 
 
 def _name_of(record: Record) -> str:

@@ -116,6 +116,8 @@ def call_all(batch: Callable[[], list[Any]]) -> list[Any]:
     results = batch()
     if type(results) is list:
         for value in results:
+            if type(value) is Failure:
+                raise value.exception
             if type(value) in LAZY:
                 raise _refusal(value)
     return results

@@ -34,7 +34,8 @@ def results_in(value: Any, n_items: int) -> list[Any] | None:
         return list(value) if len(shape) == 1 and str(getattr(value, "dtype", "")) == "object" else None
     if shape is None and isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray, memoryview)):
         _check_length(value, len(value), n_items)
-        return list(value)
+        # By its length, which some sequences don't end at.
+        return list(value) if type(value) in (list, tuple) else [value[at] for at in range(n_items)]
     if shape is None and _is_like_a_sequence(value):  # Arrow's arrays, and what others make
         _check_length(value, len(value), n_items)
         return [value[at] for at in range(n_items)]

@@ -29,7 +29,9 @@ class EngineWorker(ABC):
     progress: Progress
     #: Its process, as soon as that is known.
     pid: int | None = None
-    #: The worker itself, if it can be used from any thread of this process (engine ``inline``).
+    #: The worker itself, if it is in this process.
+    here: Worker | None = None
+    #: The same, if it can be used from any thread (engine ``inline``).
     local: Worker | None = None
     #: Set by the executor: to be called, from any thread, if the worker is found dead with no message under way. An engine
     #: that doesn't notice need not; then the next message is answered with that death.

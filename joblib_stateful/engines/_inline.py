@@ -20,10 +20,12 @@ if TYPE_CHECKING:
 class InlineWorker(EngineWorker):
     """An object that is used by whoever comes, one at a time."""
 
+    local: Worker
+
     def __init__(self) -> None:
         self.progress = Progress()
         self.pid = os.getpid()
-        self.local: Worker = Worker(ByReference(), self.progress, interruptible=True)
+        self.here = self.local = Worker(ByReference(), self.progress, interruptible=True)
 
     def send(self, message: Message, on_reply: Callable[[Reply | Death], None]) -> Reply | Death | None:  # noqa: ARG002 - answers itself
         """Answer at once."""

@@ -25,7 +25,7 @@ class ThreadWorker(ServedWorker):
     def __init__(self, slot: int) -> None:
         super().__init__(f"joblib_stateful-slot-{slot}")
         self.pid = os.getpid()
-        self._worker = Worker(ByReference(), self.progress)
+        self.here = self._worker = Worker(ByReference(), self.progress)
 
     def explain(self) -> str:
         """Say why it may still be at work when it counts as gone."""

@@ -15,7 +15,7 @@ from joblib_stateful import StatefulExecutor, call_worker, errors, get_worker, g
 from scenes import Scene, engines, new_scene, parallel_engines
 
 if TYPE_CHECKING:
-    from conftest import BuildLog
+    from conftest import BuildLog, RunProgram
 
 OWN = [{"number": number} for number in range(3)]
 
@@ -233,3 +233,55 @@ def test_a_thread_can_not_be_stopped_and_it_says_so(engine: str, tmp_path: Path)
             executor.stop(future)
         gate.open()
         assert future.result() is None
+
+
+def test_what_is_no_future_is_refused() -> None:
+    with StatefulExecutor(n_jobs=1) as executor, pytest.raises(TypeError, match=r"stop\(\) takes a future"):
+        executor.stop(None)  # type: ignore[arg-type]  # that is the point
+
+
+@parallel_engines
+def test_a_future_of_nobodys_is_left_alone(engine: str) -> None:
+    with StatefulExecutor(n_jobs=1, engine=engine) as executor:
+        future: Future[None] = Future()
+        assert executor.stop(future) is False
+        assert not future.cancelled()
+
+
+@engines
+def test_nobody_is_told_nothing_of_workers_that_are_gone(engine: str) -> None:
+    executor = StatefulExecutor(n_jobs=1, engine=engine)
+    executor.shutdown()
+    for build in (True, False):
+        with pytest.raises(errors.ShutdownError):
+            executor.run_on_all(where, build=build)
+
+
+@pytest.mark.parametrize("engine", ["threads", "inline"])
+def test_a_worker_that_would_wait_for_itself_is_told_so(engine: str) -> None:
+    with StatefulExecutor(n_jobs=2, engine=engine) as executor:
+        with pytest.raises(RuntimeError, match=r"run_on_all\(\) in a call of one of the executor's own workers"):
+            executor.submit(lambda: executor.run_on_all(where)).result()
+        assert executor.run_on_all(where) == [0, 1]
+
+
+def test_a_ctrl_c_ends_what_runs_on_all(run_program: RunProgram) -> None:
+    done = run_program(
+        """
+        import os, signal, threading, time
+        from joblib_stateful import StatefulExecutor
+
+        if __name__ == "__main__":
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            executor = StatefulExecutor(n_jobs=2)
+            executor.warm_up()
+            pid = os.getpid()
+            try:
+                threading.Timer(0.5, os.kill, [pid, signal.SIGINT]).start()
+                executor.run_on_all(time.sleep, 3600)
+            except KeyboardInterrupt:
+                print("ended")
+            print(executor.submit(abs, -1).result())
+        """
+    )
+    assert (done.code, done.out) == (0, "ended\n1\n"), done.err

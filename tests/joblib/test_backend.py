@@ -20,7 +20,7 @@ import joblib
 import pytest
 from joblib import Parallel, delayed, parallel_backend, parallel_config
 
-from joblib_stateful import StatefulBackend, call_worker, errors, factory, get_worker, get_worker_info
+from joblib_stateful import Failure, StatefulBackend, call_worker, errors, factory, get_worker, get_worker_info
 from programs import program_text
 from scenes import Gate, Log, Meeting, Scene, engines, new_scene, parallel_engines
 
@@ -702,3 +702,12 @@ def test_what_a_failed_call_left_is_not_run_in_the_next_one(engine: str) -> None
         with pytest.raises(ValueError, match="3"):
             parallel(delayed(fail_at_3)(item) for item in range(1000))
         assert parallel(delayed(abs)(item) for item in range(6)) == [*range(6)]
+
+
+@engines
+def test_a_failure_that_a_task_returns_is_its_error(engine: str) -> None:
+    def invert(number: int) -> Any:
+        return 1 / number if number else Failure(ValueError("zero has no inverse"))
+
+    with stateful(n_jobs=2, engine=engine), pytest.raises(ValueError, match="zero has no inverse"):
+        Parallel()(delayed(invert)(number) for number in (1, 2, 0, 4))

@@ -14,6 +14,7 @@ from joblib_stateful import StatefulExecutor, stateful_map
 from joblib_stateful._map._measures import MOST_KEPT, Measures
 from joblib_stateful._map._report import report_of
 from joblib_stateful._scheduling._requests import Record
+from needs import needs
 from scenes import crash, engines, orders
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def ran(
     ("measures", "advice"),
     [
         (measured(ran(0, 0, 9.8), ran(1, 0, 9.8)), "workers' own code takes 98% of their time"),
-        (measured(ran(0, 0, 1), ran(1, 0, 1), input=7.0), "input takes 70% of the time: workers wait for items"),
+        (measured(ran(0, 0, 1), ran(1, 0, 1), input=7.0), "input takes 70% of the time, with its own code"),
         (
             measured(ran(0, 0, 1), ran(1, 0, 1), consumer=8.0),
             "loop over the results takes 80% of the time: workers wait for room",
@@ -55,8 +56,12 @@ def ran(
             "Building the objects takes 60% of the workers' time",
         ),
         (measured(ran(0, 0, 9, work=2), ran(1, 0, 9, work=2)), "Transport takes 70% of the workers' time"),
-        (measured(ran(0, 0, 2, first=3), ran(1, 0, 9, first=17)), "Item 17 ran alone for 7 s at the end"),
+        (measured(ran(0, 0, 2), ran(0, 2, 9, first=17), ran(1, 0, 2)), "Item 17 ran alone for 7 s at the end"),
+        (measured(ran(0, 0, 2), ran(0, 2, 9), ran(1, 0, 2)), "put long items first, or cut them into smaller ones"),
+        (measured(ran(0, 0, 2), ran(1, 0, 9, first=17)), "had nothing to do: cut it into smaller ones"),
         (measured(ran(0, 0, 2), ran(1, 0, 9, n_items=5)), "The last message ran alone for 7 s"),
+        (measured(ran(0, 0, 1), ran(0, 1, 4), waiting=10.0), "Nothing stands out"),
+        (measured(seconds=1.0, input=0.9), "There was nothing to do"),
     ],
 )
 @pytest.mark.unit
@@ -192,3 +197,49 @@ def test_notebooks_show_an_executor_as_a_table() -> None:
     rows = [[cell.text for cell in row] for row in table.iter("tr")]
     assert rows[0][:3] == ["slot", "state", "pid"]
     assert [row[:2] for row in rows[1:]] == [["0", "idle"], ["1", "idle"]]
+
+
+@engines
+def test_a_trace_that_can_not_be_written_ends_nothing(
+    engine: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    results = stateful_map(abs, range(-300, 0), n_jobs=2, engine=engine, trace=folder / "trace.json", batch_size=1)
+    folder.rmdir()
+    assert len(list(results)) == 300
+    told = [record.getMessage() for record in caplog.records if "could not be written" in record.getMessage()]
+    assert len(told) == 1
+    assert "trace.json" in told[0]
+
+
+def test_of_two_maps_with_one_trace_the_second_goes_without(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "trace.json"
+    first, second = (stateful_map(abs, range(20), n_jobs=2, engine="threads", trace=path) for _ in range(2))
+    assert (next(first), next(second)) == (0, 0)
+    assert (len(list(first)), len(list(second))) == (19, 19)
+    events = json.loads(path.read_text())
+    assert sum(event["args"]["run"] for event in events if event.get("cat") == "ran") == 20
+    assert sum("another map that runs now writes it" in record.getMessage() for record in caplog.records) == 1
+
+
+@needs("fork")
+def test_a_fork_leaves_the_trace_alone(run_program: RunProgram, tmp_path: Path) -> None:
+    path = tmp_path / "trace.json"
+    done = run_program(
+        """
+        import os, sys
+        from joblib_stateful import stateful_map
+
+        if __name__ == "__main__":
+            results = stateful_map(abs, range(20), n_jobs=2, trace=sys.argv[1], batch_size=1)
+            next(results)
+            if (pid := os.fork()) == 0:
+                sys.exit(0)
+            os.waitpid(pid, 0)
+            print(len(list(results)))
+        """,
+        str(path),
+    )
+    assert (done.code, done.out) == (0, "19\n"), done.err
+    assert sum(event.get("cat") == "ran" for event in json.loads(path.read_text())) == 20

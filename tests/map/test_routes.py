@@ -204,3 +204,30 @@ def test_what_is_no_route_is_refused_at_the_call() -> None:
         stateful_map(Shard, [1], worker_kwargs=SHARDS, route=3)  # type: ignore[call-overload]  # that is the point
     with pytest.raises(ValueError, match=r"this map has one.*n_jobs=2 or more"):
         stateful_map(abs, [1], n_jobs=1, route=lambda _: 0)
+
+
+@engines
+def test_a_route_that_raises_stop_iteration_ends_no_loop(engine: str) -> None:
+    def route(_: int) -> int:
+        return next(iter([]))
+
+    with pytest.raises(RuntimeError, match="route raised StopIteration for this item"):
+        list(stateful_map(Shard, [1], worker_kwargs=SHARDS, route=route, engine=engine))
+
+
+def test_an_async_route_is_refused_at_the_call() -> None:
+    async def route(_: int) -> int:
+        return 0
+
+    with pytest.raises(TypeError, match=r"route is async.*write a plain function"):
+        stateful_map(Shard, [1], worker_kwargs=SHARDS, route=route)  # type: ignore[arg-type]  # that is the point
+
+
+def test_only_those_objects_are_built_that_items_go_to(built: BuildLog) -> None:
+    class Noting(Shard):
+        def __init__(self, shard: int) -> None:
+            built.note(shard)
+            super().__init__(shard)
+
+    assert len(list(stateful_map(Noting, range(8), worker_kwargs=SHARDS, route=lambda _: 2))) == 8
+    assert [line.split()[1] for line in built.lines] == ["2"]
