@@ -315,7 +315,7 @@ class StatefulExecutor(NotCopied, Executor):
             for index, is_wanted in enumerate(stand)
         ]
         try:
-            wait([future for future in futures if future is not None])
+            _wait_for(futures)
         except BaseException:  # a Ctrl-C: nobody has its futures, and could stop what runs
             self._pool.interrupt(group, _INTERRUPT_GRACE)
             raise
@@ -556,6 +556,10 @@ class StatefulExecutor(NotCopied, Executor):
         name = "no object" if built is None else getattr(built, "__qualname__", repr(built))
         counts = "shut down" if self._pool.is_closed else self._pool.counts()
         return f"<StatefulExecutor {name} n_jobs={self.n_jobs} engine={self._engine.name!r}{counts and f': {counts}'}>"
+
+
+def _wait_for(futures: Iterable[Future[Any] | None]) -> None:
+    wait([future for future in futures if future is not None])
 
 
 def _error_of(future: Future[Any]) -> BaseException | None:
