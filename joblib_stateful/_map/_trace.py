@@ -6,7 +6,7 @@ import json
 import os
 import weakref
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from .._process import _locks, _system
 from .._process._safely import Log
@@ -56,7 +56,7 @@ class TraceWriter:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = _locks.Lock()
-        self._file: IO[bytes] | None = None
+        self._fd: int | None = None
         self._is_over = False
         self._pid = os.getpid()
         self._known: set[int] = set()
@@ -111,14 +111,14 @@ class TraceWriter:
     def close(self) -> None:
         """Write the end."""
         with self._lock:
-            file, self._file, self._is_over = self._file, None, True
+            fd, self._fd, self._is_over = self._fd, None, True
             if _writers.get(str(self._path)) is self:
                 del _writers[str(self._path)]
-            if file is None or self._pid != os.getpid():
+            if fd is None or self._pid != os.getpid():
                 return
             try:
-                file.write(f"{json.dumps(_END | {'pid': self._pid})}\n]\n".encode())
-                file.close()
+                os.write(fd, f"{json.dumps(_END | {'pid': self._pid})}\n]\n".encode())
+                self._close()
             except OSError as error:
                 self._give_up(error)
 
@@ -136,23 +136,25 @@ class TraceWriter:
             if self._is_over or self._pid != os.getpid():  # an answer that nobody waits for, or a fork
                 return
             try:
-                if self._file is None:
-                    self._file = self._open()
+                if self._fd is None:
+                    self._fd = self._open()
                 # Not buffered: a program that dies leaves all of it, and a fork has nothing of it to write.
-                self._file.write(f"{text},\n".encode())
+                os.write(self._fd, f"{text},\n".encode())
             except OSError as error:
                 self._give_up(error)
 
-    def _open(self) -> IO[bytes]:
+    def _open(self) -> int:
         if _writers.setdefault(str(self._path), self) is not self:
             raise FileExistsError("another map that runs now writes it; give each map a file of its own")
-        file = self._path.open("wb", buffering=0)
-        file.write(f"[\n{json.dumps(_PROGRAM | {'pid': self._pid})},\n".encode())
-        return file
+        fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        # Also of a map that nobody ends: at the end of the program it is no mistake of the user's.
+        self._close = weakref.finalize(self, os.close, fd)
+        os.write(fd, f"[\n{json.dumps(_PROGRAM | {'pid': self._pid})},\n".encode())
+        return fd
 
     def _give_up(self, error: OSError) -> None:
         """Write no more: that is no reason for the map to end."""
-        self._file, self._is_over = None, True
+        self._fd, self._is_over = None, True
         _log.warning(
             "trace=%r could not be written, and is left as it is; the map goes on. %s: %s",
             str(self._path),

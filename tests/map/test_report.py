@@ -228,10 +228,11 @@ def test_a_fork_leaves_the_trace_alone(run_program: RunProgram, tmp_path: Path) 
     path = tmp_path / "trace.json"
     done = run_program(
         """
-        import os, sys
+        import os, sys, warnings
         from joblib_stateful import stateful_map
 
         if __name__ == "__main__":
+            warnings.simplefilter("ignore")  # Python 3.12 and later warn of each fork beside threads
             results = stateful_map(abs, range(20), n_jobs=2, trace=sys.argv[1], batch_size=1)
             next(results)
             if (pid := os.fork()) == 0:
