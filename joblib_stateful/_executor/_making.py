@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from . import _arguments
+from ._driver import Driver
 from ._nesting import depth_of
 from ._pool import WorkerPool
 
@@ -55,7 +56,7 @@ def make_pool(
         threads = _thread_limits(n_jobs, inner_max_num_threads, own) if limits_threads else {}
         return [{**threads, **env} for env in envs]
 
-    return WorkerPool(
+    driver = Driver(
         packed,
         n_jobs,
         runtime,
@@ -64,6 +65,7 @@ def make_pool(
         idle_timeout=idle_timeout,
         depth=depth,
     )
+    return WorkerPool(driver, idle_timeout=idle_timeout)
 
 
 def _thread_limits(n_jobs: int, explicit: int | None, own: Mapping[str, str]) -> dict[str, str]:

@@ -15,10 +15,9 @@ from .._scheduling._requests import Group, Outcome
 from .._scheduling._slots import State
 from .._worker._worker import current
 from . import _exit
-from ._driver import Driver
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from .._public import WorkerInfo
     from .._scheduling._decisions import Decisions
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from .._worker._surroundings import Environment, Surroundings
     from .._worker._worker import Worker
     from ..engines import Engine, Runtime
+    from ._driver import Driver
     from ._spec import PackedSpec
 
 
@@ -36,39 +36,17 @@ class WorkerPool:
 
     Parameters
     ----------
-    packed : PackedSpec
-        What to build.
-    n_jobs : int
-        Number of slots.
-    runtime : Runtime
-        What opens workers.
-    envs : callable
-        Returns the environment variables of each slot; called when a worker is to be opened.
-    max_tasks : int or None
-        Items after which an object is built anew.
+    driver : Driver
+        What puts the scheduler's decisions to work.
     idle_timeout : float or None
         Seconds without work after which idle workers are closed.
-    depth : int
-        How many workers are above these.
     """
 
-    def __init__(
-        self,
-        packed: PackedSpec,
-        n_jobs: int,
-        runtime: Runtime,
-        envs: Callable[[], Sequence[dict[str, str]]],
-        *,
-        max_tasks: int | None = None,
-        idle_timeout: float | None = None,
-        depth: int = 0,
-    ) -> None:
+    def __init__(self, driver: Driver, *, idle_timeout: float | None = None) -> None:
         self.idle_timeout = idle_timeout
         self.is_disowned = False
-        self._driver = Driver(
-            packed, n_jobs, runtime, envs, max_tasks=max_tasks, idle_timeout=idle_timeout, depth=depth
-        )
-        self._driver.owner = self
+        self._driver = driver
+        driver.owner = self
         _exit.watch(self)
 
     @property

@@ -428,7 +428,8 @@ class StatefulMap(NotCopied, Generic[T]):
         since = clock()
         batch = self._feeder.next_batch(self._room, is_awaited=self._n_running < self._plan.n_jobs)
         self._measures.stay("input", since)
-        self._measures.count(self._feeder.n_pulled, self._n_given)
+        if self._plan.trace is not None:
+            self._measures.count(self._feeder.n_pulled, self._n_given)
         if batch is None:
             return self._feeder.has_begun_batch
         results = self._results or self._start()

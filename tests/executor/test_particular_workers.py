@@ -268,20 +268,29 @@ def test_a_worker_that_would_wait_for_itself_is_told_so(engine: str) -> None:
 def test_a_ctrl_c_ends_what_runs_on_all(run_program: RunProgram) -> None:
     done = run_program(
         """
-        import os, signal, threading, time
+        import os, signal, threading
+        from multiprocessing.connection import Client, Listener
         from joblib_stateful import StatefulExecutor
+
+        def hang(address):
+            Client(address).send("runs")
+            threading.Event().wait()
+
+        def strike(listener):
+            for _ in range(2):  # once both run
+                listener.accept().recv()
+            os.kill(os.getpid(), signal.SIGINT)
 
         if __name__ == "__main__":
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            executor = StatefulExecutor(n_jobs=2)
-            executor.warm_up()
-            pid = os.getpid()
+            executor, listener = StatefulExecutor(n_jobs=2), Listener(("127.0.0.1", 0))
             try:
-                threading.Timer(0.5, os.kill, [pid, signal.SIGINT]).start()
-                executor.run_on_all(time.sleep, 3600)
+                threading.Thread(target=strike, args=[listener], daemon=True).start()
+                executor.run_on_all(hang, listener.address)
             except KeyboardInterrupt:
                 print("ended")
             print(executor.submit(abs, -1).result())
+            listener.close()
         """
     )
     assert (done.code, done.out) == (0, "ended\n1\n"), done.err
