@@ -69,6 +69,22 @@ def test_a_program_that_ends_in_mid_map_says_nothing(dask_cluster: Any, tmp_path
     wait_until(lambda: not any(dask_cluster.run(n_slot_threads).values()))
 
 
+def test_a_program_that_ends_while_an_actor_is_waited_for_says_nothing(
+    dask_cluster: Any, tmp_path: Path, log: Path
+) -> None:
+    distributed = pytest.importorskip("distributed")
+    may_go_on = distributed.Event("may go on", client=dask_cluster)
+    n_threads = sum(dask_cluster.nthreads().values())
+    others = dask_cluster.map(lambda _: distributed.Event("may go on").wait(60), range(n_threads), pure=False)
+    process = start(dask_cluster, tmp_path, log, "ends while its actor is waited for")
+    out, err = process.communicate(timeout=60)
+    may_go_on.set()
+    distributed.wait(others, timeout=60)
+    assert (process.returncode, out) == (0, "ready\n")
+    assert "Traceback" not in err
+    assert log.read_text() == ""
+
+
 def test_restarts_are_waited_for_only_when_they_have_begun() -> None:
     """As at the end of a program: one thread has a process restarted while another one waits for all that are."""
     pytest.importorskip("distributed")

@@ -135,7 +135,7 @@ class DaskWorker(RemoteWorker):
             retries=0,
             resources=self._runtime.engine.resources,
         )
-        self._future.add_done_callback(lambda _: self._events.put("done"))
+        client.loop.add_callback(self._await_room, self._future)
         self._wait()
         with client.as_current():  # or the actor would ask another client of this process
             self._room = self._future.result()
@@ -143,6 +143,15 @@ class DaskWorker(RemoteWorker):
             raise RuntimeError("it was killed")
         self.waits_for = ""
         self.begin(message)
+
+    async def _await_room(self, future: Any) -> None:
+        """Say when the actor is there, or won't be.
+
+        In the client's loop and not by `Future.add_done_callback`, whose own thread takes nothing more while a program ends: Dask prints an error then.
+        """
+        with contextlib.suppress(BaseException):  # it is raised where the actor is waited for
+            await future
+        self._events.put("done")
 
     def _scatter(self, blob: Blob) -> Handle:
         """Lay a buffer into the worker process, once: it stays as long as the blob."""

@@ -1,4 +1,6 @@
+import contextlib
 import sys
+import threading
 import time
 
 from distributed import Client
@@ -44,4 +46,14 @@ elif how == "is closed first":
 elif how == "ends in mid-map":
     results = stateful_map(Model, range(100_000), engine="dask", n_jobs=2, batch_size=1, buffer=4)
     assert next(results) == 0
+    print("ready", flush=True)
+elif how == "ends while its actor is waited for":
+    # The test has given the worker processes other work.
+    def wait_for_first():
+        with contextlib.suppress(RuntimeError):  # the program ends meanwhile
+            next(stateful_map(Model, range(100), engine="dask", n_jobs=1))
+
+    threading.Thread(target=wait_for_first, daemon=True).start()
+    while not any(key.startswith("joblib_stateful-slot") for key in list(client.futures)):
+        time.sleep(0.01)
     print("ready", flush=True)
