@@ -9,7 +9,7 @@ from joblib_stateful import stateful_map
 from joblib_stateful._executor import _reuse
 
 
-class Struck(Exception):
+class Struck(BaseException):  # as a Ctrl-C, which no "except Exception" takes
     pass
 
 
