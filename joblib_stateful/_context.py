@@ -113,7 +113,7 @@ def call_worker(*args: Any, **kwargs: Any) -> Any:
             f"call_worker() calls the worker's object, and this one is {a(type(target).__name__)}, which can't be called. "
             "Give its class a __call__ method, or submit a function that uses the object: get_worker().method(item).",
         )
-    return target(*args, **kwargs)
+    return _worker("call_worker").call_object(args, kwargs)
 
 
 def _object(asked: str) -> Any:

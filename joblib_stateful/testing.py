@@ -72,8 +72,7 @@ class MemoryWorker(EngineWorker):
     @property
     def pending(self) -> Message | None:
         """The message that waits for an answer."""
-        awaited = self._mailbox.awaited
-        return None if awaited is None else awaited.message
+        return next((awaited.message for awaited in self._mailbox.awaited.values()), None)
 
     @property
     def is_gone(self) -> bool:
@@ -107,9 +106,9 @@ class MemoryWorker(EngineWorker):
 
     def answer(self) -> None:
         """Handle the pending message as a worker process would, and deliver its reply."""
-        self._require_pending()
+        message = self._require_pending()
         # Before it is delivered: the answer may bring the next message.
-        awaited = self._mailbox.take()
+        awaited = self._mailbox.take(message.seq)
         if awaited is not None:
             awaited.on_reply(self._worker.handle(awaited.message))
 
@@ -152,8 +151,7 @@ class MemoryWorker(EngineWorker):
     def _die(self, exitcode: int) -> None:
         self._exitcode = exitcode
         self._mailbox.close()
-        awaited = self._mailbox.take()
-        if awaited is not None:
+        for awaited in self._mailbox.take_all():
             progress = self.progress
             started = progress.seq == awaited.message.seq and progress.phase is not Phase.IDLE
             place, n_finished = (progress.place, progress.n_finished) if started else (None, 0)

@@ -76,6 +76,15 @@ def square(number: int) -> int:
     return number * number
 
 
+async def square_later(number: int) -> int:
+    return number * number
+
+
+class LaterSquarer:
+    async def __call__(self, number: int) -> int:
+        return number * number
+
+
 def open_model(path: str) -> Model:
     return Model(path)
 
@@ -99,6 +108,12 @@ assert_type(stateful_map(factory(Model), ["1"]), StatefulMap[list[float]])
 assert_type(stateful_map(partial(Model, "p"), ["1"]), StatefulMap[list[float]])
 assert_type(stateful_map(partial(square), [1]), StatefulMap[int])
 assert_type(stateful_map(StatefulExecutor(Model), ["1"]), StatefulMap[Any])
+
+# --- async workers --------------------------------------------------------------------------------------
+
+assert_type(stateful_map(square_later, [1], max_concurrency=20), StatefulMap[int])
+assert_type(stateful_map(LaterSquarer, [1]), StatefulMap[int])
+assert_type(stateful_map(LaterSquarer, [1], on_error="deferred"), StatefulMap[TaskResult[int]])
 
 # --- policies -------------------------------------------------------------------------------------------
 
@@ -203,7 +218,9 @@ with StatefulExecutor(Model, 2, shared_kwargs={"path": "p"}) as executor:
     assert_type(executor, StatefulExecutor)
     assert_type(executor.submit(square, 2).result(), int)
     assert_type(executor.workers(), list[WorkerInfo])
-    executor.submit(square, "two")  # type: ignore[arg-type]  # checked like a call
+    assert_type(executor.submit(square_later, 2).result(), int)
+    assert_type(executor.run_on_all(square_later, 2), list[int | None])
+    executor.submit(square, "two")  # type: ignore[call-overload]  # checked like a call
 assert_type(get_worker_info(), WorkerInfo)
 assert_type(get_worker(), Any)
 assert_type(call_worker("1"), Any)

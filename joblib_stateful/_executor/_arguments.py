@@ -195,6 +195,22 @@ def check_batch_size(engine: Engine, limits: Limits, batch_size: Any) -> Any:
     )
 
 
+def check_concurrency(engine: Engine, value: Any) -> int:
+    """Return how many items a worker is at."""
+    found = check_integer(
+        "max_concurrency",
+        value,
+        1,
+        " It is how many items are under way at once in one worker; 1: one after the other.",
+    )
+    if found > 1 and not engine.is_concurrent and not engine.is_synchronous:
+        raise ValueError(
+            f"max_concurrency={found} can't be had by engine={engine.name!r}, whose workers are at one item at a time. Use "
+            "one of the library's own engines, or more workers (n_jobs), or leave it out."
+        )
+    return found
+
+
 def resolve_n_jobs(
     n_jobs: Any,
     worker_kwargs: Sequence[Any] | None,

@@ -35,7 +35,7 @@ from .._worker._surroundings import Environment
 from ..errors import why_condemned
 from . import _exit, _room
 from ._links import Link
-from ._replies import NonsenseError, init_error_of, packing_error_of, read_answer, receive, report_without
+from ._replies import NonsenseError, init_error_of, packing_error_of, read_answer, report_without
 from ._timeouts import CloseWatch, IdleWatch, LimitWatch
 
 if TYPE_CHECKING:
@@ -99,7 +99,9 @@ class Driver:
         self.lock = _locks.make_lock()  # guards the scheduler and the workers
         # Entered only to wait: its methods are Python's own, and a Ctrl-C between them and the lock leaves that held.
         self.changed = threading.Condition(self.lock)
-        self.scheduler = Scheduler(n_jobs, max_tasks=max_tasks, in_turn=engine.is_synchronous)
+        self.scheduler = Scheduler(
+            n_jobs, max_tasks=max_tasks, in_turn=engine.is_synchronous, capacity=runtime.max_concurrency
+        )
         self._name_kwargs()
         self.links: list[Link | None] = [None] * n_jobs
         # Threads that bring an answer, and so run users' code: each with the worker whose answer it is.
@@ -108,7 +110,14 @@ class Driver:
         self.surroundings: Surroundings | None = None
         #: What the workers were started with; None where they share this process's, or are elsewhere.
         self.environment = Environment() if engine.has_processes and not engine.is_remote else None
-        self._limits = LimitWatch(n_jobs, self.changed, self._is_under_way, self._expire, self._condemn)
+        self._limits = LimitWatch(
+            n_jobs,
+            self.changed,
+            self._is_under_way,
+            self._expire,
+            self._condemn,
+            is_one_at_a_time=runtime.max_concurrency == 1,
+        )
         self._idle = IdleWatch(idle_timeout, self.scheduler, self.release)
         self.closes = CloseWatch(can_kill=engine.has_processes)
 
@@ -194,9 +203,9 @@ class Driver:
         elif isinstance(decision, StartWorker):
             return self._start(decision)
         elif isinstance(decision, StopJob):
-            self.link(decision.slot).worker.progress.ask_to_stop(decision.seq)
+            self.link(decision.slot).worker.progress_of(decision.seq).ask_to_stop(decision.seq)
         elif isinstance(decision, ShareJob):
-            self.link(decision.slot).worker.progress.ask_to_share(decision.seq)
+            self.link(decision.slot).worker.progress_of(decision.seq).ask_to_share(decision.seq)
         elif isinstance(decision, CloseWorker):
             self._close_worker(decision)
         elif isinstance(decision, KillWorker):
@@ -225,13 +234,16 @@ class Driver:
             slot = self.scheduler.slots[start.slot]
             wanted = slot.seq == start.seq and not slot.is_killed
             if wanted:
-                link = self.links[start.slot] = Link(slot.life, worker)
+                is_one_at_a_time = self.runtime.max_concurrency == 1
+                link = self.links[start.slot] = Link(slot.life, worker, is_one_at_a_time=is_one_at_a_time)
                 worker.on_idle_death = partial(_died_idle, weakref.ref(self), start.slot, slot.life)
         if not wanted:  # killed between the decision and now
             return self._answer(start.slot, start.seq, Death(reason="it was killed before it started"))
         message = link.build(message._replace(depth=self._depth), self.packed.needs, self.surroundings)
         watched = self._limits.begin(worker, message, start.limits.init_timeout)
-        decisions = self._exchange(start.slot, link, message)
+        sent_at = time.perf_counter()
+        taken = self._hand_over(start.slot, link, message, sent_at)
+        decisions = self._go_on(start.slot, link, message, sent_at, taken)
         _exit.register()
         if watched is not None:
             self._limits.watch(start.slot, watched)
@@ -248,9 +260,12 @@ class Driver:
                 parcel = self._part_of(call, parcel, job.positions)
             except Exception as error:  # noqa: BLE001 - want of memory: these items' errors
                 return self._unsendable(send, error)
-        message = link.run(send.seq, request, parcel, self.scheduler.work.width(call.group))
-        watched = self._limits.begin(link.worker, message, request.limits.item_timeout)
-        decisions = self._exchange(send.slot, link, message)
+        sent_at = time.perf_counter()
+        with link.order:
+            message = link.run(send.seq, request, parcel, self.scheduler.work.width(call.group))
+            watched = self._limits.begin(link.worker, message, request.limits.item_timeout)
+            taken = self._hand_over(send.slot, link, message, sent_at)
+        decisions = self._go_on(send.slot, link, message, sent_at, taken)
         if watched is not None:
             self._limits.watch(send.slot, watched)
         return decisions
@@ -278,47 +293,56 @@ class Driver:
                 call.parcel = parcel
         return transport.select(parcel, places)
 
-    def _exchange(self, slot: int, link: Link, message: Build | Run) -> Decisions:
-        """Send a message; return what follows from the reply, if that is there already."""
-        worker, on_reply = link.worker, partial(self._received, slot, message.seq, link)
-        link.sent_at = time.perf_counter()
+    def _hand_over(
+        self, slot: int, link: Link, message: Build | Run, sent_at: float
+    ) -> Reply | Death | BaseException | None:
+        """Give a worker a message; return the reply, if that is there already, or what the engine has raised."""
         try:
-            reply = worker.send(message, on_reply)
+            return link.worker.send(message, partial(self._received, slot, message.seq, link, sent_at))
         except BaseException as error:
-            if not self.engine.is_synchronous:  # a fault of the engine, whose worker can't be relied on any more
-                worker.kill()
-                death = Death(worker.pid, reason=f"{type(error).__name__}: {error}")
-                return self._answer(slot, message.seq, death, link)
+            if not self.engine.is_synchronous:
+                return error
             # A Ctrl-C, and the object is none the worse for it.
             link.peer.start_anew()
+            reply: Ran | Death
             if isinstance(message, Run):
                 reply = self._nothing_run(message.seq)
                 # Or the rest of a batch that was cut short would run.
                 self.note(partial(self.scheduler.drop_running, slot))
             else:
                 reply = Death(reason="its construction was interrupted")
-            self._perform(self._answer(slot, message.seq, reply, link))
+            self._perform(self._answer(slot, message.seq, reply, link, sent_at))
             raise
-        return [] if reply is None else self._answer(slot, message.seq, reply, link)
+
+    def _go_on(
+        self, slot: int, link: Link, message: Build | Run, sent_at: float, taken: Reply | Death | BaseException | None
+    ) -> Decisions:
+        """Return what follows from what handing a message over has returned."""
+        if isinstance(taken, BaseException):  # a fault of the engine, whose worker can't be relied on any more
+            link.worker.kill()
+            taken = Death(link.worker.pid, reason=f"{type(taken).__name__}: {taken}")
+        return [] if taken is None else self._answer(slot, message.seq, taken, link, sent_at)
 
     def _nothing_run(self, seq: int) -> Ran:
         return Ran(seq, 0, self.runtime.transport.pack_all(())[0], {}, 0.0)
 
-    def _received(self, slot: int, seq: int, link: Link, reply: Reply | Death) -> None:
+    def _received(self, slot: int, seq: int, link: Link, sent_at: float, reply: Reply | Death) -> None:
         thread = threading.get_ident()
         before, self._answering[thread] = self._answering.get(thread), _Answering(link.worker)
         try:
-            self._perform(self._answer(slot, seq, reply, link))
+            self._perform(self._answer(slot, seq, reply, link, sent_at))
         finally:
             answering = self._answering.pop(thread)
             answering.is_over = True
             if before is not None:
                 self._answering[thread] = before
 
-    def _answer(self, slot: int, seq: int, reply: Reply | Death, link: Link | None = None) -> Decisions:
+    def _answer(
+        self, slot: int, seq: int, reply: Reply | Death, link: Link | None = None, sent_at: float = 0.0
+    ) -> Decisions:
         """Note a reply, so that whoever waits for it has an outcome, whatever goes wrong here; without a link it never began."""
         if link is not None:
-            self._record(slot, seq, reply, link)
+            self._record(slot, seq, reply, link, sent_at)
         try:
             if link is not None and isinstance(reply, Ran):
                 decisions = self._answer_of_run(slot, seq, reply, link)
@@ -331,14 +355,14 @@ class Driver:
         self._idle.restart()
         return decisions
 
-    def _record(self, slot: int, seq: int, reply: Reply | Death, link: Link) -> None:
+    def _record(self, slot: int, seq: int, reply: Reply | Death, link: Link, sent: float) -> None:
         """Tell whoever wants to know what a message has taken."""
         found, now = self.scheduler.slots[slot], time.perf_counter()
-        job = found.job
+        job = found.jobs.get(seq)
         group = found.group if job is None else job.call.group
-        if group is None or group.watch is None or found.seq != seq:
+        if group is None or group.watch is None or not (job or found.seq == seq):
             return
-        pid, sent = link.worker.pid, link.sent_at
+        pid = link.worker.pid
         first, n_items = (None, 0) if job is None else (job.call.request.index(job.positions[0]), len(job.positions))
         if isinstance(reply, Ran):
             n_bytes = reply.values.nbytes
@@ -346,7 +370,7 @@ class Driver:
         elif isinstance(reply, Built):
             record = Record("built", slot, reply.pid, sent, now, reply.seconds)
         else:
-            late = found.killing is not None and found.killing.is_late
+            late = found.killing is not None and seq in found.killing.late
             what = "over its time" if late else "died" if isinstance(reply, Death) else "build failed"
             detail = f"{what}: {reply.reason}" if isinstance(reply, Death) and reply.reason else what
             record = Record(what, slot, pid, sent, now, first=first, n_items=n_items, detail=detail)
@@ -363,11 +387,11 @@ class Driver:
                 f"{reply.n_held:,}",
             )
         if reply.definitions:  # in the order of answers, for later ones may refer to them
-            receive(link.peer, reply.definitions, transport)
+            link.receive(reply.definitions, transport)
         if self.engine.is_synchronous or not (
             reply.failures or (not reply.values.joint and any(map(transport.runs_code, reply.values.frames)))
         ):
-            job = scheduler.slots[slot].job
+            job = scheduler.slots[slot].jobs.get(seq)
             try:
                 report = read_answer(job, reply, self.runtime, slot, link)
             except NonsenseError as error:
@@ -424,9 +448,9 @@ class Driver:
         _log.error("The answer of the worker in slot %d could not be taken; its call fails:", slot, exc_info=error)
         with self.lock:
             found = self.scheduler.slots[slot]
-            job = found.job if found.seq == seq else None
+            job = found.jobs.get(seq)
             decisions = [] if job is None else self.scheduler.fail(job.call, error)
-            link = self.links[slot] if found.seq == seq else None
+            link = self.links[slot] if found.is_at(seq) else None
             self.changed.notify_all()
         if link is not None:
             link.worker.kill()
@@ -480,7 +504,7 @@ class Driver:
 
     def _is_under_way(self, index: int, seq: int) -> bool:
         slot = self.scheduler.slots[index]
-        return slot.seq == seq and slot.state in (State.BUILDING, State.BUSY)
+        return slot.is_at(seq) and slot.state is not State.CLOSING
 
     def _condemn(self, worker: EngineWorker, what: str) -> None:
         worker.condemn(what)

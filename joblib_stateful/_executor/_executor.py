@@ -26,7 +26,7 @@ import warnings
 import weakref
 from collections import deque
 from concurrent.futures import CancelledError, Executor, Future, wait
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from .. import _words, engines, errors
 from .._copies import NotCopied
@@ -34,6 +34,7 @@ from .._process import _safely
 from .._scheduling._requests import Group, Limits, Request
 from .._transport import _code
 from .._transport._noticing import Memory
+from .._worker._lazy import is_async
 from . import _arguments, _exit
 from ._futures import Resolver
 from ._making import make_pool
@@ -42,7 +43,7 @@ from ._replies import add_note, packing_error_of
 from ._spec import PackedSpec, factory, make_spec, name_of, version_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
     from types import TracebackType
 
     from .._public import WorkerInfo
@@ -91,6 +92,10 @@ class StatefulExecutor(NotCopied, Executor):
     max_worker_memory : int or str, optional
         Bytes, or a text such as ``"8GB"``: a worker whose process holds more after a call is closed and its object built
         anew. Engines ``"loky"`` and ``"ray"``. None: never.
+    max_concurrency : int, default 1
+        Calls under way at once in one worker. Those of async functions, and of an object whose call is async, are awaited in
+        the worker's event loop; others run in so many threads of its process, and must be thread-safe. With engine
+        ``"inline"`` there is one at a time.
     inner_max_num_threads : int, optional
         Threads that BLAS and OpenMP may use in each worker's process, where the engine starts one (``"loky"``,
         ``"ray"``). None: the CPUs divided by ``n_jobs``, as in joblib.
@@ -142,6 +147,7 @@ class StatefulExecutor(NotCopied, Executor):
         max_restarts: int = 3,
         max_tasks_per_worker: int | None = None,
         max_worker_memory: int | str | None = None,
+        max_concurrency: int = 1,
         inner_max_num_threads: int | None = None,
     ) -> None:
         self._engine = engines.get(engine)
@@ -158,7 +164,9 @@ class StatefulExecutor(NotCopied, Executor):
         n_slots = _arguments.resolve_n_jobs(n_jobs, spec.worker_kwargs, self._engine, worker_env=worker_env)
         if max_tasks_per_worker is not None:
             _arguments.check_integer("max_tasks_per_worker", max_tasks_per_worker, 1, " None means never.")
-        runtime = self._engine.make_runtime(n_slots)
+        runtime = self._engine.make_concurrent_runtime(
+            n_slots, _arguments.check_concurrency(self._engine, max_concurrency)
+        )
         check_call(worker, runtime)
         self._pool = make_pool(
             PackedSpec(spec, runtime.transport),
@@ -199,13 +207,17 @@ class StatefulExecutor(NotCopied, Executor):
         """Number of slots."""
         return self._pool.n_jobs
 
-    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+    @overload
+    def submit(self, fn: Callable[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]: ...
+    @overload
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]: ...
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Run a function in a worker, where `get_worker` returns that worker's object.
 
         Parameters
         ----------
         fn : callable
-            The function; `call_worker` calls the worker's object.
+            The function; `call_worker` calls the worker's object. An async function is awaited in the worker's event loop.
         *args, **kwargs
             Its arguments; pickled at once, so changing them later does not matter.
 
@@ -224,7 +236,13 @@ class StatefulExecutor(NotCopied, Executor):
         """
         return self._submit("submit", fn, args, kwargs)
 
-    def submit_to(self, index: int, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+    @overload
+    def submit_to(
+        self, index: int, fn: Callable[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Future[T]: ...
+    @overload
+    def submit_to(self, index: int, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]: ...
+    def submit_to(self, index: int, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Run a function in one particular worker; see `submit`.
 
         Parameters
@@ -266,7 +284,13 @@ class StatefulExecutor(NotCopied, Executor):
         """
         return self._submit("submit_to", fn, args, kwargs, only=_arguments.check_slot(index, self.n_jobs))
 
-    def run_on_all(self, fn: Callable[..., T], /, *args: Any, build: bool = True, **kwargs: Any) -> list[T | None]:
+    @overload
+    def run_on_all(
+        self, fn: Callable[..., Coroutine[Any, Any, T]], /, *args: Any, build: bool = True, **kwargs: Any
+    ) -> list[T | None]: ...
+    @overload
+    def run_on_all(self, fn: Callable[..., T], /, *args: Any, build: bool = True, **kwargs: Any) -> list[T | None]: ...
+    def run_on_all(self, fn: Callable[..., Any], /, *args: Any, build: bool = True, **kwargs: Any) -> list[Any]:
         """Run a function once in every worker, each as soon as what it is at has ended, and return when all have.
 
         To collect statistics, update weights, clear caches.
@@ -412,6 +436,7 @@ class StatefulExecutor(NotCopied, Executor):
             claim=future.set_running_or_notify_cancel,
             only=only,
             is_urgent=group is not None,
+            is_async=is_async(fn),
         )
         self._pool.accept(request)
         return future

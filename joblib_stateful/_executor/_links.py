@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
 
-from .._transport._definitions import Peer
+from .._process._locks import Lock, make_lock
+from .._transport._definitions import Peer, active
 from .._worker._messages import Build, Run
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from contextlib import AbstractContextManager
 
     from .._scheduling._requests import Request
     from .._transport._definitions import Definition
-    from .._transport._transport import Parcel
+    from .._transport._transport import Parcel, Transport
     from .._worker._messages import Ran
     from .._worker._surroundings import Surroundings
     from ..engines import EngineWorker
@@ -27,24 +30,40 @@ class Link:
         Which worker of its slot it is.
     worker : EngineWorker
         The worker.
+    is_one_at_a_time : bool, default True
+        It takes one message after the other.
     """
 
-    def __init__(self, life: int, worker: EngineWorker) -> None:
+    def __init__(self, life: int, worker: EngineWorker, *, is_one_at_a_time: bool = True) -> None:
         self.life, self.worker = life, worker
         self.peer = Peer(is_parent=True)
-        #: When the latest message was sent.
-        self.sent_at = 0.0
+        # Of a worker with several messages under way, which several threads may make at once, and whose answers they may take.
+        self._is_one_at_a_time = is_one_at_a_time
+        #: Held while a message is made and handed to the worker, so that it gets them in this order.
+        self.order: AbstractContextManager[object] = nullcontext() if is_one_at_a_time else make_lock()
+        self._receiving: AbstractContextManager[object] = nullcontext() if is_one_at_a_time else Lock()
+        self._latest = 0  # message that was made
         self._target: str | None = None  # the function that it has
         self._surroundings: Surroundings | None = None  # that it has taken over
 
     def build(self, message: Build, needs: Iterable[Definition], surroundings: Surroundings | None) -> Build:
         """Return a first message with what the worker must know before."""
-        self._surroundings = surroundings
+        self._surroundings, self._latest = surroundings, message.seq
         return message._replace(definitions=self.peer.take(needs), surroundings=surroundings)
 
     def run(self, seq: int, request: Request, parcel: Parcel, width: int) -> Run:
-        """Return the message that has items run, with what the worker does not know yet."""
-        target_id, packed, needs = request.target or (None, None, ())
+        """Return the message that has items run, with what the worker does not know yet; with `order`.
+
+        The next one may count on what comes with it, wherever it is on its way by then, and says so.
+        """
+        message = self._run(seq, request, parcel, width)
+        if not self._is_one_at_a_time:
+            message = message._replace(after=self._latest)
+            self._latest = seq
+        return message
+
+    def _run(self, seq: int, request: Request, parcel: Parcel, width: int) -> Run:
+        target_id, packed, needs, is_async = request.target or (None, None, (), request.is_async)
         if target_id is not None and target_id == self._target:
             packed, needs = None, ()
         elif target_id is not None:
@@ -72,7 +91,14 @@ class Link:
             surroundings,
             request.isolate,
             request.limits.max_worker_memory,
+            request.limits.item_timeout,
+            is_async=is_async,
         )
+
+    def receive(self, definitions: Iterable[Any], transport: Transport) -> None:
+        """Take what an answer refers to."""
+        with self._receiving, active(self.peer):  # a class that another thread is just loading is of no use yet
+            self.peer.receive(definitions, transport.unpack)
 
     def note(self, reply: Ran) -> None:
         """Learn from an answer what the worker does not know after all."""

@@ -148,7 +148,8 @@ class WorkerPool:
     def is_within_worker(self) -> bool:
         """Tell whether the calling code runs in one of the workers, in this process."""
         worker = current()
-        return worker is not None and any(link and link.worker.here is worker for link in self._driver.links)
+        workers = [link.worker.here for link in self._driver.links if link]
+        return worker is not None and any(here is not None and here.life is worker.life for here in workers)
 
     def share(self, group: Group) -> None:
         """Have idle slots get a share of what runs of a group: nothing else can come for them at present."""
@@ -163,9 +164,10 @@ class WorkerPool:
     def _pages_of(self, group: Group) -> list[tuple[int, int, Progress]]:
         """Return the numbers and sizes of messages under way for a group, and what is seen of each."""
         return [
-            (slot.seq, len(slot.job.positions), link.worker.progress)
+            (seq, len(job.positions), link.worker.progress_of(seq))
             for slot, link in zip(self._scheduler.slots, self._driver.links, strict=True)
-            if link and slot.job and slot.owner is group
+            for seq, job in slot.jobs.items()
+            if link and job.call.group is group
         ]
 
     @property

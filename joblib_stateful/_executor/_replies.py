@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from .. import errors
 from .._process import _safely
@@ -34,12 +34,6 @@ class Origin(NamedTuple):
 
 class NonsenseError(Exception):
     """Raised for values that can't be what a worker has sent, unless its memory is damaged."""
-
-
-def receive(peer: Peer, definitions: Iterable[Any], transport: Transport) -> None:
-    """Take the definitions that came with an answer."""
-    with active(peer):
-        peer.receive(definitions, transport.unpack)
 
 
 def report_of(job: Job | None, reply: Ran, transport: Transport, slot: int, pid: int | None, *, peer: Peer) -> Report:
@@ -90,6 +84,8 @@ def _unpack(job: Job, reply: Ran, transport: Transport, slot: int, pid: int | No
         is_full=reply.n_held > 0,
         n_calls=reply.n_calls,
         n_fit=reply.n_fit,
+        late=tuple(place for place, failure in reply.failures.items() if failure.what == "time"),
+        slot=slot,
     )
 
 
@@ -126,14 +122,25 @@ def _exceptions_of(job: Job, reply: Ran, transport: Transport, slot: int, pid: i
     # Within one process the items of one call may all have the same exception: it is told once which these are.
     places: dict[int, list[int]] = {}
     for place, failure in reply.failures.items():
-        is_object = is_by_reference and failure.packed is not None
+        is_object = (is_by_reference and failure.packed is not None) or failure.what == "time"
         places.setdefault(id(failure.packed) if is_object else ~place, []).append(place)
     found: dict[int, BaseException] = {}
     for same in places.values():
         first, last = min(same), max(same)
         origin = Origin(index_of(job.positions[first]), slot, pid, last=index_of(job.positions[last]))
-        found.update(dict.fromkeys(same, exception_of(reply.failures[first], transport, origin)))
+        failure = reply.failures[first]
+        if failure.what == "time":
+            n_items = len(same) if job.call.request.is_one_call else 1
+            found.update((place, _late(job, place, slot, pid, n_items=n_items)) for place in same)
+            continue
+        found.update(dict.fromkeys(same, exception_of(failure, transport, origin)))
     return found
+
+
+def _late(job: Job, place: int, slot: int, pid: int | None, *, n_items: int) -> errors.ItemTimeoutError:
+    request = job.call.request
+    timeout = request.limits.item_timeout or 0.0
+    return errors.ItemTimeoutError(request.index(job.positions[place]), slot, pid, timeout, n_items=n_items)
 
 
 def exception_of(failure: Failure, transport: Transport, origin: Origin) -> BaseException:

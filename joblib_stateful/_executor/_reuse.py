@@ -177,7 +177,15 @@ def prepare(
     transport, engine = runtime.transport, runtime.engine
     spec_id, session, reloads = spec_key(spec, transport), engine.session(), _code.reloads()
     key = _Key(
-        (spec_id.common, reloads, id(engine), session, inner_max_num_threads, inside and id(inside)),
+        (
+            spec_id.common,
+            reloads,
+            id(engine),
+            session,
+            inner_max_num_threads,
+            inside and id(inside.life),
+            runtime.max_concurrency,
+        ),
         tuple((spec_id.of_slot(slot), tuple(sorted(env.items()))) for slot, env in enumerate(envs)),
     )
     with _lock:
@@ -190,7 +198,8 @@ def prepare(
 
     def lease() -> Lease:
         if pool.is_disowned:  # by a fork since
-            return prepare(spec, n_jobs, engine.make_runtime(n_jobs), envs, inner_max_num_threads)()
+            anew = engine.make_concurrent_runtime(n_jobs, runtime.max_concurrency)
+            return prepare(spec, n_jobs, anew, envs, inner_max_num_threads)()
         return _lease(_Entry(key, pool, spec_id, reloads, is_stateless=spec.build is None))
 
     return lease

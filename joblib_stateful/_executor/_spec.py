@@ -15,7 +15,7 @@ from .._transport._code import source_of
 from .._transport._defining import DefinitionError, needs_of
 from .._transport._transport import ByReference, digest
 from .._words import a, short
-from .._worker._lazy import refuse_async
+from .._worker._lazy import is_async
 
 if TYPE_CHECKING:
     from .._transport._definitions import Definition
@@ -81,7 +81,6 @@ def make_spec(
             raise TypeError(
                 f"worker must be a class, factory(function), a callable or a StatefulExecutor, not {worker!r}.",
             )
-        refuse_async(worker, name_of(worker))
         if shared or any(own or ()):
             named = ", ".join(sorted({*shared, *(key for kwargs in own or () for key in kwargs)}))
             if worker is None:
@@ -119,15 +118,7 @@ def _unfold(worker: Any) -> tuple[Callable[..., Any] | None, tuple[Any, ...], di
             f"it with each item. Give the class a __call__ method; or, if {inner.__qualname__}(item) itself is to "
             f"be called with each item, pass `lambda item: {inner.__qualname__}(item)`.",
         )
-    refuse_async_objects(inner)
     return inner, args, preset
-
-
-def refuse_async_objects(build: Any) -> None:
-    """Raise a TypeError for a class whose objects are to be called with items, and whose call is async."""
-    call = getattr(build, "__call__", None) if inspect.isclass(build) else None  # noqa: B004 - the function itself
-    if call is not None:
-        refuse_async(call, f"{name_of(build)}.__call__")
 
 
 def _check_kwargs(what: str, kwargs: Any) -> dict[str, Any]:
@@ -308,6 +299,6 @@ def pack_function(function: Callable[..., Any], transport: Transport) -> Target:
         ) from error
     needs = needs_of(definer)
     if not isinstance(packed, bytes):
-        return Target(f"id {id(function)}", packed, needs)
+        return Target(f"id {id(function)}", packed, needs, is_async(function))
     versions = repr([(need.key, need.version) for need in needs])
-    return Target(digest(packed + versions.encode()).hex(), packed, needs)
+    return Target(digest(packed + versions.encode()).hex(), packed, needs, is_async(function))

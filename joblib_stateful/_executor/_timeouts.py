@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -29,7 +30,7 @@ _log = Log()
 
 
 class Watched(NamedTuple):
-    """A slot's latest message, if it has a time limit."""
+    """A message under way that has a time limit."""
 
     worker: EngineWorker
     seq: int
@@ -40,8 +41,14 @@ class Watched(NamedTuple):
     idle_since: float | None = None  # when it was first seen to have answered, though no answer has come
 
 
+class Late(NamedTuple):
+    """A message is over its time, with an item or in its construction."""
+
+    place: int | None
+
+
 class LimitWatch:
-    """The time limits of the slots' latest messages; one alarm per slot serves all of its items.
+    """The time limits of the messages under way; one alarm per slot serves all of its items.
 
     The alarm is not moved with each item: when it goes off, it looks at what runs by then, and comes back when
     that may be over its time.
@@ -58,6 +65,8 @@ class LimitWatch:
         Called without the lock, with slot, number and the place of the item, if what runs is over its time.
     condemn : callable
         Called without the lock, with a worker and what is wrong, if what that says of itself can't be.
+    is_one_at_a_time : bool
+        Workers take one message after the other, with growing numbers.
     """
 
     def __init__(
@@ -67,16 +76,22 @@ class LimitWatch:
         is_under_way: Callable[[int, int], bool],
         expire: Callable[[int, int, int | None], None],
         condemn: Callable[[EngineWorker, str], None],
+        *,
+        is_one_at_a_time: bool = True,
     ) -> None:
+        self._is_one_at_a_time = is_one_at_a_time
         self._lock, self._is_under_way, self._expire, self._condemn = lock, is_under_way, expire, condemn
         self._alarms: list[_timers.Alarm | None] = [None] * n_slots
-        self._watched: list[Watched | None] = [None] * n_slots
+        # By number. Some may be over; they are forgotten when the alarm goes off, or there are twice as many as then.
+        self._watched: list[dict[int, Watched]] = [{} for _ in range(n_slots)]
+        self._n_expected = [0] * n_slots
 
     def grow(self, n_slots: int) -> None:
         """Get ready for more slots; to be called with the lock."""
         more = n_slots - len(self._alarms)
         self._alarms += [None] * more
-        self._watched += [None] * more
+        self._watched += [{} for _ in range(more)]
+        self._n_expected += [0] * more
 
     def begin(self, worker: EngineWorker, message: Build | Run, limit: float | None) -> Watched | None:
         """Return what is to be watched once a message is sent that is about to be; None if it has no limit."""
@@ -86,20 +101,28 @@ class LimitWatch:
         least = worker.progress.seq
         if not 0 <= least < message.seq:  # it says what it likes; the next message has it written anew
             least = 0
-        return Watched(worker, message.seq, size, limit, time.monotonic(), least)
+        return Watched(worker, message.seq, size, limit, time.monotonic(), least if self._is_one_at_a_time else 0)
 
     def watch(self, slot: int, watched: Watched) -> None:
         """Watch a message that was just sent."""
         with self._lock:
             if self._is_under_way(slot, watched.seq):
-                self._watched[slot] = watched
+                if len(self._watched[slot]) > 2 * self._n_expected[slot]:
+                    self._forget_those_over(slot)
+                self._watched[slot][watched.seq] = watched
                 self._wake_at(slot, time.monotonic() + watched.limit)
 
     def take_alarms(self) -> list[_timers.Alarm | None]:
         """Forget everything and return the alarms, to be cancelled; to be called with the lock."""
         alarms = self._alarms
-        self._alarms, self._watched = [None] * len(alarms), [None] * len(alarms)
+        self._alarms, self._watched = [None] * len(alarms), [{} for _ in alarms]
         return alarms
+
+    def _forget_those_over(self, slot: int) -> None:
+        watched = self._watched[slot]
+        for seq in [seq for seq in watched if not self._is_under_way(slot, seq)]:
+            del watched[seq]
+        self._n_expected[slot] = len(watched)
 
     def _wake_at(self, slot: int, due: float) -> None:
         alarm = self._alarms[slot]
@@ -110,37 +133,48 @@ class LimitWatch:
             self._alarms[slot] = _timers.call_at(due, partial(self._look, slot))
 
     def _look(self, slot: int) -> None:
+        due = math.inf
         with self._lock:
             self._alarms[slot] = None
-            watched = self._watched[slot]
-            if watched is None or not self._is_under_way(slot, watched.seq):
-                return
-            now = time.monotonic()
-            worker, progress, limit = watched.worker, watched.worker.progress, watched.limit
+            self._forget_those_over(slot)
+            under_way = list(self._watched[slot].values())
+            found = [(watched, self._look_at(slot, watched)) for watched in under_way]
+            due = min((seen for _, seen in found if isinstance(seen, float)), default=math.inf)
+            if due < math.inf:
+                self._wake_at(slot, due)
+        for watched, seen in found:
+            if isinstance(seen, str):
+                self._condemn(watched.worker, seen)
+            elif isinstance(seen, Late):
+                self._expire(slot, watched.seq, seen.place)
+
+    def _look_at(self, slot: int, watched: Watched) -> float | str | Late:
+        """Return when to look at a message again; or what can't be of what its worker says; or that it is over its time."""
+        now = time.monotonic()
+        worker, limit, progress = watched.worker, watched.limit, watched.worker.progress_of(watched.seq)
+        # Where several are under way, its place may have been another message's before.
+        if self._is_one_at_a_time or progress.seq == watched.seq:
             fault = progress.fault(watched.seq, watched.size, watched.least, watched.began)
-            if not fault:
-                doing, since = (progress.phase, progress.place), progress.since
-                idle_since = None
-                if progress.seq != watched.seq:  # not begun
-                    due = watched.began + _STARTUP_SECONDS + limit
-                elif doing[0] is Phase.IDLE or doing != (progress.phase, progress.place):
-                    # It is answered, though nobody here has read that yet; or something else has begun just now, to which
-                    # what was read may not belong.
-                    due = now + limit
-                    if worker.owes_answer(watched.seq):
-                        idle_since = watched.idle_since or now
-                else:
-                    due = since + limit * max(1, progress.n_together)
-                if idle_since is not None and now - idle_since > _STARTUP_SECONDS + limit:
-                    fault = "it says that a message is answered, but has sent no answer"
-                elif due > now:
-                    self._watched[slot] = watched._replace(idle_since=idle_since)
-                    self._wake_at(slot, min(due, now + limit))
-                    return
-        if fault:
-            self._condemn(worker, fault)
+            if fault:
+                return fault
+        doing, since = (progress.phase, progress.place), progress.since
+        idle_since = None
+        if progress.seq != watched.seq:  # not begun
+            due = watched.began + _STARTUP_SECONDS + limit
+        elif doing[0] is Phase.IDLE or doing != (progress.phase, progress.place):
+            # It is answered, though nobody here has read that yet; or something else has begun just now, to which
+            # what was read may not belong.
+            due = now + limit
+            if worker.owes_answer(watched.seq):
+                idle_since = watched.idle_since or now
         else:
-            self._expire(slot, watched.seq, doing[1])
+            due = since + limit * max(1, progress.n_together) + progress.grace
+        if idle_since is not None and now - idle_since > _STARTUP_SECONDS + limit:
+            return "it says that a message is answered, but has sent no answer"
+        if due <= now:
+            return Late(doing[1])
+        self._watched[slot][watched.seq] = watched._replace(idle_since=idle_since)
+        return min(due, now + limit)
 
 
 class IdleWatch:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
 
 from .._executor import _arguments
@@ -43,6 +43,78 @@ def stateful_map(
     on_error: Literal["deferred"],
     **options: Unpack[MapOptions],
 ) -> StatefulMap[TaskResult[Any]]: ...
+@overload
+def stateful_map(
+    worker: Builder[Coroutine[Any, Any, Iterable[T | Failure]]],
+    iterable: Iterable[Any],
+    *,
+    pass_as: Literal["batch"],
+    on_error: Literal["immediate", "wait_others"] = ...,
+    **options: Unpack[MapOptions],
+) -> StatefulMap[T]: ...
+@overload
+def stateful_map(
+    worker: Builder[Coroutine[Any, Any, Iterable[T | Failure]]],
+    iterable: Iterable[Any],
+    *,
+    pass_as: Literal["batch"],
+    on_error: Literal["deferred"],
+    **options: Unpack[MapOptions],
+) -> StatefulMap[TaskResult[T]]: ...
+@overload
+def stateful_map(
+    worker: Builder[Coroutine[Any, Any, T]],
+    iterable: Iterable[Any],
+    *,
+    pass_as: PassOneAs = ...,
+    on_error: Literal["immediate", "wait_others"] = ...,
+    **options: Unpack[MapOptions],
+) -> StatefulMap[T]: ...
+@overload
+def stateful_map(
+    worker: Builder[Coroutine[Any, Any, T]],
+    iterable: Iterable[Any],
+    *,
+    pass_as: PassOneAs = ...,
+    on_error: Literal["deferred"],
+    **options: Unpack[MapOptions],
+) -> StatefulMap[TaskResult[T]]: ...
+@overload
+def stateful_map(
+    worker: Callable[..., Coroutine[Any, Any, Iterable[T | Failure]]],
+    iterable: Iterable[Any],
+    *,
+    pass_as: Literal["batch"],
+    on_error: Literal["immediate", "wait_others"] = ...,
+    **options: Unpack[MapOptions],
+) -> StatefulMap[T]: ...
+@overload
+def stateful_map(
+    worker: Callable[..., Coroutine[Any, Any, Iterable[T | Failure]]],
+    iterable: Iterable[Any],
+    *,
+    pass_as: Literal["batch"],
+    on_error: Literal["deferred"],
+    **options: Unpack[MapOptions],
+) -> StatefulMap[TaskResult[T]]: ...
+@overload
+def stateful_map(
+    worker: Callable[..., Coroutine[Any, Any, T]],
+    iterable: Iterable[Any],
+    *,
+    pass_as: PassOneAs = ...,
+    on_error: Literal["immediate", "wait_others"] = ...,
+    **options: Unpack[MapOptions],
+) -> StatefulMap[T]: ...
+@overload
+def stateful_map(
+    worker: Callable[..., Coroutine[Any, Any, T]],
+    iterable: Iterable[Any],
+    *,
+    pass_as: PassOneAs = ...,
+    on_error: Literal["deferred"],
+    **options: Unpack[MapOptions],
+) -> StatefulMap[TaskResult[T]]: ...
 @overload
 def stateful_map(
     worker: Builder[Iterable[T | Failure]],
@@ -129,6 +201,7 @@ def stateful_map(
     on_error: OnError = "immediate",
     batch_size: int | Literal["auto"] = "auto",
     buffer: int | Literal["auto"] = "auto",
+    max_concurrency: int = 1,
     isolate: bool = True,
     route: Callable[[Any], int] | None = None,
     item_timeout: float | None = None,
@@ -179,6 +252,10 @@ def stateful_map(
     buffer : int or "auto", default "auto"
         Most items pulled from the input and not yet done with, the one in the consumer's hand included. "auto"
         follows the batch size, and what items and results weigh (64 MiB in all, but one item per worker).
+    max_concurrency : int, default 1
+        Items under way at once in one worker. Calls of an async worker (``async def __call__``, or an async function) are
+        awaited in an event loop that each worker has; others are run in so many threads of its process, and must be
+        thread-safe. They travel one by one. With engine ``"inline"`` there is one at a time.
     isolate : bool, default True
         Under ``pass_as="batch"`` a call that raises is repeated in halves, until those items are alone that make it
         raise: only they fail. False: all items of the call do, and none is run twice.
@@ -189,7 +266,7 @@ def stateful_map(
         are done. None: any worker runs any item.
     item_timeout : float, optional
         Seconds one item may run; beyond it its worker is killed and the item fails with
-        `errors.ItemTimeoutError`. A call with several items may run that many times as long. None: no limit.
+        `errors.ItemTimeoutError`. One that is awaited is cancelled first, and its worker lives on if it takes that. A call with several items may run that many times as long. None: no limit.
     init_timeout : float, optional
         Seconds that building an object may take; can't be kept by engine ``"inline"``. None: no limit.
     retries : int, default 0
@@ -290,6 +367,7 @@ def stateful_map(
             "max_restarts": max_restarts,
             "max_worker_memory": max_worker_memory,
         },
+        max_concurrency=max_concurrency,
         inner_max_num_threads=inner_max_num_threads,
         progress=progress,
         total=total,

@@ -83,7 +83,7 @@ class StatefulMap(NotCopied, Generic[T]):
         self._is_shut = False  # everything is let go
         inbox = Inbox()
         self._inbox, self._news = inbox, inbox.news
-        self._measures = Measures(None if plan.trace is None else TraceWriter(plan.trace))
+        self._measures = Measures(None if plan.trace is None else TraceWriter(plan.trace, plan.n_places // plan.n_jobs))
         self._group = Group(on_error=inbox.put, n_slots=plan.n_jobs, watch=self._measures.note)
         if plan.route is not None and plan.on_error == "deferred":
             self._group.broken = {}
@@ -199,6 +199,7 @@ class StatefulMap(NotCopied, Generic[T]):
             self._measures,
             n_jobs=1 if self._plan.synchronous else self._plan.n_jobs,
             n_items=self._n_given,
+            n_at_once=self._plan.n_places // self._plan.n_jobs,
             is_routed=self._plan.route is not None,
         )
 
@@ -267,10 +268,10 @@ class StatefulMap(NotCopied, Generic[T]):
     def _n_to_keep(self) -> int:
         """Return how many of the results at hand are not to be given before the next look."""
         plan, n_running = self._plan, self._n_running
-        if self._feeder.is_over or self._feeder.is_slow or plan.synchronous or n_running >= 2 * plan.n_jobs:
+        if self._feeder.is_over or self._feeder.is_slow or plan.synchronous or n_running >= 2 * plan.n_places:
             return 0
         # That is due when so many have been given that a batch has room.
-        room = plan.batching.enough if n_running < plan.n_jobs else plan.batching.batch
+        room = plan.batching.enough if n_running < plan.n_places else plan.batching.batch
         return max(0, self._n_taken - (self._feeder.n_pulled - plan.batching.buffer + room))
 
     def _take(self, results: Results) -> None:
@@ -400,12 +401,12 @@ class StatefulMap(NotCopied, Generic[T]):
         room = self._room
         if plan.synchronous:
             return room > 0 and running == 0
-        n_jobs = 1 if self._pool is None else plan.n_jobs
+        n_places = 1 if self._pool is None else plan.n_places
         # Of batches with a route each may wait for the same slot, while others have nothing to do.
-        if running >= 2 * n_jobs and plan.batching.is_growing and plan.route is None:
+        if running >= 2 * n_places and plan.batching.is_growing and plan.route is None:
             return False
         is_enough = room >= plan.batching.enough or not self._has_results
-        return room > 0 and (room >= plan.batching.batch or (running < n_jobs and is_enough))
+        return room > 0 and (room >= plan.batching.batch or (running < n_places and is_enough))
 
     @property
     def _has_results(self) -> bool:
@@ -418,7 +419,7 @@ class StatefulMap(NotCopied, Generic[T]):
             return
         if self._feeder.is_slow:  # then what is there goes first, and pulling waits until nothing is
             return
-        if self._n_running < 2 * self._plan.n_jobs and self._has_room():
+        if self._n_running < 2 * self._plan.n_places and self._has_room():
             self._pull()
 
     def _pull(self) -> bool:
@@ -426,7 +427,7 @@ class StatefulMap(NotCopied, Generic[T]):
         if self._is_closed:  # by the progress, a moment ago
             return False
         since = clock()
-        batch = self._feeder.next_batch(self._room, is_awaited=self._n_running < self._plan.n_jobs)
+        batch = self._feeder.next_batch(self._room, is_awaited=self._n_running < self._plan.n_places)
         self._measures.stay("input", since)
         if self._plan.trace is not None:
             self._measures.count(self._feeder.n_pulled, self._n_given)
@@ -449,7 +450,9 @@ class StatefulMap(NotCopied, Generic[T]):
             self._progress.say("building 1 of 1", at_once=True)  # in this thread, which can say nothing meanwhile
         # As many workers as there are batches at first. joblib, whose import takes 0.15 s with numpy's, is loaded while they
         # start (W7 of `python -m benchmarks`).
-        n_first = plan.n_jobs if plan.length is None else min(plan.n_jobs, plan.length)
+        n_first = (
+            plan.n_jobs if plan.length is None else min(plan.n_jobs, -(-plan.length // (plan.n_places // plan.n_jobs)))
+        )
         if plan.route is None:  # else only those are built that items go to
             self._pool.begin(self._group, plan.limits, self._feeder.surroundings, n_first)
         with uninterrupted():  # or a module of joblib's, or numpy's, would be there by half

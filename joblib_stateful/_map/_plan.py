@@ -11,7 +11,7 @@ from .._executor import _arguments, _reuse
 from .._executor._executor import StatefulExecutor
 from .._executor._nesting import check_call
 from .._executor._replies import add_note
-from .._executor._spec import make_spec, pack_function, refuse_async_objects
+from .._executor._spec import make_spec, pack_function
 from ._batching import Batching
 from ._call_sizes import CallSizes
 
@@ -64,6 +64,7 @@ class Plan(NamedTuple):
     transport: Transport
     synchronous: bool
     n_jobs: int  # slots that it uses
+    n_places: int  # messages that they can be at
     surroundings: Callable[[], Surroundings | None]
     isolate: bool = True
     route: Callable[[Any], int] | None = None
@@ -92,6 +93,7 @@ def make_plan(
     route: Callable[[Any], int] | None,
     trace: Path | None,
     limits: dict[str, Any],
+    max_concurrency: int,
     inner_max_num_threads: int | None,
     progress: ProgressLike,
     total: int | None,
@@ -106,6 +108,7 @@ def make_plan(
             shared_kwargs=shared_kwargs,
             worker_kwargs=worker_kwargs,
             worker_env=worker_env,
+            max_concurrency=None if max_concurrency == 1 else max_concurrency,
             inner_max_num_threads=inner_max_num_threads,
             engine=None if engine == "loky" else engine,
         )
@@ -121,7 +124,7 @@ def make_plan(
             n_jobs, spec.worker_kwargs, chosen, _configured_n_jobs(), worker_env=worker_env
         )
         envs = _arguments.check_env(worker_env, slots, chosen)
-        runtime = chosen.make_runtime(slots)
+        runtime = chosen.make_concurrent_runtime(slots, _arguments.check_concurrency(chosen, max_concurrency))
         check_call(worker, runtime)
         if spec.build is None:
             target = pack_function(worker, runtime.transport)
@@ -136,6 +139,9 @@ def make_plan(
             "route says which of several workers runs an item, and this map has one. Leave route out, or give n_jobs=2 or "
             "more, or worker_kwargs with a dict for each."
         )
+    n_places = slots * runtime.max_concurrency
+    if batch_size == "auto" and runtime.max_concurrency > 1 and pass_as != "batch":  # noqa: S105 - no password
+        batch_size = 1  # each result as it is ready, and none behind another one
     return Plan(
         open=opening,
         target=target,
@@ -146,14 +152,15 @@ def make_plan(
         on_error=on_error,
         limits=checked,
         batching=(
-            CallSizes(slots, batch_size, buffer)
+            CallSizes(n_places, batch_size, buffer)
             if pass_as == "batch"  # noqa: S105 - no password
-            else Batching(slots, _arguments.check_batch_size(chosen, checked, batch_size), buffer)
+            else Batching(n_places, _arguments.check_batch_size(chosen, checked, batch_size), buffer)
         ),
         progress=progress,
         transport=runtime.transport,
         synchronous=chosen.is_synchronous,
         n_jobs=slots,
+        n_places=n_places,
         surroundings=runtime.surroundings,
         isolate=isolate,
         route=route,
@@ -213,8 +220,6 @@ def _open_owned(
             "This StatefulExecutor was made without a worker, so that there is no object to call with the items. "
             "Write StatefulExecutor(YourClass, ...), or pass the function itself to stateful_map.",
         )
-
-    refuse_async_objects(pool.packed.spec.build)
 
     def give_back(_: StatefulExecutor = executor) -> None:
         """Hold the executor until the map is done with it."""

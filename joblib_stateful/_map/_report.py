@@ -69,12 +69,14 @@ class Report:
         *,
         seconds: float,
         n_items: int,
+        n_at_once: int,
         workers: list[SlotReport],
         shares: dict[str, float],
         advice: str,
         spans: dict[str, list[tuple[float, float, str]]],
     ) -> None:
         self.seconds, self.n_items, self.workers, self.advice = seconds, n_items, workers, advice
+        self._n_at_once = n_at_once
         self.busy, self.building, self.transport = shares["work"], shares["building"], shares["transport"]
         self.input, self.waiting, self.consumer = shares["input"], shares["waiting"], shares["consumer"]
         self._spans = spans
@@ -96,12 +98,16 @@ class Report:
             ),
         ]
         lines += [
-            f"  worker {worker.slot}: {worker.work / self.seconds:.0%} busy, {count(worker.n_items, 'item')}"
+            f"  worker {worker.slot}: {self._how_busy(worker)}, {count(worker.n_items, 'item')}"
             + (f", built {worker.n_builds} times" if worker.n_builds > 1 else "")
             + (f", lost {count(worker.n_deaths, 'time')}" if worker.n_deaths else "")
             for worker in self.workers
         ]
         return "\n".join([*lines, self.advice])
+
+    def _how_busy(self, worker: SlotReport) -> str:
+        busy = worker.work / self.seconds
+        return f"{busy:.0%} busy" if self._n_at_once == 1 else f"{busy:.1f} of {self._n_at_once} under way on average"
 
     __repr__ = __str__
 
@@ -109,19 +115,19 @@ class Report:
         return f"<div>{_picture(self._spans, self.seconds)}<pre>{html.escape(str(self))}</pre></div>"
 
 
-def report_of(measures: Measures, *, n_jobs: int, n_items: int, is_routed: bool = False) -> Report:
-    """Return the report of a map; ``n_jobs`` is how many items can be under way at once."""
+def report_of(measures: Measures, *, n_jobs: int, n_items: int, n_at_once: int = 1, is_routed: bool = False) -> Report:
+    """Return the report of a map, whose workers are ``n_jobs``, and at so many items at once."""
     seconds = measures.seconds
     workers = [
         SlotReport(slot, sums.work, sums.building, sums.transport, sums.n_items, sums.n_builds, sums.n_deaths)
         for slot, sums in sorted(measures.slots.copy().items())
     ]
     capacity = seconds * max(1, min(n_jobs, len(workers) or 1)) or 1.0
-    whole = seconds or 1.0
+    whole, places = seconds or 1.0, capacity * n_at_once
     shares = {
-        "work": min(1.0, sum(worker.work for worker in workers) / capacity),
+        "work": min(1.0, sum(worker.work for worker in workers) / places),
         "building": min(1.0, sum(worker.building for worker in workers) / capacity),
-        "transport": min(1.0, sum(worker.transport for worker in workers) / capacity),
+        "transport": min(1.0, sum(worker.transport for worker in workers) / places),
         "input": min(1.0, measures.input / whole),
         "waiting": min(1.0, measures.waiting / whole),
         "consumer": max(0.0, min(1.0, 1 - measures.inside / whole)),
@@ -132,7 +138,15 @@ def report_of(measures: Measures, *, n_jobs: int, n_items: int, is_routed: bool 
         n_items=n_items,
         workers=workers,
         shares=shares,
-        advice=_advice(shares, seconds, workers, _straggler(measures.records.copy()), is_routed=is_routed),
+        n_at_once=n_at_once,
+        advice=_advice(
+            shares,
+            seconds,
+            workers,
+            _straggler(measures.records.copy()),
+            n_at_once=n_at_once,
+            is_routed=is_routed,
+        ),
         spans=spans,
     )
 
@@ -153,6 +167,7 @@ def _advice(
     workers: list[SlotReport],
     straggler: tuple[Record, float, bool] | None,
     *,
+    n_at_once: int,
     is_routed: bool,
 ) -> str:
     if not any(worker.n_items or worker.n_deaths for worker in workers):
@@ -166,21 +181,30 @@ def _advice(
             "ones."
         )
     most = max(workers, key=lambda worker: worker.work)
-    if is_routed and most.work / seconds >= _BUSY and shares["work"] < _BUSY:
+    if is_routed and most.work / (seconds * n_at_once) >= _BUSY and shares["work"] < _BUSY:
         return (
-            f"Worker {most.slot} was busy {most.work / seconds:.0%} of the time, and the others much less: the route gives it more "
+            f"Worker {most.slot} was busy {most.work / (seconds * n_at_once):.0%} of the time, and the others much less: the route gives it more "
             "than its share."
         )
     largest = max(_TOLD, key=shares.__getitem__)
     if shares["work"] >= _BUSY:
-        more = " It is what to make faster, or give it more workers." if len(workers) > 1 or shares["waiting"] else ""
-        return f"The workers' own code takes {shares['work']:.0%} of their time.{more}"
+        return _advice_to_the_busy(shares, len(workers), n_at_once)
     if shares[largest] >= _MUCH:
         return _TOLD[largest].format(share=shares[largest])
     return (
         f"Nothing stands out: the workers were in their own code {shares['work']:.0%} of the time, and none of the rest takes much. "
         "They may have worked for somebody else, or there were too few items."
     )
+
+
+def _advice_to_the_busy(shares: dict[str, float], n_workers: int, n_at_once: int) -> str:
+    if n_at_once > 1:
+        return (
+            f"Of all places for items under way {shares['work']:.0%} are in use on average. If what the workers wait for can do "
+            "more at once, raise max_concurrency."
+        )
+    more = " It is what to make faster, or give it more workers." if n_workers > 1 or shares["waiting"] else ""
+    return f"The workers' own code takes {shares['work']:.0%} of their time.{more}"
 
 
 _TOLD = {

@@ -51,16 +51,18 @@ class TraceWriter:
     ----------
     path : Path
         The file; one that is there is replaced.
+    n_at_once : int
+        How many items a worker is at.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, n_at_once: int = 1) -> None:
+        self._path, self._n_at_once = path, n_at_once
         self._lock = _locks.Lock()
         self._fd: int | None = None
         self._is_over = False
         self._pid = os.getpid()
         self._known: set[int] = set()
-        self._n_sent = 0
+        self._n_pairs = 0
 
     def write_record(self, record: Record) -> None:
         """Write what a message has taken: in its worker, and on the way."""
@@ -76,7 +78,10 @@ class TraceWriter:
             )
         elif record.what == "ran":
             began = record.sent + before / 2
-            self._write(ph="X", tid=row, name=name, cat="ran", ts=began, dur=record.seconds, args=details)
+            if self._n_at_once == 1:
+                self._write(ph="X", tid=row, name=name, cat="ran", ts=began, dur=record.seconds, args=details)
+            else:  # those of a row may only lie within each other
+                self._write_pair(tid=row, name=name, cat="ran", since=began, until=began + record.seconds, args=details)
             self._write_transport(record, before / 2)
         else:
             lasted = record.received - record.sent
@@ -86,15 +91,17 @@ class TraceWriter:
     def _write_transport(self, record: Record, half: float) -> None:
         self._know(_TRANSPORT, "transport")
         for since, what in ((record.sent, "to"), (record.received - half, "from")):
-            self._n_sent += 1
-            common: dict[str, Any] = {
-                "cat": "transport",
-                "id": self._n_sent,
-                "tid": _TRANSPORT,
-                "name": f"{what} worker {record.slot}",
-            }
-            self._write(ph="b", ts=since, **common)
-            self._write(ph="e", ts=since + half, **common)
+            name = f"{what} worker {record.slot}"
+            self._write_pair(tid=_TRANSPORT, name=name, cat="transport", since=since, until=since + half)
+
+    def _write_pair(
+        self, *, tid: int, name: str, cat: str, since: float, until: float, args: dict[str, Any] | None = None
+    ) -> None:
+        """Write what may overlap others of its row."""
+        self._n_pairs += 1
+        common: dict[str, Any] = {"cat": cat, "id": self._n_pairs, "tid": tid, "name": name}
+        self._write(ph="b", ts=since, **common, args=args or {})
+        self._write(ph="e", ts=until, **common)
 
     def write_stay(self, where: str, since: float, until: float) -> None:
         """Write where the consumer's thread was."""

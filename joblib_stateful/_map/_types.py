@@ -36,6 +36,7 @@ class MapOptions(TypedDict, total=False):
     retries: int
     max_restarts: int
     max_worker_memory: int | str | None
+    max_concurrency: int
     inner_max_num_threads: int | None
     progress: ProgressLike
     total: int | None

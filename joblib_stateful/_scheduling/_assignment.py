@@ -28,20 +28,18 @@ class Assignment:
     ----------
     slots : SlotTable
         All slots.
-    max_tasks : int or None
-        Items after which a worker is closed and its object built anew; None: never.
     in_turn : bool
         Give work to the slot that has waited longest, built or not, instead of to as few as possible.
     """
 
-    def __init__(self, slots: SlotTable, max_tasks: int | None = None, *, in_turn: bool = False) -> None:
-        self._slots, self._max_tasks, self.in_turn = slots, max_tasks, in_turn
+    def __init__(self, slots: SlotTable, *, in_turn: bool = False) -> None:
+        self._slots, self.in_turn = slots, in_turn
         self.jobs = JobQueue()  # that wait
         # All that were accepted and are not settled.
         self._calls: dict[Group, dict[Call, None]] = {}
-        # Busy slots of whose messages idle ones could have a share, and that were not asked for it; in the order of
-        # sending.
-        self._shareable: dict[int, None] = {}
+        # Messages under way of which slots with nothing to do could have a share, and that were not asked for it: the slot and
+        # the job, by number and in the order of sending.
+        self._shareable: dict[int, tuple[int, Job]] = {}
         # More slots than this are of no use to any group with calls that are open ...
         self._widest = 0
         # ... and at least so many are of use to each of them.
@@ -101,11 +99,11 @@ class Assignment:
         return min(len(self._slots), group.n_slots)
 
     def assign(self) -> Decisions:
-        """Send jobs to slots that are idle, and have workers started for what waits."""
+        """Send jobs to slots that have room for one, and have workers started for what waits."""
         decisions: Decisions = []
         if self.jobs.own:
             decisions = self._send_own()
-        while self.jobs.common and self._slots.indices(State.IDLE):
+        while self.jobs.common and self._slots.free:
             pair = self._next_pair()
             if pair is None:
                 break
@@ -113,39 +111,37 @@ class Assignment:
         return decisions + self._start_workers()
 
     def _send_own(self) -> Decisions:
-        """Send to idle slots what is for them only."""
+        """Send to slots that have room what is for them only."""
         decisions: Decisions = []
-        idle = self._slots.indices(State.IDLE)
-        for index in [index for index in self.jobs.own if index in idle]:
-            while index in self.jobs.own:
+        free = self._slots.free
+        for index in [index for index in self.jobs.own if index in free]:
+            while index in self.jobs.own and index in free:
                 job = self.jobs.take_own(index)
                 if self._is_wanted(job.call):
                     decisions += self._send(job, self._slots[index])
-                    break
         return decisions
 
     def share(self) -> Decisions:
         """Ask one busy slot for a share of what it has, if nothing else can come for an idle one."""
-        if self.jobs.common or not self._slots.indices(State.IDLE):
+        if self.jobs.common or not self._slots.free:
             return []
-        for index in self._shareable:  # the longest at work first: those who keep others waiting are stragglers
-            slot = self._slots[index]
-            if slot.job is None or slot.job.call.settled:  # what comes of it is nobody's, and it is stopped
+        # The longest at work first: those who keep others waiting are stragglers.
+        for seq, (index, job) in self._shareable.items():
+            if job.call.settled:  # what comes of it is nobody's, and it is stopped
                 continue
-            if slot.job.call.group.sharing and self.n_idle(slot.job.call.group):
-                del self._shareable[index]
-                return [ShareJob(index, slot.seq)]
+            if job.call.group.sharing and self.n_free(job.call.group):
+                del self._shareable[seq]
+                return [ShareJob(index, seq)]
         return []
 
-    def n_idle(self, group: Group) -> int:
-        """Return how many idle slots a group may use."""
-        return sum(index < group.n_slots for index in self._slots.indices(State.IDLE))
+    def n_free(self, group: Group) -> int:
+        """Return how many slots have room for a job of a group."""
+        return sum(index < group.n_slots for index in self._slots.free)
 
-    def take_job(self, slot: Slot) -> Job | None:
-        """Return what a slot was at, which is over."""
-        job, slot.job = slot.job, None
-        self._shareable.pop(slot.index, None)
-        return job
+    def take_job(self, slot: Slot, seq: int) -> Job | None:
+        """Return what a slot was at by a message, which is over."""
+        self._shareable.pop(seq, None)
+        return self._slots.take(slot, seq)
 
     def close(self, slot: Slot) -> Decisions:
         """End a slot's worker in an orderly way."""
@@ -153,13 +149,13 @@ class Assignment:
         return [CloseWorker(slot.index, self._slots.new_message(slot), slot.life)]
 
     def _next_pair(self) -> tuple[Job, Slot] | None:
-        """Return the first job that an idle slot may run, with that slot."""
-        if self._is_too_far(self._slots.indices(State.IDLE)):
+        """Return the first job that a slot with room may run, with that slot."""
+        if self._is_too_far(self._slots.free):
             return None
         at, jobs = 0, self.jobs.common
         while at < len(jobs):
             job = jobs[at]
-            slot = self._idle_slot_for(job)
+            slot = self._free_slot_for(job)
             if slot is None:
                 at += 1
                 continue
@@ -172,12 +168,14 @@ class Assignment:
         """Tell whether some slots are of no use to any job, of which there may be thousands."""
         return self._widest < len(self._slots) and min(indices) >= self._widest
 
-    def _idle_slot_for(self, job: Job) -> Slot | None:
-        idle = self._slots.indices(State.IDLE)
+    def _free_slot_for(self, job: Job) -> Slot | None:
+        free = self._slots.free
         if not self.in_turn:
-            found = next((index for index in idle if _may_run(index, job)), None)
-            return None if found is None else self._slots[found]
-        able = [index for index in idle if _may_run(index, job)]
+            slots = (self._slots[index] for index in free if _may_run(index, job))
+            if self._slots.capacity == 1:
+                return next(slots, None)
+            return min(slots, key=lambda slot: len(slot.jobs), default=None)
+        able = [index for index in free if _may_run(index, job)]
         if able:
             # Those that had their turn come after new ones, and wait for those that can still be built.
             new = [index for index in able if not self._slots[index].tasks]
@@ -195,18 +193,19 @@ class Assignment:
         return call.claimed
 
     def _send(self, job: Job, slot: Slot) -> Decisions:
-        room = len(job.positions) if self._max_tasks is None else self._max_tasks - slot.tasks
-        if room < len(job.positions):
+        room = self._slots.room(slot)
+        if room is not None and room < len(job.positions):
             self.jobs.put_back(job.some(job.positions[room:]))
             job = job.some(job.positions[:room])
-        self._slots.enter(slot, State.BUSY)
-        slot.job = job
+        seq = self._slots.put(slot, job)
         if job.call.request.budget is not None and len(job.positions) > 1:
-            self._shareable[slot.index] = None
-        return [SendJob(slot.index, self._slots.new_message(slot), job)]
+            self._shareable[seq] = slot.index, job
+        return [SendJob(slot.index, seq, job)]
 
     def _start_workers(self) -> Decisions:
         """Start a worker for each slot to be warmed, and for each waiting job that none is being built for."""
+        if not self.jobs.common and not self.jobs.own and not self._slots.has_warm:  # as behind most messages
+            return []
         decisions: Decisions = [self._start(slot) for slot in self._slots.to_be_warm if slot.state is State.EMPTY]
         own = [(jobs[0], self._slots[index]) for index, jobs in self.jobs.own.items()]
         own = [(job, slot) for job, slot in own if slot.state is State.EMPTY]
@@ -222,15 +221,17 @@ class Assignment:
         if not jobs:
             return []
         building, empty = self._slots.indices(State.BUILDING), self._slots.indices(State.EMPTY)
-        if self.jobs.own:  # they are built for those
-            building = {index: None for index in building if index not in self.jobs.own}
-            empty = {index: None for index in empty if index not in self.jobs.own}
+        capacity, own = self._slots.capacity, self.jobs.own
+        if own:  # they are built for those, and have room for others only beside them
+            building = dict.fromkeys((*building, *(index for index in empty if index in own)))
+            empty = {index: None for index in empty if index not in own}
         if not empty or self._is_too_far(empty):
             return []
+        coming = [index for index in building for _ in range(capacity - len(own.get(index, ())))]
         if self._narrowest >= len(self._slots) and not self._avoids:  # any slot will do for any job
-            waiting = islice(jobs, len(building), None)
+            waiting = islice(jobs, len(coming), None, capacity)
             return [(job, self._slots[index]) for job, index in zip(waiting, empty, strict=False)]
-        coming, free, found = list(building), list(empty), []
+        free, found = list(empty), []
         # Those first to which the fewest slots will do, so that no other job is served by these.
         for job in sorted(jobs, key=lambda job: (self.width(job.call.group), job.avoid is None)):
             served = next((index for index in coming if _may_run(index, job)), None)
@@ -240,6 +241,7 @@ class Assignment:
             index = next((index for index in free if _may_run(index, job)), None)
             if index is not None:
                 free.remove(index)
+                coming += [index] * (capacity - 1)
                 found.append((job, self._slots[index]))
                 if not free:
                     break

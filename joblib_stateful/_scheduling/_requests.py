@@ -59,6 +59,7 @@ class Target(NamedTuple):
     id: str
     packed: Any
     needs: tuple[Definition, ...] = ()
+    is_async: bool = False
 
 
 class Group:
@@ -130,6 +131,8 @@ class Request:
         A call with several items that raises is repeated in halves.
     claim : callable, optional
         Asked just before the first item is sent; False: the caller has cancelled it.
+    is_async : bool, default False
+        The function that the item brings is async.
     """
 
     __slots__ = (
@@ -140,6 +143,7 @@ class Request:
         "faults",
         "group",
         "indices",
+        "is_async",
         "is_urgent",
         "isolate",
         "limits",
@@ -170,11 +174,13 @@ class Request:
         indices: Sequence[int] | None = None,
         only: int | None = None,
         is_urgent: bool = False,
+        is_async: bool = False,
     ) -> None:
         self.size, self.group, self.deliver, self.limits = size, group, deliver, limits
         self.parcel, self.faults, self.mode, self.target = parcel, faults or {}, mode, target
         self.surroundings, self.after_error, self.budget, self.claim = surroundings, after_error, budget, claim
         self.isolate, self.indices, self.only, self.is_urgent = isolate, indices, only, is_urgent
+        self.is_async = is_async
 
     @property
     def is_one_call(self) -> bool:
@@ -230,6 +236,8 @@ class Report(NamedTuple):
     is_full: bool = False  # its worker holds more memory than it may
     n_calls: int = 1
     n_fit: int = 0
+    late: Sequence[int] = ()  # places of items that were over their time, and were ended by the worker itself
+    slot: int | None = None  # where that was
 
 
 class Record(NamedTuple):

@@ -4,15 +4,17 @@ No I/O, no threads, no clock: each method takes one event, changes the state and
 follow from it, for somebody else to carry out in that order. A slot is marked busy in the very step that
 assigns it. The rules, in one place:
 
-- Work goes to slots that have their object, and only then to empty ones: no more objects than are needed.
+- Work goes to slots that have their object, and only then to empty ones: no more objects than are needed. Of those that
+  have it, to those that are at the fewest jobs.
 - A group runs on its first so many slots only, and those are the same for all that want so many.
-- A slot runs one job at a time. What waits, waits here, where it can still be dropped or go elsewhere.
+- A slot runs one job at a time, or so many at once as its worker can be at. What waits, waits here, where it can still be
+  dropped or go elsewhere.
 - What a worker gives back of a message that took too long goes to all slots, in parts; it is also asked for that when
   others have nothing to do, and nothing can come for them.
 - What a worker has no memory for all at once goes to it one by one.
 - When a worker dies, the item that ran pays (a retry on another slot, or its error); the other items of its
   message run again one by one. What had not been started costs nothing. If it was called with several at once, all of them
-  pay, and are tried again in halves.
+  pay, and are tried again in halves. If it was at several jobs at once, each of them pays for the item that it ran.
 - Deaths that are nobody's fault are counted per slot and in a row; beyond ``max_restarts`` they end the group.
 """
 
@@ -27,7 +29,7 @@ from ._assignment import Assignment
 from ._decisions import Decisions, Deliver, FailGroup, KillWorker, StopJob
 from ._jobs import Call, Job
 from ._requests import Outcome
-from ._slots import Killing, Slot, SlotTable, State
+from ._slots import Killing, Late, Slot, SlotTable, State
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -51,12 +53,13 @@ class Scheduler:
         Items after which a worker is closed and its object built anew; None: never.
     in_turn : bool
         Give work to the slot that has waited longest, built or not, instead of to as few as possible.
+    capacity : int
+        How many jobs a worker can be at.
     """
 
-    def __init__(self, n_slots: int, max_tasks: int | None = None, *, in_turn: bool = False) -> None:
-        self.max_tasks = max_tasks
-        self.slots = SlotTable(n_slots)
-        self.work = Assignment(self.slots, max_tasks, in_turn=in_turn)
+    def __init__(self, n_slots: int, max_tasks: int | None = None, *, in_turn: bool = False, capacity: int = 1) -> None:
+        self.slots = SlotTable(n_slots, max_tasks, capacity)
+        self.work = Assignment(self.slots, in_turn=in_turn)
         self.closing = False
         self._unreported: set[Job] = set()  # that were answered in part: the rest of each may wait in a moment
 
@@ -150,9 +153,9 @@ class Scheduler:
         return self._drop([call for call in self.work.calls_of() if not call.claimed])
 
     def drop_running(self, index: int) -> Decisions:
-        """Forget the call that a slot is at, also what of it waits or is at other slots."""
-        job = self.slots[index].job
-        return [] if job is None or job.call.settled else self._drop([job.call])
+        """Forget the calls that a slot is at, also what of them waits or is at other slots."""
+        running = dict.fromkeys(job.call for job in self.slots[index].jobs.values())  # each once, whatever it has there
+        return self._drop([call for call in running if not call.settled])
 
     def stop_after_running(self, group: Group) -> Decisions:
         """Let what runs of a group finish its current item, and drop the rest, and what may still come."""
@@ -167,20 +170,20 @@ class Scheduler:
         for slot in self.slots:
             is_at_rest = slot.state in (State.IDLE, State.CLOSING)
             is_spared = slot.state is State.EMPTY or (is_at_rest and not idle_too)
-            if is_spared or group not in (None, slot.owner):
+            if is_spared or not slot.is_for(group):
                 continue
             if slot.state is State.IDLE:
                 self.slots.enter(slot, State.CLOSING)
             self.slots.leave_cold(slot)
-            slot.killing = slot.killing or Killing()
+            self.slots.condemn(slot, slot.killing or Killing())
             decisions.append(KillWorker(slot.index, slot.life))
         return decisions
 
     def stop(self, call: Call) -> Decisions:
         """Forget a call, and kill the workers that run it."""
-        running = [slot for slot in self.slots if slot.job is not None and slot.job.call is call]
+        running = [slot for slot in self.slots if any(job.call is call for job in slot.jobs.values())]
         for slot in running:
-            slot.killing = slot.killing or Killing()
+            self.slots.condemn(slot, slot.killing or Killing())
         decisions = self._give_back(call, fatal=CancelledError())
         self.work.jobs.remove(lambda job: job.call.settled)
         return [*decisions, *(KillWorker(slot.index, slot.life) for slot in running), *self._release_if_done()]
@@ -264,13 +267,15 @@ class Scheduler:
     def died(self, index: int, seq: int, death: Death) -> Decisions:
         """Note that a slot's process is gone."""
         slot = self.slots[index]
+        if slot.jobs:
+            return self._died_at_work(slot, seq, death) + self._assign()
         state = slot.state
         if slot.seq != seq or state is State.EMPTY:
             return []
         slot.death = death
-        job, killing = self.work.take_job(slot), slot.killing
-        unwanted = killing is not None and not killing.is_late
-        late = killing if killing is not None and killing.is_late else None
+        killing = slot.killing
+        late = None if killing is None else killing.late.get(seq)
+        unwanted = killing is not None and late is None
         self.slots.enter(slot, State.EMPTY)
         slot.n_restarts += state is not State.CLOSING
         if unwanted and not self.slots.is_to_be_warm(slot):
@@ -278,11 +283,26 @@ class Scheduler:
         decisions: Decisions = []
         if state is State.BUILDING and not unwanted:
             decisions = self._died_building(slot, death, late)
-        elif job is not None and not job.call.settled:
-            decisions = self._died_running(slot, job, death, late)
         elif state is State.IDLE:
             slot.deaths += 1
         return decisions + self._assign()
+
+    def _died_at_work(self, slot: Slot, seq: int, death: Death) -> Decisions:
+        """Note that a slot's process is gone, for one of the jobs that it was at; for each of the others that comes, too."""
+        job = self.work.take_job(slot, seq)
+        if job is None:
+            return []
+        slot.death = death
+        late = None if slot.killing is None else slot.killing.late.get(seq)
+        killing = slot.killing or Killing()
+        if not killing.is_told:  # the first that is heard of it; what it is still at may be answered all the same
+            slot.n_restarts += 1
+            if slot.killing is not None and not slot.killing.late:
+                slot.life_mourned = slot.life  # for somebody else's sake it was killed: that is no fault of this slot's
+            self.slots.condemn(slot, killing._replace(is_done=True, is_told=True))
+        if not slot.jobs:
+            self.slots.enter(slot, State.EMPTY)
+        return [] if job.call.settled else self._died_running(slot, job, death, late)
 
     def died_idle(self, index: int, life: int, death: Death) -> Decisions:
         """Note that a process is gone that was at nothing; if it is sent something, that is answered with its death."""
@@ -313,9 +333,10 @@ class Scheduler:
     def expire(self, index: int, seq: int, place: int | None = None) -> Decisions:
         """Note that a slot's message is over its time limit, with an item or during construction."""
         slot = self.slots[index]
-        if slot.seq != seq or slot.state not in (State.BUILDING, State.BUSY):
+        if not slot.is_at(seq) or slot.state is State.CLOSING:
             return []
-        slot.killing = Killing(is_late=True, place=place, is_done=slot.is_killed)
+        killing = slot.killing or Killing()
+        self.slots.condemn(slot, killing._replace(late={**killing.late, seq: Late(place)}))
         return [KillWorker(index, slot.life)]
 
     # --- what callers ask -----------------------------------------------------------------------------
@@ -341,7 +362,7 @@ class Scheduler:
 
     def is_running(self, group: Group) -> bool:
         """Tell whether a worker runs something of a group, wanted or not, or is built for it."""
-        return any(slot.owner is group and slot.state is not State.EMPTY for slot in self.slots)
+        return any(slot.is_for(group) and slot.state is not State.EMPTY for slot in self.slots)
 
     def _assign(self) -> Decisions:
         return self.work.assign() + self._release_if_done()
@@ -353,8 +374,7 @@ class Scheduler:
     # --- outcomes -------------------------------------------------------------------------------------
 
     def _take_answered(self, index: int, seq: int) -> Job | None:
-        slot = self.slots[index]
-        return self.work.take_job(slot) if slot.seq == seq else None
+        return self.work.take_job(self.slots[index], seq)
 
     def _go_on_after(self, index: int, n_run: int, seconds: float, *, is_full: bool) -> Decisions:
         """Count what a slot has done, and free it for more or close it."""
@@ -363,8 +383,8 @@ class Scheduler:
         slot.n_done += n_run
         slot.tasks += n_run
         slot.busy_seconds += seconds
-        is_worn_out = is_full or (self.max_tasks is not None and slot.tasks >= self.max_tasks)
-        if is_worn_out and slot.killing is None:
+        slot.is_full |= is_full
+        if not slot.jobs and slot.killing is None and self.slots.is_worn_out(slot):
             return self.work.close(slot)
         self.slots.free_after_work(slot)
         return []
@@ -374,11 +394,19 @@ class Scheduler:
         ran, rest = job.positions[:n_run], job.positions[n_run:]
         request = call.request
         decisions: Decisions = []
-        if n_run:
-            faults = {job.positions[place]: error for place, error in report.errors.items()}
+        errors_of, values = report.errors, report.values
+        if report.late and job.attempt <= request.limits.retries and not call.group.stopping:
+            again = [job.positions[place] for place in report.late]
+            avoid = report.slot if self.work.width(call.group) > 1 and job.only is None else None
+            decisions += self._put_back([Job(call, again, job.attempt + 1, avoid)])
+            kept = [place for place in range(n_run) if place not in report.late]
+            ran, values = [job.positions[place] for place in kept], [values[place] for place in kept]
+            errors_of = {place: error for place, error in errors_of.items() if place not in report.late}
+        if ran:
+            faults = {job.positions[place]: error for place, error in errors_of.items()}
             outcome = Outcome(
                 ran,
-                report.values,
+                values,
                 faults,
                 n_run=n_run,
                 seconds=report.seconds,
@@ -386,19 +414,19 @@ class Scheduler:
                 n_calls=report.n_calls,
                 n_fit=report.n_fit,
             )
-            decisions = self._deliver(call, outcome)
+            decisions += self._deliver(call, outcome)
         if rest and report.was_refused:
             decisions += self._put_back_apart(job, rest)
-        elif rest and n_run and (request.after_error == "go_on" or not report.errors):
+        elif rest and n_run and (request.after_error == "go_on" or not errors_of):
             # It took too long for one message, or others have nothing to do. Parts for those, or else some for each slot,
             # but none that is over sooner than it is worth.
-            n_idle = self.work.n_idle(call.group)
-            n_parts = 1 + n_idle if n_idle else 2 * self.work.width(call.group)
+            n_free = self.work.n_free(call.group)
+            n_parts = 1 + n_free if n_free else 2 * self.work.width(call.group)
             worth = report.seconds / n_run * len(rest) / PART_SECONDS
             decisions += self._put_back(reversed(job.split(rest, max(1, min(n_parts, int(worth))))))
         else:
             decisions += self._drop_items(call, rest)
-        return decisions + self._after_errors(call) if report.errors else decisions
+        return decisions + self._after_errors(call) if errors_of else decisions
 
     def _after_errors(self, call: Call) -> Decisions:
         """Do what a call's error does to the rest of it, and of its group."""
@@ -410,7 +438,7 @@ class Scheduler:
         call.group.stopping = True
         return self.drop(call.group)
 
-    def _died_building(self, slot: Slot, death: Death, late: Killing | None) -> Decisions:
+    def _died_building(self, slot: Slot, death: Death, late: Late | None) -> Decisions:
         slot.deaths += 1
         if late is not None:
             end = f"given up ({death.reason})" if death.reason else "killed"
@@ -426,9 +454,10 @@ class Scheduler:
             return []
         return self._fail_group(slot, errors.WorkerInitError(slot.index, slot.kwargs_keys, reason, death.pid))
 
-    def _died_running(self, slot: Slot, job: Job, death: Death, late: Killing | None) -> Decisions:
+    def _died_running(self, slot: Slot, job: Job, death: Death, late: Late | None) -> Decisions:
         if not death.started:
             return self._died_before_it_began(slot, job, death, late)
+        slot.life_mourned = slot.life
         if death.n_finished:
             slot.deaths = 0
         suspects = _suspects(job, death, late)
@@ -447,8 +476,9 @@ class Scheduler:
             n_parts = 2 if n_parts == len(job.positions) else 1
         return self._put_back(reversed(job.split(positions, n_parts)))
 
-    def _died_before_it_began(self, slot: Slot, job: Job, death: Death, late: Killing | None) -> Decisions:
-        slot.deaths += 1
+    def _died_before_it_began(self, slot: Slot, job: Job, death: Death, late: Late | None) -> Decisions:
+        slot.deaths += slot.life_mourned != slot.life  # others that it was at may have been told of before
+        slot.life_mourned = slot.life
         request = job.call.request
         decisions = self._put_back([job])
         if slot.deaths > request.limits.max_restarts:
@@ -488,7 +518,7 @@ class Scheduler:
                 self.work.put_back(job)
         return decisions
 
-    def _blame(self, slot: Slot, job: Job, positions: Sequence[int], death: Death, late: Killing | None) -> Decisions:
+    def _blame(self, slot: Slot, job: Job, positions: Sequence[int], death: Death, late: Late | None) -> Decisions:
         """Have the items pay for a death that ran when it came."""
         call, request, n_items = job.call, job.call.request, len(positions)
         if job.attempt <= request.limits.retries and not call.group.stopping:
@@ -566,11 +596,10 @@ class Scheduler:
 
     def _stop_running(self, calls: Collection[Call]) -> Decisions:
         wanted = set(calls)
-        running = [slot for slot in self.slots if slot.job is not None and slot.job.call in wanted]
-        return [StopJob(slot.index, slot.seq) for slot in running]
+        return [StopJob(slot.index, seq) for slot in self.slots for seq, job in slot.jobs.items() if job.call in wanted]
 
 
-def _suspects(job: Job, death: Death, late: Killing | None) -> range:
+def _suspects(job: Job, death: Death, late: Late | None) -> range:
     """Return the places of those items of a job that ran when its worker died; none if that can't be told."""
     size = len(job.positions)
     if size == 1:

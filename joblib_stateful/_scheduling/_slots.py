@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ._requests import NO_LIMITS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from .._worker._messages import Death
     from ._jobs import Job
@@ -39,12 +39,23 @@ TRANSITIONS: dict[State, frozenset[State]] = {
 }
 
 
+class Late(NamedTuple):
+    """What is over a time limit: a message, with an item of it; None: before any, or while an object was built."""
+
+    place: int | None
+
+
 class Killing(NamedTuple):
     """A worker's end that was decided: nothing more is sent to it."""
 
-    is_late: bool = False  # its message was over a time limit
-    place: int | None = None  # ... with this item of it
+    late: Mapping[int, Late] = {}  # its messages that were over a time limit, by their numbers
     is_done: bool = False
+    is_told: bool = False  # with one of its messages; with the others it may still come
+
+    @property
+    def is_late(self) -> bool:
+        """True if any was."""
+        return bool(self.late)
 
 
 class Slot:
@@ -52,13 +63,13 @@ class Slot:
 
     state: State = State.EMPTY
     killing: Killing | None = None
-    job: Job | None = None
     seq = 0  # of the latest message
     group: Group | None = None  # for whom it is being built
     limits = NO_LIMITS  # of that group
     kwargs_keys: tuple[str, ...] = ()  # what its object is built from, for messages
     life = 0  # counts the workers that this slot has had
     deaths = 0  # in a row, without finishing anything
+    life_mourned = 0  # the latest one whose death was counted there
     death: Death | None = None  # the latest one
     tasks = 0  # finished by the present worker
     n_done = 0
@@ -67,13 +78,21 @@ class Slot:
     init_seconds: float | None = None  # that the latest construction took
     busy_seconds = 0.0
 
+    is_full = False  # its worker holds more memory than it may
+
     def __init__(self, index: int) -> None:
         self.index = index
+        self.jobs: dict[int, Job] = {}  # that its worker is at, by the numbers of their messages
 
-    @property
-    def owner(self) -> Group | None:
-        """For whom it works at the moment."""
-        return self.job.call.group if self.job is not None else self.group
+    def is_for(self, group: Group | None) -> bool:
+        """Tell whether its worker is at something of a group, or being built for it; None: of any."""
+        if group is None:
+            return True
+        return any(job.call.group is group for job in self.jobs.values()) if self.jobs else self.group is group
+
+    def is_at(self, seq: int) -> bool:
+        """Tell whether a message is under way."""
+        return seq in self.jobs or (self.seq == seq and self.state in (State.BUILDING, State.CLOSING))
 
     @property
     def is_killed(self) -> bool:
@@ -81,8 +100,8 @@ class Slot:
         return self.killing is not None and self.killing.is_done
 
     def __repr__(self) -> str:
-        job = f" {list(self.job.positions)}" if self.job is not None else ""
-        return f"<Slot {self.index} {self.state.value}{job}{' being killed' * (self.killing is not None)}>"
+        jobs = "".join(f" {list(job.positions)}" for job in self.jobs.values())
+        return f"<Slot {self.index} {self.state.value}{jobs}{' being killed' * (self.killing is not None)}>"
 
 
 class SlotTable:
@@ -92,10 +111,19 @@ class SlotTable:
     ----------
     n_slots : int
         Number of slots; more can be added.
+    max_tasks : int or None
+        Items after which a worker is closed and its object built anew; None: never.
+    capacity : int
+        How many jobs a worker can be at.
     """
 
-    def __init__(self, n_slots: int) -> None:
+    def __init__(self, n_slots: int, max_tasks: int | None = None, capacity: int = 1) -> None:
+        # Each job has an item at least: a worker that ends after fewer items is never at so many.
+        self.capacity = capacity if max_tasks is None else min(capacity, max_tasks)
+        self._max_tasks = max_tasks
         self._slots: list[Slot] = []
+        #: Those whose object stands and that can take one more job, in the order in which they came to that; not to be changed.
+        self.free: dict[int, None] = {}
         # In the order in which they came to it.
         self._by_state: dict[State, dict[int, None]] = {state: {} for state in State}
         # Those that are to be built even if no job waits.
@@ -138,7 +166,48 @@ class SlotTable:
         self._by_state[state][slot.index] = None
         slot.state = state
         if state in (State.IDLE, State.EMPTY):
-            slot.killing = None
+            slot.killing, slot.is_full = None, False
+        self._sort(slot)
+
+    def _sort(self, slot: Slot) -> None:
+        """Have a slot among the free ones, as the last one, if it is."""
+        self.free.pop(slot.index, None)
+        if slot.state is State.IDLE or (
+            slot.state is State.BUSY
+            and len(slot.jobs) < self.capacity
+            and slot.killing is None
+            and not self.is_worn_out(slot)
+        ):
+            self.free[slot.index] = None
+
+    def room(self, slot: Slot) -> int | None:
+        """Return how many items more a slot's worker may run; None: any number."""
+        if self._max_tasks is None:
+            return None
+        return self._max_tasks - slot.tasks - sum(len(job.positions) for job in slot.jobs.values())
+
+    def is_worn_out(self, slot: Slot) -> bool:
+        """Tell whether a slot's worker is to be closed when it has done what it is at."""
+        return slot.is_full or self.room(slot) == 0
+
+    def put(self, slot: Slot, job: Job) -> int:
+        """Have a free slot be at one more job; return the number of its message."""
+        seq = self.new_message(slot)
+        slot.jobs[seq] = job
+        if slot.state is State.BUSY:
+            self._sort(slot)
+        else:
+            self.enter(slot, State.BUSY)
+        return seq
+
+    def take(self, slot: Slot, seq: int) -> Job | None:
+        """Return what a slot was at by a message, which is over."""
+        return slot.jobs.pop(seq, None)
+
+    def condemn(self, slot: Slot, killing: Killing) -> None:
+        """Note that a slot's worker is to be killed."""
+        slot.killing = killing
+        self._sort(slot)
 
     def new_message(self, slot: Slot) -> int:
         """Return the number of a slot's next message."""
@@ -148,7 +217,9 @@ class SlotTable:
 
     def free_after_work(self, slot: Slot) -> None:
         """Note that a slot has answered; its worker may be about to be killed all the same."""
-        if slot.killing is None:
+        if slot.jobs:
+            self._sort(slot)
+        elif slot.killing is None:
             self.enter(slot, State.IDLE)
         else:
             self.enter(slot, State.EMPTY if slot.killing.is_done else State.CLOSING)
@@ -170,6 +241,11 @@ class SlotTable:
     def is_to_be_warm(self, slot: Slot) -> bool:
         """Tell whether a slot is to be built, or being built, though no job waits."""
         return slot.index in self._warm
+
+    @property
+    def has_warm(self) -> bool:
+        """True if there are slots to be built, or being built, though no job waits."""
+        return bool(self._warm)
 
     @property
     def to_be_warm(self) -> list[Slot]:

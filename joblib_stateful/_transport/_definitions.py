@@ -88,10 +88,13 @@ class Peer:
         """Tell whether a class came from the other side, which need not be told what it is."""
         return self._is_near or self._held.get(key) is found
 
-    def take(self, needs: Iterable[Definition]) -> tuple[Any, ...]:
-        """Return what must be sent ahead of values with these needs; from now on the other side has it."""
+    def take(self, needs: Iterable[Definition], *, again: bool = False) -> tuple[Any, ...]:
+        """Return what must be sent ahead of values with these needs; from now on the other side has it.
+
+        With ``again`` also what was sent before, because that may arrive later.
+        """
         known = self._known
-        news = [need for need in needs if known.get(need.key, 0) < need.version and not self._has_made(need)]
+        news = [need for need in needs if (again or known.get(need.key, 0) < need.version) and not self._has_made(need)]
         if not news and not self.has_lost:
             return ()
         start: tuple[Any, ...] = (_LOST,) if self.has_lost else ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .._process import _safely
-from ._lazy import UNUSUAL, is_own_generator
+from ._lazy import UNUSUAL, OverTimeError, is_own_generator
 from ._lazy import run as run_lazy
 from ._progress_page import Progress
 from ._rows import results_in
@@ -146,6 +146,9 @@ class Calls:
             else:
                 self._too_large.update(part)
             return n_items > 1
+        # What was over its time is run again only where there are retries, as after a worker was killed for it.
+        if type(error) is OverTimeError:
+            return False
         return n_items > 1 and self._message.isolate and not has_returned
 
     def _end(self, n_run: int) -> int:

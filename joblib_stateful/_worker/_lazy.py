@@ -29,7 +29,9 @@ LAZY = frozenset(_NAMES)
 #: And of what else is no result as it is.
 UNUSUAL = LAZY | {Failure}
 
-_NO_ASYNC = "async functions are not supported as workers: write asyncio.run(...) inside a plain function"
+
+class OverTimeError(Exception):
+    """Raised for a call that was cancelled because it was over its time."""
 
 
 def is_generator_function(target: Any) -> bool:
@@ -40,6 +42,11 @@ def is_generator_function(target: Any) -> bool:
 def is_async(target: Any) -> bool:
     """Tell whether calling something makes a coroutine or an async generator."""
     return bool(_flags_of(target) & _ASYNC)
+
+
+def is_async_class(build: Any) -> bool:
+    """Tell whether something is a class the calls of whose objects are to be awaited."""
+    return isinstance(build, type) and is_async(getattr(build, "__call__", None))  # noqa: B004 - the function itself
 
 
 def _flags_of(target: Any) -> int:
@@ -61,14 +68,6 @@ def _flags_of(target: Any) -> int:
                 return 0
             target = call
     return 0
-
-
-def refuse_async(target: Any, name: str) -> None:
-    """Raise a TypeError for a worker whose call is async."""
-    if is_async(target):
-        raise TypeError(
-            f"{name} is async, and {_NO_ASYNC}, such as def __call__(self, item): return asyncio.run(self.fetch(item))."
-        )
 
 
 def run(value: Any, target: Any) -> list[Any]:
@@ -105,7 +104,10 @@ def _refusal(value: Any) -> TypeError:
             "(stateful_map only)."
         )
     else:
-        advice = f"{_NO_ASYNC[0].upper()}{_NO_ASYNC[1:]}."
+        advice = (
+            "It is awaited only where what is called is an async function itself, or an object whose __call__ is one. Make it "
+            "that (async def), or return asyncio.run(...) of it."
+        )
     return TypeError(
         f"The call returned {what}, {getattr(value, '__qualname__', '?')}, of which nothing has run. {advice}"
     )

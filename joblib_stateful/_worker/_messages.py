@@ -84,6 +84,15 @@ class Run(NamedTuple):
         A call with several items that raises is repeated in halves, until those are alone that make it raise.
     max_memory : int or None
         Bytes that the worker's process may hold; once it holds more, what has not begun goes back to the parent.
+    item_timeout : float or None
+        Seconds after which the worker ends an item itself, if it can: one that is awaited in its event loop.
+    lane : int
+        Which of the places for messages of a worker that takes several at a time; set by its engine.
+    is_async : bool
+        The function that is called is known to be async.
+    after : int
+        The number of the message that is to be begun just before this one, which may count on what comes with it; 0 where
+        messages come one after the other anyway.
     """
 
     seq: int
@@ -99,6 +108,10 @@ class Run(NamedTuple):
     surroundings: Surroundings | None = None
     isolate: bool = True
     max_memory: int | None = None
+    item_timeout: float | None = None
+    lane: int = 0
+    is_async: bool = False
+    after: int = 0
 
 
 class Finish(NamedTuple):
@@ -127,7 +140,8 @@ class Failure(NamedTuple):
         What is known of it in any case.
     what : str
         What could not be unpacked or packed: ``"item"``, ``"result"``, ``"function"``, ``"spec"`` (of a worker) or
-        ``"surroundings"``; empty if the user's code has raised it.
+        ``"surroundings"``; ``"time"`` if the item was ended because it was over its time; empty if the user's code has raised
+        it.
     """
 
     packed: Any
@@ -148,11 +162,14 @@ class Built(NamedTuple):
         The worker's process.
     seconds : float
         How long it took.
+    is_async : bool
+        Its calls are awaited, so that the worker itself can end them.
     """
 
     seq: int
     pid: int
     seconds: float
+    is_async: bool = False
 
 
 class BuildFailed(NamedTuple):
@@ -284,6 +301,9 @@ class Death(NamedTuple):
 Message: TypeAlias = Build | Run | Finish
 Reply: TypeAlias = Built | BuildFailed | Ran | Finished
 
+
+#: Of an item that was over its time, and was ended by its worker.
+LATE = Failure(None, "TimeoutError", "", "", "time")
 
 NO_ROOM = "the worker has no memory to take it in"
 

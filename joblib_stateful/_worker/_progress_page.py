@@ -21,6 +21,9 @@ _SHORT, _CLOCK_SELDOM = 20_000, 16
 _WORTH_SHARING = 20_000_000
 
 
+#: No worker is granted more seconds than these to end what is over its time.
+MOST_GRACE = 60.0
+
 _PHASES = frozenset(map(int, Phase))
 # Nanoseconds. All processes' clock is the same one; so much may a system round.
 _CLOCK_STEP = 10_000_000
@@ -47,8 +50,8 @@ class Progress:
     (7, 'RUNNING', 2)
     """
 
-    SIZE = 9
-    PLACE, SINCE, STOP, _SHARE, _SEQ, _PHASE, _FINISHED, _SENT, _TOGETHER = range(SIZE)
+    SIZE = 10
+    PLACE, SINCE, STOP, _SHARE, _SEQ, _PHASE, _FINISHED, _SENT, _TOGETHER, _GRACE = range(SIZE)
 
     def __init__(self, numbers: Any = None) -> None:
         #: While items run, the worker itself writes at `PLACE` and `SINCE`, and looks at `STOP`.
@@ -56,6 +59,13 @@ class Progress:
 
     def __repr__(self) -> str:
         return f"<Progress message {self.seq} {self.phase.name.lower()} item {self.place}>"
+
+    @classmethod
+    def pages(cls, n_lanes: int, numbers: Any = None) -> list[Progress]:
+        """Return one for each of the places for messages of a worker; see ``numbers`` above."""
+        if numbers is None:
+            return [cls() for _ in range(n_lanes)]
+        return [cls(numbers[cls.SIZE * lane : cls.SIZE * (lane + 1)]) for lane in range(n_lanes)]
 
     def copy(self) -> Progress:
         """Return what it says now, in memory of its own."""
@@ -68,6 +78,7 @@ class Progress:
         numbers[self._PHASE] = Phase.IDLE
         numbers[self._FINISHED] = 0
         numbers[self._TOGETHER] = 1
+        numbers[self._GRACE] = 0
         numbers[self.SINCE] = time.monotonic_ns()
         numbers[self._SEQ] = seq
         numbers[self._PHASE] = phase
@@ -97,6 +108,10 @@ class Progress:
         """Note that a call starts now with so many items at once."""
         self.numbers[self._TOGETHER] = n_items
         self.start_item(place)
+
+    def grant(self, seconds: float) -> None:
+        """Note that the worker itself ends items of this message that are over their time, and may take so long for that."""
+        self.numbers[self._GRACE] = int(seconds * 1e9)
 
     def stretches(
         self, seq: int, count: int, budget: float | None = None, is_full: Callable[[], object] | None = None
@@ -196,6 +211,11 @@ class Progress:
     def n_together(self) -> int:
         """How many items run at once, from `place` on: 1 unless the worker is called with several."""
         return int(self.numbers[self._TOGETHER])
+
+    @property
+    def grace(self) -> float:
+        """Seconds more than its limit that an item may run, because the worker itself is about to end it."""
+        return min(max(float(self.numbers[self._GRACE] / 1e9), 0.0), MOST_GRACE)
 
     @property
     def since(self) -> float:

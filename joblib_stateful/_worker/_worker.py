@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, assert_never
 
 from .._process import _safely, _system
@@ -18,10 +19,11 @@ from .._transport._definitions import Peer, active
 from .._transport._noticing import Memory
 from .._transport._transport import ByReference
 from ._debugging import explain_end
-from ._lazy import UNUSUAL
+from ._lazy import UNUSUAL, OverTimeError, is_async, is_async_class
 from ._lazy import run as run_lazy
 from ._memory_limit import MemoryLimit, memory_limit
 from ._messages import (
+    LATE,
     NOTHING,
     Build,
     BuildFailed,
@@ -47,48 +49,102 @@ if TYPE_CHECKING:
     from .._public import WorkerInfo
     from .._transport._defining import Definer
     from .._transport._transport import Packing, Transport
+    from ._event_loop import EventLoop
     from ._surroundings import Surroundings
+
+#: A call that is awaited, and over its time, is cancelled, and has so long to take that before its worker is killed.
+CANCEL_SECONDS = 5.0
+
+
+class Life:
+    """What a worker is, whichever of its messages it is at."""
+
+    def __init__(self) -> None:
+        self.object: Any = None
+        self.has_object = False
+        self.is_async = False  # its calls are to be awaited
+        self.entered: Any = None  # what is to be left at the end, of an object that is used as by ``async with``
+        self.slot, self.n_jobs, self.pid, self.depth = -1, 0, os.getpid(), 0
+        self.kwargs: dict[str, Any] = {}
+        self.target: tuple[str, Callable[..., Any], bool] | None = None  # a function, by its name, and if it is async
+        self.parent = Peer(is_parent=False)
+        self.memory = Memory()
+        self.surroundings: Surroundings | None = None  # taken over from the program
+        self.held_at_first = 0  # bytes, when its object was built
+        self.event_loop: EventLoop | None = None  # once something was awaited
+        #: Of a worker that takes several messages at a time: held by whoever is at one, but for users' calls. Who begins a
+        #: message has it before the next one is received, so that they are begun in order.
+        self.lock: threading.Lock | None = None
+
+    def abandon(self) -> None:
+        """End what is awaited: nobody wants it any more."""
+        if self.event_loop is not None:
+            self.event_loop.abandon()
 
 
 class Worker:
-    """One life of one slot, on the worker's side."""
+    """One life of one slot, on the worker's side; or one of the places for messages of a worker that takes several.
 
-    def __init__(self, transport: Transport, progress: Progress, *, interruptible: bool = False) -> None:
+    Parameters
+    ----------
+    transport : Transport
+        How values travel.
+    progress : Progress
+        Where it writes what it is doing.
+    interruptible : bool
+        It runs in the caller's own thread.
+    life : Life, optional
+        What it shares with the worker's other places.
+    """
+
+    def __init__(
+        self, transport: Transport, progress: Progress, *, interruptible: bool = False, life: Life | None = None
+    ) -> None:
         self.transport = transport
         self.progress = progress
-        self.object: Any = None
-        self.has_object = False
-        self._slot, self._n_jobs, self._pid = -1, 0, os.getpid()
-        self.depth = 0
-        self._kwargs: dict[str, Any] = {}
+        self.life = life or Life()
         # In the caller's own thread a KeyboardInterrupt is the user's Ctrl-C and no item's error.
         self._lets_through: tuple[type[BaseException], ...] = (KeyboardInterrupt,) if interruptible else ()
-        self._target: tuple[str, Callable[..., Any]] | None = None
-        self._parent = Peer(is_parent=False)
-        self._memory = Memory()
         self._definer: Definer | None = None  # of what the message under way is answered with
-        self._surroundings: Surroundings | None = None  # taken over from the program
         self._limit: MemoryLimit | None = None
-        self._held_at_first = 0  # bytes, when its object was built
+        self._target: Any = None  # what is called by the message under way
+        self._most_seconds: float | None = None  # that an item of the message under way may run
 
     def __repr__(self) -> str:
-        built = type(self.object).__name__ if self.has_object else "no object"
-        return f"<Worker slot={self._slot} pid={self._pid}: {built}, {self.progress!r}>"
+        life = self.life
+        built = type(life.object).__name__ if life.has_object else "no object"
+        return f"<Worker slot={life.slot} pid={life.pid}: {built}, {self.progress!r}>"
+
+    @property
+    def object(self) -> Any:
+        """What was built."""
+        return self.life.object
+
+    @property
+    def has_object(self) -> bool:
+        """True once it is."""
+        return self.life.has_object
+
+    @property
+    def depth(self) -> int:
+        """How many workers are above this one."""
+        return self.life.depth
 
     @property
     def info(self) -> WorkerInfo:
         """What this worker is."""
         from .._public import WorkerInfo
 
-        return WorkerInfo(self._slot, self._n_jobs, self._kwargs, pid=self._pid)
+        life = self.life
+        return WorkerInfo(life.slot, life.n_jobs, life.kwargs, pid=life.pid)
 
     def handle(self, message: Message) -> Reply:
         """Answer one message; raises nothing but a Ctrl-C in the caller's own thread."""
         previous = getattr(_local, "worker", None)
         _local.worker = self
-        self._definer = self.transport.definer(self._parent, self._memory)
+        self._definer = self.transport.definer(self.life.parent, self.life.memory)
         try:
-            with active(self._parent):
+            with active(self.life.parent):
                 if isinstance(message, Run):
                     return self._run(message)
                 if isinstance(message, Build):
@@ -97,13 +153,14 @@ class Worker:
                     return self._finish(message)
                 assert_never(message)
         finally:
-            _local.worker = previous
+            _local.worker, self._target = previous, None
             self.progress.leave()
 
     @calls_users
     def _build(self, message: Build) -> Built | BuildFailed:
         self.progress.enter(message.seq, Phase.BUILDING)
-        self._slot, self._n_jobs, self.depth = message.slot, message.n_jobs, message.depth
+        life = self.life
+        life.slot, life.n_jobs, life.depth = message.slot, message.n_jobs, message.depth
         started = time.perf_counter()
         what = "function"
         try:
@@ -115,11 +172,16 @@ class Worker:
                 what = "spec"
                 common, own = message.spec
                 build, args, shared = self.transport.unpack(common)
-                self._kwargs = {**shared, **({} if own is None else self.transport.unpack(own))}
+                life.kwargs = {**shared, **({} if own is None else self.transport.unpack(own))}
                 what = ""
-                self.object = build(*args, **self._kwargs)
+                if is_async(build) or is_async_class(build):
+                    made = self._event_loop().run(lambda: build(*args, **life.kwargs))
+                else:
+                    made = build(*args, **life.kwargs)
+                life.object = self._enter(made) if is_async(made) else made
+                made = None
                 what = "function"
-                self.has_object = True
+                life.has_object, life.is_async = True, is_async(life.object)
         except self._lets_through:
             raise
         except BaseException as error:  # noqa: BLE001 - a constructor may raise anything, SystemExit too
@@ -128,16 +190,16 @@ class Worker:
             return BuildFailed(message.seq, os.getpid(), described, self._definitions())
         seconds = time.perf_counter() - started
         if _system.HAS_PROC:  # else it takes a library, which most workers never need
-            self._held_at_first = _system.resident_bytes()
-        return Built(message.seq, os.getpid(), seconds)
+            life.held_at_first = _system.resident_bytes()
+        return Built(message.seq, os.getpid(), seconds, life.is_async)
 
     @calls_users
     def _run(self, message: Run) -> Ran:
         started = time.perf_counter()
         if message.n_jobs is not None:
-            self._n_jobs = message.n_jobs
+            self.life.n_jobs = message.n_jobs
         if message.max_memory is not None or self._limit is not None:
-            self._limit = memory_limit(self._limit, message.max_memory, self._held_at_first)
+            self._limit = memory_limit(self._limit, message.max_memory, self.life.held_at_first)
         values = self.transport.packing(BaseException, None, self._definer)
         failures: dict[int, Failure] = {}
         what = "surroundings"
@@ -152,6 +214,7 @@ class Worker:
                 call = self._callable(message)
             finally:  # not before: what its function imports is no item's doing
                 self.progress.enter(message.seq, Phase.RUNNING)
+            call = self._outside(call, message)
             what = "item"
             try:
                 items = self._items(message)
@@ -219,17 +282,20 @@ class Worker:
         return reply if self._limit is None else reply._replace(n_held=self._limit.excess())
 
     def _receive(self, definitions: Sequence[Any]) -> None:
-        self._parent.receive(definitions, self.transport.unpack, self._lets_through)
+        self.life.parent.receive(definitions, self.transport.unpack, self._lets_through)
 
     def _definitions(self) -> tuple[Any, ...]:
         """Return what the answer refers to and the parent doesn't have yet."""
         definer = self._definer
-        return self._parent.take(definer.needs.values()) if definer is not None and definer.needs else ()
+        if definer is None or not definer.needs:
+            return ()
+        # Answers of messages under way at once may overtake each other: none counts on what came with another one.
+        return self.life.parent.take(definer.needs.values(), again=self.life.lock is not None)
 
     def _take_over(self, surroundings: Surroundings | None) -> None:
         if surroundings is not None:
-            surroundings.take_over(self._surroundings)
-            self._surroundings = surroundings
+            surroundings.take_over(self.life.surroundings)
+            self.life.surroundings = surroundings
 
     @calls_users
     def _run_items(  # noqa: C901 - one loop, for a call of a function can be felt in it
@@ -297,28 +363,86 @@ class Worker:
 
     def _callable(self, message: Run) -> Callable[[Any], Any]:
         """Return what is called with each item of a message."""
+        life = self.life
         if message.mode == "call":
-            return _call_triple
+            return self._call_triple
         if message.target_id is None:
-            target = self.object
+            target = life.object
             if not callable(target):  # an executor's need not be, and a factory may return anything
                 return _refuse(target)
         else:
             if message.target is not None:
-                self._target = (message.target_id, self.transport.unpack(message.target))
-            assert self._target is not None  # noqa: S101 - the parent sends it whenever it changes
-            target = self._target[1]
+                target = self.transport.unpack(message.target)
+                life.target = message.target_id, target, is_async(target)
+            # There may have been no memory for the message that had it.
+            if life.target is None or life.target[0] != message.target_id:
+                raise LookupError("the function that is called was lost on its way")
+            target = life.target[1]
+        self._target = target
         return _MODES[message.mode](target)
+
+    def _outside(self, call: Callable[[Any], Any], message: Run) -> Callable[[Any], Any]:
+        """Return a call that is awaited if it is to be, and during which the worker's other messages go on."""
+        life = self.life
+        self._most_seconds = message.item_timeout
+        is_function = life.target is not None and message.target_id is not None
+        if message.mode != "call" and (life.target[2] if is_function and life.target else life.is_async):
+            call = self._awaiting(call, is_of_several=message.mode == "batch")
+        return call if life.lock is None else _unlocked(life.lock, call)
+
+    def _awaiting(self, call: Callable[[Any], Any], *, is_of_several: bool) -> Callable[[Any], Any]:
+        if is_of_several:
+            return lambda items: self.run_in_loop(lambda: call(items), len(items))
+        return lambda item: self.run_in_loop(lambda: call(item))
+
+    def _call_triple(self, triple: tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]) -> Any:
+        function, args, kwargs = triple
+        if is_async(function):
+            return self.run_in_loop(lambda: function(*args, **kwargs))
+        return function(*args, **kwargs)
+
+    def call_object(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call the object; in a coroutine that gives what is to be awaited, and else what comes of that."""
+        life = self.life
+        if life.is_async and not (life.event_loop is not None and life.event_loop.is_here):
+            return self.run_in_loop(lambda: life.object(*args, **kwargs))
+        return life.object(*args, **kwargs)
+
+    def run_in_loop(self, function: Callable[[], Any], n_items: int = 1) -> Any:
+        """Call a function in the worker's event loop, and return what it returns, or what comes of that if it is to be awaited."""
+        if self._most_seconds is None:
+            return self._event_loop().run(function)
+        self.progress.grant(CANCEL_SECONDS)
+        return self._event_loop().run(function, self._most_seconds * n_items)
+
+    def _event_loop(self) -> EventLoop:
+        life = self.life
+        if life.event_loop is None:
+            from ._event_loop import EventLoop  # most workers never need it
+
+            with _making_loops:  # two calls of one worker may be the first at once
+                if life.event_loop is None:
+                    name = f"the worker in slot {life.slot} (pid {life.pid})"
+                    life.event_loop = EventLoop(name, partial(_be, self))
+        return life.event_loop
+
+    def _enter(self, made: Any) -> Any:
+        """Return an object as ``async with`` would give it, if it can be used by that."""
+        if not (hasattr(type(made), "__aenter__") and hasattr(type(made), "__aexit__")):
+            return made
+        entered = self._event_loop().run(made.__aenter__)
+        self.life.entered = made
+        return made if entered is None else entered
 
     def target_of(self, message: Run) -> Any:
         """Return what is called with the items of a message, if it is the same for each of them."""
         if message.mode == "call":
             return None
-        return self.object if self._target is None or message.target_id is None else self._target[1]
+        return self._target
 
     def _describe(self, error: BaseException, what: str = "") -> Failure:
         try:
-            return self._described(error, what)
+            return LATE if type(error) is OverTimeError else self._described(error, what)
         except MemoryError:
             return UNTOLD
 
@@ -339,11 +463,16 @@ class Worker:
     @calls_users
     def _finish(self, message: Finish) -> Finished:
         self.progress.enter(message.seq, Phase.CLOSING)
-        worker, self.object, self.has_object = self.object, None, False
+        life = self.life
+        worker, life.object, life.has_object = life.object, None, False
         what = ""
         try:
             close = getattr(worker, "close", None)
-            if callable(close):
+            if life.entered is not None:
+                self._event_loop().run(lambda: life.entered.__aexit__(None, None, None))
+            elif callable(close) and is_async(close):
+                self._event_loop().run(close)
+            elif callable(close):
                 close()
             elif hasattr(type(worker), "__exit__"):
                 worker.__exit__(None, None, None)
@@ -353,12 +482,26 @@ class Worker:
         except BaseException as error:  # noqa: BLE001 - reported, and must not keep the worker from ending
             what = "object"  # noqa: F841 - see `calls_users`
             return Finished(message.seq, self._describe(error))
+        finally:
+            if life.event_loop is not None:
+                life.event_loop.close()
         return Finished(message.seq, None)
 
 
-def _call_triple(triple: tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]) -> Any:
-    function, args, kwargs = triple
-    return function(*args, **kwargs)
+_making_loops = threading.Lock()
+
+
+def _unlocked(lock: threading.Lock, call: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return a call during which a lock is not held that the caller holds."""
+
+    def call_unlocked(item: Any) -> Any:
+        lock.release()
+        try:
+            return call(item)
+        finally:
+            lock.acquire()
+
+    return call_unlocked
 
 
 def _refuse(target: Any) -> Callable[[Any], Any]:
@@ -417,6 +560,13 @@ _MODES: dict[Mode, Callable[[Callable[..., Any]], Callable[[Any], Any]]] = {
 # --- who am I ------------------------------------------------------------------------------------------
 
 _local = threading.local()
+
+
+def _be(worker: Worker) -> None:
+    """Have this thread be a worker's, for good."""
+    _local.worker = worker
+
+
 # The worker of a process that is nothing else, so that threads that the user's code starts find it too.
 _of_process: list[Worker] = []
 

@@ -42,7 +42,7 @@ def fault_in(message: Message, reply: Any, kept: Any = ()) -> str:
     if isinstance(reply, Ran):
         return _fault_in_run(message.parcel.n_values if isinstance(message, Run) else 0, reply)
     if isinstance(reply, Built):
-        is_sound = type(reply.pid) is int and _is_time(reply.seconds)
+        is_sound = type(reply.pid) is int and _is_time(reply.seconds) and type(reply.is_async) is bool
     elif isinstance(reply, BuildFailed):
         is_sound = (reply.pid is None or type(reply.pid) is int) and _is_failure(reply.failure)
         is_sound = is_sound and _are_definitions(reply.definitions)

@@ -1,8 +1,8 @@
 """The seam between the executor and what its workers run on.
 
 An engine is what users name, and says what its workers are; a runtime is what one executor opens its workers with; a worker
-takes one message at a time, and can be closed or killed. That is all: retries, limits, order and the rest are the executor's
-and the same on every engine.
+takes one message at a time, or several, and can be closed or killed. That is all: retries, limits, order and the rest are
+the executor's and the same on every engine.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ __all__ = ["Engine", "EngineWorker", "Runtime"]
 class EngineWorker(ABC):
     """One life of one slot, on the parent's side. Its methods may be called from any thread."""
 
-    #: What the worker is doing; read by the parent at any time.
+    #: What the worker is doing; read by the parent at any time. Of one that takes several messages at a time, in the first of
+    #: their places.
     progress: Progress
     #: Its process, as soon as that is known.
     pid: int | None = None
@@ -44,7 +45,8 @@ class EngineWorker(ABC):
         Parameters
         ----------
         message : Build, Run or Finish
-            What is asked of it; the one before has been answered.
+            What is asked of it. The one before has been answered, unless both are a `Run`, and its runtime's
+            ``max_concurrency`` is more than 1.
         on_reply : callable
             To be called with the answer, once and from any thread, unless that is returned.
 
@@ -54,6 +56,20 @@ class EngineWorker(ABC):
             The answer; None if ``on_reply`` will be called with it. A worker whose process is gone, or that could not be
             started, answers with a `Death`, once it is really gone.
         """
+
+    def progress_of(self, seq: int) -> Progress:  # noqa: ARG002 - for those that take several at a time
+        """Return what is seen of a message under way.
+
+        Parameters
+        ----------
+        seq : int
+            The message's number.
+
+        Returns
+        -------
+        Progress
+        """
+        return self.progress
 
     def owes_answer(self, seq: int) -> bool:  # noqa: ARG002 - most engines don't see it
         """Tell whether a message of which the worker says that it is done with isn't answered, though somebody listens.
@@ -121,6 +137,9 @@ class Runtime(ABC):
     #: How values travel to and from the workers. All runtimes of an engine must have the same one, or one that loads what
     #: those of others have packed: what was packed for one executor may go to another one's workers.
     transport: Transport
+    #: How many messages its workers take at a time: more than 1 only if its engine says `Engine.is_concurrent`. Set, by whoever
+    #: has it made, before it opens the first.
+    max_concurrency: int = 1
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -193,6 +212,8 @@ class Engine(ABC):
     is_remote: ClassVar[bool] = False
     #: `EngineWorker.send` answers itself, in the caller's thread.
     is_synchronous: ClassVar[bool] = False
+    #: Workers can take several messages at a time.
+    is_concurrent: ClassVar[bool] = False
 
     @abstractmethod
     def make_runtime(self, n_slots: int) -> Runtime:
@@ -212,6 +233,25 @@ class Engine(ABC):
         EngineError
             This engine can't be used in this process.
         """
+
+    def make_concurrent_runtime(self, n_slots: int, max_concurrency: int) -> Runtime:
+        """Return a runtime whose workers take so many messages at a time; one after the other, if they can't.
+
+        Parameters
+        ----------
+        n_slots : int
+            See `make_runtime`.
+        max_concurrency : int
+            How many.
+
+        Returns
+        -------
+        Runtime
+        """
+        runtime = self.make_runtime(n_slots)
+        if self.is_concurrent:
+            runtime.max_concurrency = max_concurrency
+        return runtime
 
     def check(self) -> None:  # noqa: B027 - most engines can be used everywhere
         """Raise `EngineError` if this engine can't be used in this process."""

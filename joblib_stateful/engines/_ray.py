@@ -7,7 +7,6 @@ and order are those of every engine. Nothing is ever connected or started by its
 from __future__ import annotations
 
 import concurrent.futures
-import os
 import pickle
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,7 +14,7 @@ import ray
 
 from .. import errors
 from .._transport._shared_memory import Stored
-from .._worker._messages import NO_ROOM, Death, Finish, Finished, Refused
+from .._worker._messages import Death, Finish, Finished, Run
 from ._base import Engine, Runtime
 from ._buffers import Handle, with_buffers
 from ._remote import Host, RemoteWorker
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
     from .._transport._shared_memory import Blob
     from .._transport._transport import Transport
-    from .._worker._messages import Message, Reply
+    from .._worker._messages import Message, Refused, Reply
 
 # How often a message under way looks whether the connection is still there: where it is closed meanwhile, Ray wakes nobody.
 _LOOK_SECONDS = 2.0
@@ -35,15 +34,15 @@ _CLOSED = "it belonged to a connection to Ray that has been closed"
 class _FarEnd:
     """What an actor is; not `Host` itself, because Ray changes the methods."""
 
-    def __init__(self, transport: Transport) -> None:
-        self._host = Host(transport, is_process=True)
+    def __init__(self, transport: Transport, n_lanes: int) -> None:
+        self._host = Host(transport, is_process=True, n_lanes=n_lanes)
 
     def serve(self, message: Message) -> Reply | Refused:
         try:
             # Arrays are mapped from Ray's store, not copied.
             message = with_buffers(message, lambda handle: handle.used(ray.get(handle.key)))
         except MemoryError:
-            return Refused(os.getpid(), NO_ROOM)
+            return self._host.refuse(message.seq, message.after if isinstance(message, Run) else 0)
         return self._host.serve(message)
 
 
@@ -70,7 +69,7 @@ class RayWorker(RemoteWorker):
     """One actor."""
 
     def __init__(self, runtime: RayRuntime, env: Mapping[str, str]) -> None:
-        super().__init__()
+        super().__init__(runtime.max_concurrency)
         self._runtime, self._env = runtime, dict(env)
         self._actor: Any = None
         self._is_scheduled = False
@@ -143,7 +142,8 @@ class RayRuntime(Runtime):
 
     def make_actor(self, env: Mapping[str, str]) -> Any:
         """Return a new actor, which Ray may have to find a place for."""
-        return _Actor.options(**self.engine.options_for(env)).remote(self.transport)
+        n_lanes = self.max_concurrency
+        return _Actor.options(**self.engine.options_for(env, n_lanes)).remote(self.transport, n_lanes)
 
     def why_not_scheduled(self) -> str:
         """Say what an actor asks for, and what the cluster has."""
@@ -194,6 +194,7 @@ class RayEngine(Engine):
     has_processes: ClassVar[bool] = True
     takes_env: ClassVar[bool] = True
     is_remote: ClassVar[bool] = True
+    is_concurrent: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -240,12 +241,15 @@ class RayEngine(Engine):
         fits = [int(has.get(name, 0) / amount + 1e-9) for name, amount in self.wanted().items() if amount]
         return max(min(fits, default=1), 1)
 
-    def options_for(self, env: Mapping[str, str]) -> dict[str, Any]:
-        """Return the options of an actor with these environment variables."""
+    def options_for(self, env: Mapping[str, str], n_lanes: int = 1) -> dict[str, Any]:
+        """Return the options of an actor with these environment variables, for so many messages at a time."""
         runtime_env = dict(self._runtime_env)
         if env:
             runtime_env["env_vars"] = {**runtime_env.get("env_vars", {}), **env}
-        return {**self._options, "runtime_env": runtime_env or None}
+        options = {**self._options, "runtime_env": runtime_env or None}
+        if n_lanes > 1:  # a thread for each; users may want more for whatever reason of theirs
+            options["max_concurrency"] = max(n_lanes, options.get("max_concurrency") or 1)
+        return options
 
     def wanted(self) -> dict[str, float]:
         """Return what each actor asks for."""

@@ -80,9 +80,9 @@ def test_what_can_not_be_called_is_refused_with_the_line_that_was_meant() -> Non
         with pytest.raises(
             TypeError, match=r"submit_to\(\) takes a function.*executor\.submit_to\(1, call_worker, 7\)"
         ):
-            executor.submit_to(1, 7)  # type: ignore[arg-type]  # that is the point
+            executor.submit_to(1, 7)  # type: ignore[call-overload]  # that is the point
         with pytest.raises(TypeError, match=r"run_on_all\(\) takes a function"):
-            executor.run_on_all("abs")  # type: ignore[arg-type]  # that is the point
+            executor.run_on_all("abs")  # type: ignore[call-overload]  # that is the point
 
 
 @parallel_engines
@@ -157,7 +157,7 @@ def test_it_comes_before_what_waits_for_the_same_worker(tmp_path: Path) -> None:
 
 def test_build_must_be_a_truth_value() -> None:
     with StatefulExecutor(n_jobs=1) as executor, pytest.raises(TypeError, match="build must be True or False"):
-        executor.run_on_all(where, build=1)  # type: ignore[arg-type]  # that is the point
+        executor.run_on_all(where, build=1)  # type: ignore[call-overload]  # that is the point
 
 
 # --- stopping --------------------------------------------------------------------------------------------

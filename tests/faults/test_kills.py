@@ -319,10 +319,10 @@ def test_the_end_waits_for_a_worker_that_was_killed_while_it_closed(
     is_noticed, go_on = threading.Event(), threading.Event()
     autopsy = _worker.LokyWorker._autopsy
 
-    def wait(worker: _worker.LokyWorker, message: Any) -> Any:
+    def wait(worker: _worker.LokyWorker, exitcode: int | None, message: Any) -> Any:
         is_noticed.set()
         go_on.wait()
-        return autopsy(worker, message)
+        return autopsy(worker, exitcode, message)
 
     monkeypatch.setattr(_worker.LokyWorker, "_autopsy", wait)
     executor = StatefulExecutor(ClosedOnOrder, 1, shared_kwargs={"scene": scene})

@@ -83,7 +83,7 @@ class OneMessage:
     def __init__(self, do: dict[int, Any], *, timed: bool = False, after_error: Any = "drop", count: int = 10) -> None:
         self.transport = Pickled()
         self.worker = Worker(self.transport, Progress())
-        self.worker.object, self._do = self._call, do
+        self.worker.life.object, self._do = self._call, do
         self.noted: list[tuple[int | None, int, Phase, float]] = []
         parcel, _ = self.transport.pack_all(range(count))
         self._message = Run(7, "item", None, None, parcel, after_error, timed=timed, budget=None)

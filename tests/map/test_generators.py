@@ -1,4 +1,4 @@
-"""Workers that are generators give lists; a result that nobody has run is an error that says what to write."""
+"""Workers that are generators give lists, async ones are awaited; any other result that nobody has run is an error that says so."""
 
 from __future__ import annotations
 
@@ -118,11 +118,16 @@ def test_a_coroutine_or_generator_that_nobody_has_run_is_an_items_error(engine: 
 
 
 @on(*ALL)
-def test_a_coroutine_or_generator_is_no_result_of_submit(engine: Any) -> None:
+def test_submitted_async_functions_are_awaited_and_other_coroutines_or_generators_are_no_result(engine: Any) -> None:
     with StatefulExecutor(Splitter, 1, engine=engine) as executor:
-        for function in (later, items_later, count_up):
+        assert executor.submit(later, 1).result() == 1
+        give_items: Any = items_later
+        assert executor.submit(give_items, 1).result() == [1]
+        for function in (lambda: later(1), lambda: items_later(1), lambda: count_up(1)):
             with pytest.raises(TypeError, match=r"asyncio\.run\(|list\("):
-                executor.submit(function, 1).result()
+                executor.submit(function).result()
+        with pytest.raises(TypeError, match=r"list\("):
+            executor.submit(count_up, 1).result()
         with pytest.raises(TypeError, match=r"list\("):
             executor.submit(call_worker, "a b").result()
         assert executor.submit(lambda: list(call_worker("a b"))).result() == ["a", "b"]
@@ -139,25 +144,50 @@ def test_a_coroutine_or_generator_is_no_result_of_joblibs_calls(engine: Any) -> 
 
 
 class Async:
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+
     async def __call__(self, item: int) -> int:
+        await asyncio.sleep(0)
+        assert asyncio.get_running_loop() is self.loop
         return item
 
 
 class AsyncItems:
     async def __call__(self, item: int) -> AsyncIterator[int]:
-        yield item
+        for number in range(item):
+            await asyncio.sleep(0)
+            yield number
+
+
+async def make_later() -> Callable[[int], Any]:
+    await asyncio.sleep(0)
+    return later
 
 
 @on(*ALL)
-def test_async_workers_are_refused_at_the_call(engine: Any) -> None:
-    for worker in (Async, AsyncItems, functools.partial(Async), later, items_later, functools.partial(later, 1)):
-        with pytest.raises(TypeError, match=r"async.*asyncio\.run\("):
-            stateful_map(worker, [1], n_jobs=1, engine=engine)
-    with StatefulExecutor(Async, 1, engine=engine) as executor, pytest.raises(TypeError, match=r"async"):
-        stateful_map(executor, [1])
-    # What a factory returns is seen when it is called.
-    with pytest.raises(TypeError, match="a coroutine"):
-        list(stateful_map(factory(lambda: later), [1], n_jobs=1, engine=engine))
+def test_async_workers_are_awaited(engine: Any) -> None:
+    options: dict[str, Any] = {"n_jobs": 1, "engine": engine}
+    workers: tuple[Any, ...] = (
+        Async,
+        later,
+        functools.partial(later),
+        factory(Async),
+        functools.partial(Async),
+        factory(functools.partial(Async)),
+        factory(lambda: later),
+        factory(make_later),
+    )
+    for worker in workers:
+        assert list(stateful_map(worker, [1, 2], **options)) == [1, 2]
+    give_items: tuple[Any, ...] = (AsyncItems, factory(AsyncItems))
+    for worker in give_items:
+        assert list(stateful_map(worker, [0, 2], **options)) == [[], [0, 1]]
+    give_item: Any = items_later
+    assert list(stateful_map(give_item, [3], **options)) == [[3]]
+    with StatefulExecutor(Async, 1, engine=engine) as executor:
+        assert list(stateful_map(executor, [1, 2])) == [1, 2]
+        assert executor.submit(call_worker, 3).result() == 3
 
 
 @on(*ALL)

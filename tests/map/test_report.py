@@ -72,6 +72,16 @@ def test_it_says_what_takes_most_and_what_to_change(measures: Measures, advice: 
 
 
 @pytest.mark.unit
+def test_of_items_under_way_at_once_it_says_how_many_there_were() -> None:
+    measures = measured(*(ran(slot, 0, 9.9) for slot in (0, 1) for _ in range(4)))
+    report = report_of(measures, n_jobs=2, n_items=8, n_at_once=4)
+    assert report.busy == pytest.approx(0.99)
+    assert "worker 0: 4.0 of 4 under way on average" in str(report)
+    assert "worker 1: 4.0 of 4 under way on average" in str(report)
+    assert "raise max_concurrency" in report.advice
+
+
+@pytest.mark.unit
 def test_its_numbers_are_those_that_were_measured() -> None:
     records = [
         Record("built", 0, 1, 100, 101, 0.5),
@@ -152,6 +162,24 @@ def test_a_trace_has_each_item_once_and_what_went_wrong(tmp_path: Path, *, order
     assert begun == sorted(event["id"] for event in events if event["ph"] == "e")
     times = [event["ts"] for event in events if event["ph"] == "X"]
     assert max(times) - min(times) < 120e6, "microseconds, of one clock"
+
+
+@pytest.mark.parametrize("engine", ["loky", "threads"])
+def test_a_trace_shows_items_under_way_at_once_as_such(engine: str, tmp_path: Path) -> None:
+    async def same(item: int) -> int:
+        return item
+
+    path = tmp_path / "trace.json"
+    results = stateful_map(same, range(50), n_jobs=2, max_concurrency=4, trace=path, engine=engine)
+    assert list(results) == list(range(50))
+    events = [event for event in json.loads(path.read_text()) if event.get("cat") == "ran"]
+    # In pairs, for the spans of a row may not overlap.
+    begins = {event["id"]: event for event in events if event["ph"] == "b"}
+    ends = {event["id"]: event for event in events if event["ph"] == "e"}
+    assert begins.keys() == ends.keys()
+    assert len(begins) + len(ends) == len(events)
+    assert sorted(event["name"] for event in begins.values()) == sorted(f"item {item}" for item in range(50))
+    assert all(ends[key]["ts"] >= event["ts"] for key, event in begins.items())
 
 
 def test_a_program_that_dies_leaves_a_trace_of_what_it_has_done(run_program: RunProgram, tmp_path: Path) -> None:

@@ -73,6 +73,13 @@ def test_embeddings() -> None:
     assert "40/40" in bar
 
 
+def test_async_client() -> None:
+    results, bar = outputs("async_client.py", "--requests", "200", "--compare")
+    assert "200 answers, the last one 'TEXT 199'; 20 connections at most for each worker" in results
+    assert re.search(r"asyncio alone: \d+ a second; \d\.\d\d of that, \d\.\d\d of the most", results)
+    assert "200/200" in bar
+
+
 @pytest.mark.skipif(importlib.util.find_spec("PIL") is None, reason="Pillow is not installed")
 def test_images() -> None:
     results, bar = outputs("images.py", "--pictures", "12", "--compare")

@@ -89,10 +89,10 @@ _VERBS: dict[type, str] = {
 
 
 class Play:
-    """A scheduler, and short words for what happens to its slots' latest messages."""
+    """A scheduler, and short words for what happens to its slots' messages: to the latest one under way, or the nth."""
 
-    def __init__(self, n_slots: int, *, max_tasks: int | None = None, in_turn: bool = False) -> None:
-        self.scheduler = Scheduler(n_slots, max_tasks=max_tasks, in_turn=in_turn)
+    def __init__(self, n_slots: int, *, max_tasks: int | None = None, in_turn: bool = False, capacity: int = 1) -> None:
+        self.scheduler = Scheduler(n_slots, max_tasks=max_tasks, in_turn=in_turn, capacity=capacity)
 
     def __repr__(self) -> str:
         return repr(self.scheduler)
@@ -107,28 +107,34 @@ class Play:
         return told(self.scheduler.build_failed(slot, self.seq(slot), errors.WorkerInitError(slot)))
 
     def finished(
-        self, slot: int, n_run: int | None = None, failed: Collection[int] = (), seconds: float = 1.0
+        self,
+        slot: int,
+        n_run: int | None = None,
+        failed: Collection[int] = (),
+        seconds: float = 1.0,
+        *,
+        nth: int = -1,
+        is_full: bool = False,
     ) -> list[str]:
         """Have a slot's items return their positions, but for those that fail, by place in the message."""
-        job = self.scheduler.slots[slot].job
-        assert job is not None
-        positions = list(job.positions)[:n_run]
+        seq = self.seq(slot, nth)
+        positions = list(self.scheduler.slots[slot].jobs[seq].positions)[:n_run]
         values = [None if place in failed else position for place, position in enumerate(positions)]
         faults: dict[int, BaseException] = {place: ValueError(place) for place in failed}
-        report = Report(len(positions), values, faults, seconds=len(positions) * seconds)
-        return told(self.scheduler.finished(slot, self.seq(slot), report))
+        report = Report(len(positions), values, faults, seconds=len(positions) * seconds, is_full=is_full)
+        return told(self.scheduler.finished(slot, seq, report))
 
-    def died(self, slot: int) -> list[str]:
+    def died(self, slot: int, *, nth: int = -1) -> list[str]:
         """Have a worker die before it begins its message, while it builds or while it is idle."""
-        return told(self.scheduler.died(slot, self.seq(slot), _KILLED))
+        return told(self.scheduler.died(slot, self.seq(slot, nth), _KILLED))
 
-    def died_at(self, slot: int, place: int | None, n_finished: int = 0) -> list[str]:
+    def died_at(self, slot: int, place: int | None, n_finished: int = 0, *, nth: int = -1) -> list[str]:
         """Have a worker die at an item; None: all were done, or none had begun."""
         death = Death(pid=7, exitcode=-9, started=True, place=place, n_finished=place or n_finished)
-        return told(self.scheduler.died(slot, self.seq(slot), death))
+        return told(self.scheduler.died(slot, self.seq(slot, nth), death))
 
-    def expire(self, slot: int, place: int | None = None) -> list[str]:
-        return told(self.scheduler.expire(slot, self.seq(slot), place))
+    def expire(self, slot: int, place: int | None = None, *, nth: int = -1) -> list[str]:
+        return told(self.scheduler.expire(slot, self.seq(slot, nth), place))
 
     def killed(self, slot: int) -> list[str]:
         return told(self.scheduler.killed(slot, self.scheduler.slots[slot].life))
@@ -136,13 +142,14 @@ class Play:
     def ended(self, slot: int) -> list[str]:
         return told(self.scheduler.ended(slot, self.seq(slot)))
 
-    def seq(self, slot: int) -> int:
-        return self.scheduler.slots[slot].seq
+    def seq(self, slot: int, nth: int = -1) -> int:
+        under_way = list(self.scheduler.slots[slot].jobs)
+        return under_way[nth] if under_way else self.scheduler.slots[slot].seq
 
 
-def with_objects(n_slots: int, *, max_tasks: int | None = None, in_turn: bool = False) -> Play:
+def with_objects(n_slots: int, *, max_tasks: int | None = None, in_turn: bool = False, capacity: int = 1) -> Play:
     """Return a play whose slots are built and idle."""
-    play = Play(n_slots, max_tasks=max_tasks, in_turn=in_turn)
+    play = Play(n_slots, max_tasks=max_tasks, in_turn=in_turn, capacity=capacity)
     play.scheduler.warm(a_map(), Limits())
     play.built(*range(n_slots))
     return play
@@ -972,6 +979,212 @@ def test_a_message_over_its_time_before_an_item_began_is_a_death_that_no_item_pa
     assert play.died(0) == ["fail WorkerCrashedError", "settle"]
     assert "2 workers in a row" in str(call.fatal)
     assert "item_timeout=2 s" in str(call.fatal)
+
+
+# --- workers that are at several jobs at once -------------------------------------------------------------
+
+
+def test_jobs_go_to_all_objects_before_any_is_at_two() -> None:
+    play = with_objects(2, capacity=2)
+    assert play.submit(*(a_call() for _ in range(5))) == [f"send [0] to {slot}" for slot in (0, 1, 0, 1)]
+    assert repr(play) == "<Scheduler [busy busy] 1 queued, 5 open>"
+    assert play.finished(1, nth=0) == ["settle", "send [0] to 1"]
+
+
+def test_a_job_goes_to_an_object_that_is_idle_before_one_that_has_room() -> None:
+    play = with_objects(2, capacity=2)
+    play.submit(*(a_call() for _ in range(4)))
+    play.finished(0)
+    play.finished(1)
+    play.finished(1)
+    assert play.submit(a_call(), a_call(), a_call()) == ["send [0] to 1", "send [0] to 0", "send [0] to 1"]
+
+
+def test_no_more_workers_are_built_than_jobs_wait_that_are_not_run_by_others() -> None:
+    play = Play(4, capacity=2)
+    assert play.submit(*(a_call() for _ in range(3))) == ["start 0", "start 1"]
+    assert play.built(0) == ["send [0] to 0", "send [0] to 0"]
+    assert play.submit(a_call()) == []
+    assert play.submit(a_call()) == ["start 2"]
+    assert play.built(1) == ["send [0] to 1", "send [0] to 1"]
+
+
+def test_a_worker_is_built_for_each_job_if_it_may_run_no_more_than_one_item() -> None:
+    assert Play(2, max_tasks=1, capacity=2).submit(a_call(), a_call()) == ["start 0", "start 1"]
+
+
+def test_a_worker_that_is_built_for_a_job_of_its_own_runs_another_one_beside_it() -> None:
+    play, own = Play(2, capacity=2), Asked(1, Group(), only=0)
+    assert play.submit(own, a_call()) == ["start 0"]
+    assert play.submit(a_call()) == ["start 1"]
+    assert play.built(0) == ["send [0] to 0", "send [0] to 0"]
+
+
+def test_answers_come_in_any_order() -> None:
+    play = with_objects(1, capacity=2)
+    first, second = a_call(2), a_call(3)
+    play.submit(first, second)
+    assert play.finished(0, nth=1) == ["settle"]
+    assert (first.missing, second.values) == (2, [0, 1, 2])
+    assert repr(play) == "<Scheduler [busy] 0 queued, 1 open>"
+    assert play.finished(0) == ["settle"]
+    assert repr(play) == "<Scheduler [idle] 0 queued, 0 open>"
+
+
+def test_a_worker_with_room_gets_a_share_also_of_what_it_is_at_itself() -> None:
+    play, group = with_objects(1, capacity=2), a_map()
+    play.submit(a_call(5, group, budget=0.1))
+    assert told(play.scheduler.share(group)) == ["ask for a share 0"]
+    assert play.finished(0, n_run=1) == ["send [1, 2] to 0", "send [3, 4] to 0"]
+
+
+def test_a_crash_is_paid_for_by_all_that_ran() -> None:
+    play = with_objects(2, capacity=3)
+    first, second, unbegun = a_call(), a_call(3), a_call()
+    play.submit(first, a_call(), second, a_call(), unbegun)
+    assert play.died_at(0, 0, nth=0) == ["settle"]
+    # Its slot is empty only when all has been told.
+    assert repr(play) == "<Scheduler [busy busy] 0 queued, 4 open>"
+    assert play.submit(a_call()) == ["send [0] to 1"]
+    assert play.died_at(0, 1, nth=0) == []
+    assert play.died(0) == ["start 0"]
+    assert repr(play) == "<Scheduler [building busy] 3 queued, 5 open>"
+    assert play.built(0) == ["send [0] to 0", "send [0] to 0", "send [2] to 0"]
+    assert [list(call.errors) for call in (first, second, unbegun)] == [[0], [1], []]
+    assert all(isinstance(error, errors.WorkerCrashedError) for error in (first.errors[0], second.errors[1]))
+    slot = play.scheduler.slots[0]
+    assert (slot.deaths, slot.n_restarts) == (0, 1)
+
+
+def test_all_that_ran_when_a_worker_crashed_are_tried_again_elsewhere() -> None:
+    play = with_objects(2, capacity=2)
+    calls = [a_call(retries=1) for _ in range(3)]
+    play.submit(*calls)
+    assert play.died_at(0, 0, nth=0) == ["send [0] to 1"]
+    # The other slot is full, and this one would be of no use.
+    assert play.died_at(0, 0) == []
+    assert repr(play) == "<Scheduler [empty busy] 1 queued, 3 open>"
+    assert play.finished(1) == ["settle", "send [0] to 1"]
+    assert play.died_at(1, 0, nth=0) == ["start 0"]
+    assert play.died_at(1, 0) == ["settle"]
+    assert [len(call.errors) for call in calls] == [0, 0, 1]
+    assert play.built(0) == ["send [0] to 0"]
+
+
+def test_an_answer_that_was_on_its_way_when_its_worker_died_counts() -> None:
+    play = with_objects(1, capacity=2)
+    first, second = a_call(), a_call()
+    play.submit(first, second)
+    assert play.died_at(0, 0, nth=1) == ["settle"]
+    assert play.submit(a_call()) == []
+    assert play.finished(0) == ["settle", "start 0"]
+    assert (first.values, first.errors, list(second.errors)) == ([0], {}, [0])
+    assert play.scheduler.slots[0].n_restarts == 1
+
+
+def test_a_death_before_anything_began_is_counted_once_whatever_was_under_way() -> None:
+    play, group = with_objects(1, capacity=2), a_map()
+    play.submit(a_call(group=group, max_restarts=1), a_call(group=group, max_restarts=1))
+    assert play.died(0) == []
+    assert play.died(0) == ["start 0"]
+    assert play.scheduler.slots[0].deaths == 1
+    play.built(0)
+    assert play.died(0) == ["fail WorkerCrashedError", "stop 0", "settle", "settle"]
+    assert play.died(0) == []
+    assert repr(play) == "<Scheduler [empty] 0 queued, 0 open>"
+
+
+def test_of_several_items_only_the_one_over_its_time_limit_has_timed_out() -> None:
+    play = with_objects(1, capacity=3)
+    first, slow, again = a_call(), a_call(3), a_call(retries=1)
+    play.submit(first, slow, again)
+    assert play.expire(0, place=1, nth=1) == ["kill 0"]
+    assert play.submit(a_call()) == []
+    assert play.died_at(0, 0, nth=0) == ["settle"]
+    assert play.died_at(0, 1, nth=0) == []
+    assert play.died_at(0, 0) == ["start 0"]
+    assert isinstance(first.errors[0], errors.WorkerCrashedError)
+    assert {place: type(error) for place, error in slow.errors.items()} == {1: errors.ItemTimeoutError}
+    assert again.errors == {}
+
+
+def test_of_two_items_over_their_time_limits_both_have_timed_out() -> None:
+    play, calls = with_objects(1, capacity=2), [a_call(), a_call()]
+    play.submit(*calls)
+    assert play.expire(0, place=0, nth=0) == ["kill 0"]
+    assert play.expire(0, place=0, nth=1) == ["kill 0"]
+    play.died_at(0, 0)
+    play.died_at(0, 0)
+    assert [type(call.errors[0]) for call in calls] == [errors.ItemTimeoutError] * 2
+
+
+def test_a_call_that_a_slot_is_at_with_two_messages_is_dropped_once() -> None:
+    play, call = with_objects(1, capacity=2), a_call(3, budget=0.1)
+    play.submit(call)
+    assert play.finished(0, n_run=1) == ["send [1] to 0", "send [2] to 0"]
+    assert told(play.scheduler.drop_running(0)) == ["stop 0", "stop 0", "settle"]
+    assert call.dropped == {1, 2}
+
+
+def test_killing_for_a_group_ends_also_what_others_have_on_its_workers() -> None:
+    play, group = with_objects(1, capacity=2), a_map()
+    mine, others = a_call(group=group), a_call(retries=1)
+    play.submit(mine, others)
+    told(play.scheduler.drop(group))
+    assert told(play.scheduler.kill(group)) == ["kill 0"]
+    assert play.died_at(0, 0, nth=0) == []
+    assert play.died_at(0, 0) == ["start 0"]
+    assert play.built(0) == ["send [0] to 0"]
+    assert play.finished(0) == ["settle"]
+
+
+def test_a_worker_that_was_killed_for_others_is_not_counted_for_what_it_had_not_begun() -> None:
+    play, group = with_objects(1, capacity=2), a_map()
+    others = a_call(max_restarts=0)
+    play.submit(a_call(group=group), others)
+    told(play.scheduler.drop(group))
+    play.scheduler.kill(group)
+    assert play.died_at(0, 0, nth=0) == []
+    assert play.died(0) == ["start 0"]
+    assert (others.fatal, play.scheduler.slots[0].deaths) == (None, 0)
+
+
+def test_a_doomed_worker_is_gone_with_its_last_answer() -> None:
+    play = with_objects(1, capacity=2)
+    play.submit(a_call(), a_call())
+    play.scheduler.kill()
+    assert play.killed(0) == []
+    assert play.finished(0) == ["settle"]
+    assert repr(play) == "<Scheduler [busy] 0 queued, 1 open>"
+    assert play.finished(0) == ["settle"]
+    assert repr(play) == "<Scheduler [empty] 0 queued, 0 open>"
+
+
+def test_a_worn_out_worker_is_closed_when_all_that_it_is_at_is_done() -> None:
+    play, call = with_objects(1, max_tasks=3, capacity=2), a_call(4)
+    assert play.submit(a_call(), call) == ["send [0] to 0", "send [0, 1] to 0"]
+    assert play.finished(0, nth=1) == []
+    assert repr(play) == "<Scheduler [busy] 1 queued, 2 open>"
+    assert play.finished(0) == ["settle", "close 0"]
+    assert play.ended(0) == ["start 0"]
+    assert play.built(0) == ["send [2, 3] to 0"]
+
+
+def test_items_that_a_worker_gave_back_do_not_wear_it_out() -> None:
+    play, call = with_objects(1, max_tasks=4, capacity=2), a_call(4)
+    assert play.submit(a_call(), call) == ["send [0] to 0", "send [0, 1, 2] to 0"]
+    assert play.finished(0, n_run=1, nth=1) == ["send [1] to 0"]
+    assert play.finished(0, nth=0) == ["settle", "send [2] to 0"]
+    assert play.finished(0) == []
+    assert play.finished(0) == ["close 0"]
+
+
+def test_a_worker_that_holds_too_much_memory_gets_nothing_more_and_is_closed_at_its_last_answer() -> None:
+    play = with_objects(1, capacity=2)
+    play.submit(a_call(), a_call(), a_call())
+    assert play.finished(0, is_full=True) == ["settle"]
+    assert play.finished(0) == ["settle", "close 0"]
+    assert play.ended(0) == ["start 0"]
 
 
 # --- recycling and the end --------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import hypothesis.strategies as st
@@ -58,15 +58,27 @@ class Life:
 
     number: int
     limits: Limits
-    message: int | None  # the seq it owes an answer to
-    job: Job | None = None  # of that message; None: it builds
+    building: int | None  # the seq of the message that it builds by
+    latest: int  # seq of what it was sent
+    jobs: dict[int, Job] = field(default_factory=dict)  # that it owes answers to, by seq
     n_run: int = 0
-    stop_asked: bool = False
     closing: int | None = None
     doomed: bool = False  # it is to be killed
     gone: bool = False  # it was
-    expired: bool = False
-    expired_place: int | None = None
+    dead: bool = False  # that was told with one of its messages, and is to be told with the others
+    mourned: bool = False  # somebody paid for its death, or it was counted
+    is_full: bool = False
+    expired: dict[int, int | None] = field(default_factory=dict)  # with which item, by seq
+
+    @property
+    def n_under_way(self) -> int:
+        """How many items it was sent that it has not answered."""
+        return sum(len(job.positions) for job in self.jobs.values())
+
+    @property
+    def is_at_rest(self) -> bool:
+        """True if it has an object and nothing to do."""
+        return self.building is self.closing is None and not self.jobs
 
 
 class ScheduleMachine(RuleBasedStateMachine):
@@ -75,6 +87,8 @@ class ScheduleMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.scheduler = Scheduler(1)
+        self.max_tasks: int | None = None
+        self.capacity = 1
         self.plain, self.map = Group(), Group(on_error=_ignore)
         self.narrow = Group(on_error=_ignore, n_slots=1)
         self.groups: list[Group] = []
@@ -85,10 +99,18 @@ class ScheduleMachine(RuleBasedStateMachine):
         self.blamed: Counter[tuple[Asked, int]] = Counter()  # deaths that an item paid for
         self.blamed_in: dict[tuple[Asked, int], int | None] = {}
         self.unblamed: Counter[int] = Counter()  # deaths of a slot, in a row, that nobody paid for
+        self.lost: Counter[int] = Counter()  # deaths of a slot that were told
 
-    @initialize(n_slots=st.integers(1, 3), max_tasks=st.sampled_from([None, None, 1, 2, 3]), in_turn=st.booleans())
-    def begin(self, *, n_slots: int, max_tasks: int | None, in_turn: bool) -> None:
-        self.scheduler = Scheduler(n_slots, max_tasks=max_tasks, in_turn=in_turn)
+    @initialize(
+        n_slots=st.integers(1, 3),
+        max_tasks=st.sampled_from([None, None, 1, 2, 3, 5]),
+        # Only a synchronous engine works in turn, whose workers are at one thing.
+        how=st.sampled_from([(1, False), (1, True), (2, False), (2, False), (3, False), (3, False)]),
+    )
+    def begin(self, *, n_slots: int, max_tasks: int | None, how: tuple[int, bool]) -> None:
+        self.capacity, in_turn = how
+        self.max_tasks = max_tasks
+        self.scheduler = Scheduler(n_slots, max_tasks=max_tasks, in_turn=in_turn, capacity=self.capacity)
         self.groups = [self.plain, self.map, self.narrow]
 
     # --- carrying out decisions -----------------------------------------------------------------------
@@ -110,29 +132,26 @@ class ScheduleMachine(RuleBasedStateMachine):
             assert group is not None
             assert decision.slot < decision.n_jobs == min(group.n_slots, len(self.scheduler.slots))
             self.lives[decision.slot] = Life(
-                self.scheduler.slots[decision.slot].life, decision.limits, message=decision.seq
+                self.scheduler.slots[decision.slot].life, decision.limits, building=decision.seq, latest=decision.seq
             )
+            self._check_needed(decision.slot)
         elif isinstance(decision, SendJob):
             self._send(decision)
         elif isinstance(decision, StopJob):
-            assert self.lives[decision.slot].message == decision.seq
-            self.lives[decision.slot].stop_asked = True
+            assert decision.seq in self.lives[decision.slot].jobs
         elif isinstance(decision, ShareJob):
-            job = self.lives[decision.slot].job
-            assert self.lives[decision.slot].message == decision.seq
-            assert job is not None
+            job = self._job(decision.slot, decision.seq)
             assert job.call.request.budget is not None
             assert len(job.positions) > 1
             assert job.call.group.sharing
-            assert not self.scheduler.work.jobs
+            assert not self.scheduler.work.jobs.common  # what waits for one slot only is of no use to others
             width = job.call.group.n_slots
-            assert any(slot.state is State.IDLE for slot in self.scheduler.slots.first(width))
+            assert any(index < width for index in self._free())
         elif isinstance(decision, CloseWorker):
             life = self.lives[decision.slot]
             assert life.number == decision.life
-            assert life.message is None
-            assert life.closing is None
-            life.closing = decision.seq
+            assert life.is_at_rest
+            life.closing = life.latest = decision.seq
         else:
             assert self.lives[decision.slot].number == decision.life
             self.lives[decision.slot].doomed = True
@@ -140,8 +159,11 @@ class ScheduleMachine(RuleBasedStateMachine):
 
     def _send(self, send: SendJob) -> None:
         call, life = who_asked(send.job.call), self.lives[send.slot]
-        assert life.message is None, "it is at work, or being built"
+        assert life.building is None, "it is being built"
+        assert len(life.jobs) < self.capacity, "it is at work"
         assert not life.doomed
+        assert not life.dead
+        assert not life.is_full
         assert life.closing is None
         assert send.slot < call.group.n_slots, "not one of its own slots"
         assert not call.is_settled
@@ -152,8 +174,9 @@ class ScheduleMachine(RuleBasedStateMachine):
         running = {
             p
             for other in self.lives.values()
-            if other.job and other.job.call is send.job.call
-            for p in other.job.positions
+            for job in other.jobs.values()
+            if job.call is send.job.call
+            for p in job.positions
         }
         assert running.isdisjoint(send.job.positions), "it runs elsewhere"
         for position in send.job.positions:
@@ -162,9 +185,54 @@ class ScheduleMachine(RuleBasedStateMachine):
             assert self.blamed[item] <= call.limits.retries
             if self.scheduler.work.width(call.group) > 1 and call.request.only is None:
                 assert self.blamed_in.get(item) != send.slot, "it killed its worker here before"
-        max_tasks = self.scheduler.max_tasks
-        assert max_tasks is None or life.n_run + len(send.job.positions) <= max_tasks
-        life.message, life.job, life.stop_asked = send.seq, send.job, False
+        others = [index for index in self._free() if index < call.group.n_slots and _may_run(send.job, index)]
+        assert len(life.jobs) == min(len(self.lives[index].jobs) for index in others), "another one has less to do"
+        assert send.seq > life.latest
+        life.jobs[send.seq], life.latest = send.job, send.seq
+        assert self.max_tasks is None or life.n_run + life.n_under_way <= self.max_tasks
+
+    def _check_needed(self, slot: int) -> None:
+        """Check that what is being built for jobs that wait is too little without a slot, which is built for such a one."""
+        waiting = list(self.scheduler.work.jobs)
+        if self.scheduler.slots.is_to_be_warm(self.scheduler.slots[slot]) or any(
+            job.avoid is not None for job in waiting
+        ):
+            return  # who shall be built for those that avoid a slot is guessed well, but not always best
+        building = [other.index for other in self.scheduler.slots if other.state is State.BUILDING]
+        assert self._unserved(waiting, building) != self._unserved(waiting, [each for each in building if each != slot])
+
+    def _unserved(self, waiting: list[Job], building: list[int]) -> list[Job]:
+        """Return the jobs for which no slot is coming, if so many are built, each of which can be at several."""
+        coming = [index for index in building for _ in range(self._n_jobs_at_once())]
+        unserved: list[Job] = []
+        # Those first to which the fewest slots will do.
+        for job in sorted(
+            waiting,
+            key=lambda job: (job.only is None, self.scheduler.work.width(job.call.group), job.avoid is None),
+        ):
+            own = next((index for index in coming if index < job.call.group.n_slots and _may_run(job, index)), None)
+            if own is None:
+                unserved.append(job)
+            else:
+                coming.remove(own)
+        return unserved
+
+    def _n_jobs_at_once(self) -> int:
+        """Return how many jobs a new worker can be at, each of which has an item at least."""
+        return self.capacity if self.max_tasks is None else min(self.capacity, self.max_tasks)
+
+    def _free(self) -> list[int]:
+        """Return the slots that may be sent something."""
+        return [
+            slot
+            for slot, life in self.lives.items()
+            if life.building is life.closing is None
+            and not life.doomed
+            and not life.dead
+            and not life.is_full
+            and len(life.jobs) < self.capacity
+            and (self.max_tasks is None or life.n_run + life.n_under_way < self.max_tasks)
+        ]
 
     def _settle(self, decision: Deliver) -> None:
         call: Asked = decision.deliver.__self__  # type: ignore[attr-defined]  # its method
@@ -230,6 +298,23 @@ class ScheduleMachine(RuleBasedStateMachine):
         self.calls.append(call)
         self.carry_out(self.scheduler.submit(call.request))
 
+    @precondition(lambda self: not self.scheduler.closing)
+    @rule(
+        sizes=st.lists(st.integers(1, 3), min_size=2, max_size=6),
+        whose=st.sampled_from(["plain", "map"]),
+        retries=st.integers(0, 1),
+        budget=st.sampled_from([0.1, None]),
+    )
+    def submit_to_built_workers(
+        self, *, sizes: list[int], whose: Literal["plain", "map"], retries: int, budget: float | None
+    ) -> None:
+        """Have much under way, or else no worker would often be at several things."""
+        for size in sizes:
+            call = Asked(size, getattr(self, whose), Limits(5.0, 5.0, retries, 2), budget=budget)
+            self.calls.append(call)
+            self.carry_out(self.scheduler.submit(call.request))
+        self.all_built()
+
     def begin_another_map(self, data: st.DataObject) -> None:
         self.map, self.narrow = Group(on_error=_ignore), Group(on_error=_ignore, n_slots=data.draw(st.integers(1, 2)))
         self.groups += [self.map, self.narrow]
@@ -284,6 +369,8 @@ class ScheduleMachine(RuleBasedStateMachine):
             self.begin_another_map,
             self.drop_what_has_not_started,
             self.kill,
+            self.drop_running,
+            self.stop,
             self.warm,
             self.release,
             self.grow,
@@ -297,12 +384,32 @@ class ScheduleMachine(RuleBasedStateMachine):
         self.carry_out(self.scheduler.drop(chosen))
         self.carry_out(self.scheduler.kill(chosen, idle_too=data.draw(st.booleans())))
 
+    def drop_running(self, data: st.DataObject) -> None:
+        slot = data.draw(st.integers(0, len(self.scheduler.slots) - 1))
+        self.carry_out(self.scheduler.drop_running(slot))
+        assert slot not in self.lives or all(job.call.settled for job in self.lives[slot].jobs.values())
+
+    def stop(self, data: st.DataObject) -> None:
+        calls = self.scheduler.work.calls_of()
+        if not calls:
+            return
+        call = calls[data.draw(st.integers(0, len(calls) - 1))]
+        self.carry_out(self.scheduler.stop(call))
+        assert call.settled
+        for life in self.lives.values():
+            assert life.doomed or not any(job.call is call for job in life.jobs.values())
+
     def warm(self, data: st.DataObject) -> None:
         max_restarts, again = data.draw(st.integers(0, 2)), data.draw(st.booleans())
         group = Group(on_error=_ignore, n_slots=data.draw(st.sampled_from([1, 9])))
         self.groups.append(group)
         slots = self.scheduler.slots.first(group.n_slots)
-        wanted = [slot.index for slot in slots if slot.state in (State.EMPTY, State.CLOSING)]
+        wanted = [
+            slot.index
+            for slot in slots
+            if slot.state in (State.EMPTY, State.CLOSING)
+            or (slot.state is State.BUILDING and self.lives[slot.index].doomed)
+        ]
         given_up = [index for index in wanted if again and self.unblamed[index] > max_restarts]
         decisions = self.scheduler.warm(group, Limits(init_timeout=5.0, max_restarts=max_restarts), again=again)
         if given_up:
@@ -329,14 +436,13 @@ class ScheduleMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def built(self, data: st.DataObject) -> None:
         slot = data.draw(st.sampled_from(self._building()))
-        seq = self._answered(slot)
-        self.carry_out(self.scheduler.built(slot, seq))
+        self.carry_out(self.scheduler.built(slot, self._has_built(slot)))
 
     @precondition(lambda self: self._building())
     @rule()
     def all_built(self) -> None:
         while building := self._building():
-            self.carry_out(self.scheduler.built(building[0], self._answered(building[0])))
+            self.carry_out(self.scheduler.built(building[0], self._has_built(building[0])))
 
     @precondition(lambda self: self._building())
     @rule(data=st.data())
@@ -344,44 +450,44 @@ class ScheduleMachine(RuleBasedStateMachine):
         slot = data.draw(st.sampled_from(self._building()))
         group = self.scheduler.slots[slot].group
         life, error = self.lives[slot], errors.WorkerInitError(slot)
-        seq = life.message
+        seq, life.building = life.building, None
         assert seq is not None
-        life.message = None
         decisions = self.scheduler.build_failed(slot, seq, error)
         self._check_ended(slot, group, decisions)
         self.unblamed[slot] = 0
         self.carry_out(decisions)
 
     @precondition(lambda self: self._busy())
-    @rule(data=st.data())
-    def finished(self, data: st.DataObject) -> None:
-        slot = data.draw(st.sampled_from(self._busy()))
-        job = self._job(slot)
+    @rule(data=st.data(), is_full=st.sampled_from([False, False, False, True]))
+    def finished(self, *, data: st.DataObject, is_full: bool) -> None:
+        slot, seq = data.draw(st.sampled_from(self._busy()))
+        job = self._job(slot, seq)
         size = len(job.positions)
         n_run = data.draw(st.integers(1, size))  # it was asked to stop, or has worked for long enough
         failed = data.draw(st.sets(st.integers(0, n_run - 1), max_size=2))
         if failed and job.call.request.after_error != "go_on":
             n_run = min(failed) + 1  # the worker itself stops there
-        self._finish(slot, n_run, {place for place in failed if place < n_run})
+        self._finish(slot, seq, n_run, {place for place in failed if place < n_run}, is_full=is_full)
 
     @precondition(lambda self: self._busy())
     @rule(data=st.data())
     def interrupted(self, data: st.DataObject) -> None:
         """Play a Ctrl-C under a synchronous engine: nothing more of the message was run."""
-        self._finish(data.draw(st.sampled_from(self._busy())), 0, set())
+        self._finish(*data.draw(st.sampled_from(self._busy())), 0, set())
 
     @precondition(lambda self: self._busy())
     @rule(data=st.data())
     def refused(self, data: st.DataObject) -> None:
         """Play a worker without memory for all of a message: its items go out again, one by one, or in halves."""
-        slot = data.draw(st.sampled_from(self._busy()))
-        job, stopping = self._job(slot), self._job(slot).call.group.stopping or self._job(slot).call.settled
+        slot, seq = data.draw(st.sampled_from(self._busy()))
+        job = self._job(slot, seq)
+        stopping = job.call.group.stopping or job.call.settled
         if len(job.positions) == 1:
-            self._finish(slot, 1, {0})
+            self._finish(slot, seq, 1, {0})
             return
-        self._finish(slot, 0, set(), was_refused=True)
+        self._finish(slot, seq, 0, set(), was_refused=True)
         waiting = [(j.call, tuple(j.positions)) for j in self.scheduler.work.jobs]
-        running = [(life.job.call, tuple(life.job.positions)) for life in self.lives.values() if life.job]
+        running = [(j.call, tuple(j.positions)) for life in self.lives.values() for j in life.jobs.values()]
         size = -(-len(job.positions) // 2) if job.call.request.is_one_call else 1
         for at in () if stopping else range(0, len(job.positions), size):
             assert (job.call, tuple(job.positions[at : at + size])) in [*waiting, *running]
@@ -392,8 +498,10 @@ class ScheduleMachine(RuleBasedStateMachine):
         self._die_building(data.draw(st.sampled_from(self._building())))
 
     def _die_building(self, slot: int) -> None:
-        group, life = self.scheduler.slots[slot].group, self.lives[slot]
-        decisions = self._die(slot, Death(exitcode=-9, started=True))
+        group, life = self.scheduler.slots[slot].group, self.lives.pop(slot)
+        assert life.building is not None
+        self.lost[slot] += 1
+        decisions = self.scheduler.died(slot, life.building, Death(exitcode=-9, started=True))
         if life.expired:
             self.unblamed[slot] = 0
             self._check_ended(slot, group, decisions)
@@ -408,43 +516,62 @@ class ScheduleMachine(RuleBasedStateMachine):
     def died_idle(self, data: st.DataObject) -> None:
         slot = data.draw(st.sampled_from(self._idle()))
         self.unblamed[slot] += 1
+        self.lost[slot] += 1
         life = self.lives.pop(slot).number
         self.carry_out(self.scheduler.died_idle(slot, life, Death(exitcode=-9)))
 
     @precondition(lambda self: self._busy())
     @rule(data=st.data())
     def died_before_it_began(self, data: st.DataObject) -> None:
-        self._die_before_it_began(data.draw(st.sampled_from(self._busy())))
+        self._die_before_it_began(*data.draw(st.sampled_from(self._busy())))
 
-    def _die_before_it_began(self, slot: int) -> None:
-        job = self._job(slot)
+    def _die_before_it_began(self, slot: int, seq: int) -> None:
+        job, life = self._job(slot, seq), self.lives[slot]
         was_settled = job.call.settled
-        decisions = self._die(slot, Death(exitcode=-9))
+        decisions = self._die(slot, seq, Death(exitcode=-9))
         if not was_settled:
-            self._count_unblamed(slot, job.call.group, job.call.request.limits, decisions)
+            # However many messages tell of it, it is one death.
+            n_deaths = int(not life.mourned)
+            life.mourned = True
+            self._count_unblamed(slot, job.call.group, job.call.request.limits, decisions, n_deaths)
         self.carry_out(decisions)
 
     @precondition(lambda self: self._busy())
     @rule(data=st.data())
     def died_at_work(self, data: st.DataObject) -> None:
-        slot = data.draw(st.sampled_from(self._busy()))
-        size = len(self._job(slot).positions)
+        self._die_somewhere(data, *data.draw(st.sampled_from(self._busy())))
+
+    @precondition(lambda self: self._busy())
+    @rule(data=st.data())
+    def died_at_all(self, data: st.DataObject) -> None:
+        """Play a death that is told with each message under way, with nothing in between."""
+        slot, _ = data.draw(st.sampled_from(self._busy()))
+        for seq in data.draw(st.permutations(list(self.lives[slot].jobs))):
+            if data.draw(st.booleans()):
+                self._die_somewhere(data, slot, seq)
+            else:
+                self._die_before_it_began(slot, seq)
+
+    def _die_somewhere(self, data: st.DataObject, slot: int, seq: int) -> None:
+        job = self._job(slot, seq)
+        size = len(job.positions)
         place = data.draw(st.sampled_from([None, *range(size)]))
         together = 1
-        if place is not None and self._job(slot).call.request.is_one_call:
+        if place is not None and job.call.request.is_one_call:
             together = data.draw(st.integers(1, size - place))
         n_finished = place if place is not None else data.draw(st.sampled_from([0, size]))
-        self._die_at_work(slot, place, n_finished, together)
+        self._die_at_work(slot, seq, place, n_finished, together)
 
-    def _die_at_work(self, slot: int, place: int | None, n_finished: int, together: int = 1) -> None:
-        job, life = self._job(slot), self.lives[slot]
+    def _die_at_work(self, slot: int, seq: int, place: int | None, n_finished: int, together: int = 1) -> None:
+        job, life = self._job(slot, seq), self.lives[slot]
         call, size, was_settled = who_asked(job.call), len(job.positions), job.call.settled
         guilty: list[int] = []  # positions
         if size == 1:
             guilty = [job.positions[0]]
-        elif place is not None and not (life.expired and place != life.expired_place):
+        elif place is not None and life.expired.get(seq, place) == place:
             guilty = list(job.positions[place : place + together])
         if not was_settled:
+            life.mourned = True
             self.unblamed[slot] *= not n_finished
             for position in guilty:
                 self.blamed[call, position] += 1
@@ -452,7 +579,7 @@ class ScheduleMachine(RuleBasedStateMachine):
                 self.blamed_in[call, position] = slot if self.scheduler.work.width(call.group) > 1 else None
         stopping = call.group.stopping
         death = Death(exitcode=-9, started=True, place=place, n_finished=n_finished, n_together=together)
-        decisions = self._die(slot, death)
+        decisions = self._die(slot, seq, death)
         assert not any(isinstance(decision, FailGroup) for decision in decisions)
         self.carry_out(decisions)
         for position in () if was_settled else guilty:
@@ -461,7 +588,7 @@ class ScheduleMachine(RuleBasedStateMachine):
             if is_final:
                 self.unblamed[slot] = 0
                 error = call.errors[position]
-                assert isinstance(error, errors.ItemTimeoutError if life.expired else errors.WorkerCrashedError)
+                assert isinstance(error, errors.ItemTimeoutError if seq in life.expired else errors.WorkerCrashedError)
                 assert error.n_items == len(guilty)
 
     @precondition(lambda self: self._closing())
@@ -477,11 +604,14 @@ class ScheduleMachine(RuleBasedStateMachine):
     def killed(self, *, data: st.DataObject, is_death_told_first: bool) -> None:
         kill = self.kills[data.draw(st.integers(0, len(self.kills) - 1))]
         life = self.lives.get(kill.slot)
-        if is_death_told_first and life is not None and life.number == kill.life and life.message is not None:
-            if life.job is None:
+        if is_death_told_first and life is not None and life.number == kill.life:
+            if life.building is not None:
                 self._die_building(kill.slot)
-            else:
-                self._die_at_work(kill.slot, 0, 0)
+            elif life.jobs:
+                # With some of its messages, or all.
+                n_told = data.draw(st.integers(1, len(life.jobs)))
+                for seq in list(life.jobs)[:n_told]:
+                    self._die_at_work(kill.slot, seq, 0, 0)
         self._carry_out_kill(kill)
 
     def _carry_out_kill(self, kill: KillWorker) -> None:
@@ -489,7 +619,7 @@ class ScheduleMachine(RuleBasedStateMachine):
         life = self.lives.get(kill.slot)
         if life is not None and life.number == kill.life:
             life.gone = True
-            if life.message is None:
+            if life.building is None and not life.jobs:
                 del self.lives[kill.slot]
         self.carry_out(self.scheduler.killed(kill.slot, kill.life))
 
@@ -498,18 +628,22 @@ class ScheduleMachine(RuleBasedStateMachine):
     @precondition(lambda self: self._building() + self._busy())
     @rule(data=st.data())
     def expire(self, data: st.DataObject) -> None:
-        slot = data.draw(st.sampled_from(self._building() + self._busy()))
+        building = [(slot, self.lives[slot].latest) for slot in self._building()]
+        slot, seq = data.draw(st.sampled_from(building + self._busy()))
         life = self.lives[slot]
-        assert life.message is not None
-        places = [None] if life.job is None else range(len(life.job.positions))
-        place = data.draw(st.sampled_from(places))
-        life.expired, life.expired_place = True, place
-        self.carry_out(self.scheduler.expire(slot, life.message, life.expired_place))
+        places = [None] if life.building is not None else range(len(life.jobs[seq].positions))
+        life.expired[seq] = data.draw(st.sampled_from(places))
+        decisions = self.scheduler.expire(slot, seq, life.expired[seq])
+        assert [type(decision) for decision in decisions] == [KillWorker]
+        self.carry_out(decisions)
 
     @rule(data=st.data(), age=st.integers(1, 5))
     def late_news(self, data: st.DataObject, age: int) -> None:
         slot = data.draw(st.sampled_from(list(self.scheduler.slots)))
-        index, seq = slot.index, slot.seq - age
+        life = self.lives.get(slot.index)
+        # The latest message, too, if it was answered before others.
+        ages = range(age - 1 if life is not None and life.jobs else age, age + self.capacity + 1)
+        index, seq = slot.index, next(s for a in ages if (s := slot.seq - a) not in slot.jobs)
         before = self._snapshot()
         assert self.scheduler.built(index, seq) == []
         assert self.scheduler.build_failed(index, seq, errors.WorkerInitError(index)) == []
@@ -527,7 +661,7 @@ class ScheduleMachine(RuleBasedStateMachine):
     @invariant()
     def each_item_is_in_one_place(self) -> None:
         places: Counter[tuple[Asked, int]] = Counter()
-        running = [slot.job for slot in self.scheduler.slots if slot.job is not None]
+        running = [job for slot in self.scheduler.slots for job in slot.jobs.values()]
         for job in (*self.scheduler.work.jobs, *running):
             if not job.call.settled:
                 places.update((who_asked(job.call), position) for position in job.positions)
@@ -555,24 +689,16 @@ class ScheduleMachine(RuleBasedStateMachine):
                 # No more are built than there are jobs for.
                 assert slot.state is not State.EMPTY or n_building
                 # In turn, an object that was used waits for those that are being built.
-                assert slot.state is not State.IDLE or (scheduler.work.in_turn and n_building)
+                assert slot.index not in self._free() or (scheduler.work.in_turn and n_building)
 
     @invariant()
     def as_many_are_built_as_jobs_wait(self) -> None:
         # A matching of jobs and slots that are being built: where those can't be had for all, no slot is free for the rest.
-        scheduler = self.scheduler
-        coming = [slot.index for slot in scheduler.slots if slot.state is State.BUILDING]
-        empty = [slot.index for slot in scheduler.slots if slot.state is State.EMPTY]
-        fewest_first = sorted(
-            scheduler.work.jobs,
-            key=lambda job: (job.only is None, scheduler.work.width(job.call.group), job.avoid is None),
-        )
-        for job in fewest_first:
-            own = [index for index in coming if index < job.call.group.n_slots and _may_run(job, index)]
-            if own:
-                coming.remove(own[0])
-            else:
-                assert not [index for index in empty if index < job.call.group.n_slots and _may_run(job, index)]
+        slots = self.scheduler.slots
+        building = [slot.index for slot in slots if slot.state is State.BUILDING]
+        empty = [slot.index for slot in slots if slot.state is State.EMPTY]
+        for job in self._unserved(list(self.scheduler.work.jobs), building):
+            assert not [index for index in empty if index < job.call.group.n_slots and _may_run(job, index)]
 
     @invariant()
     def somebody_works_while_a_call_is_open(self) -> None:
@@ -584,14 +710,31 @@ class ScheduleMachine(RuleBasedStateMachine):
         for slot in scheduler.slots:
             life = self.lives.get(slot.index)
             assert (slot.state is State.EMPTY) is (life is None)
-            if life is not None and life.message is not None:
-                assert slot.state is (State.BUILDING if life.job is None else State.BUSY)
-                assert slot.seq == life.message
+            if life is None:
+                continue
+            assert slot.seq == life.latest
+            assert slot.life == life.number
+            assert slot.jobs == life.jobs
+            assert slot.group is None or slot.state in (State.BUILDING, State.CLOSING)
+            assert len(slot.jobs) <= self.capacity
+            if life.building is not None or life.jobs:
+                assert slot.state is (State.BUSY if life.jobs else State.BUILDING)
+            else:
+                assert slot.state is (State.CLOSING if life.doomed or life.closing is not None else State.IDLE)
         # Counted apart for speed; a wrong count would show only much later.
         for state in State:
             assert set(scheduler.slots.indices(state)) == {
                 slot.index for slot in scheduler.slots if slot.state is state
             }
+        assert set(scheduler.slots.free) == set(self._free())
+        if self.capacity == 1:
+            assert list(scheduler.slots.free) == list(scheduler.slots.indices(State.IDLE))
+
+    @invariant()
+    def each_death_is_counted_once(self) -> None:
+        for slot in self.scheduler.slots:
+            assert slot.deaths == self.unblamed[slot.index]
+            assert slot.n_restarts == self.lost[slot.index]
 
     @invariant()
     def nobody_stays_when_all_is_done(self) -> None:
@@ -622,11 +765,15 @@ class ScheduleMachine(RuleBasedStateMachine):
             elif self._building():
                 self.all_built()
             elif busy := self._busy():
-                self._finish(busy[0], len(self._job(busy[0]).positions), set())
+                slot, seq = busy[0]
+                if self.lives[slot].dead:
+                    self._die_before_it_began(slot, seq)
+                else:
+                    self._finish(slot, seq, len(self._job(slot, seq).positions), set())
             elif closing := self._closing():
-                seq = self.lives.pop(closing[0]).closing
-                assert seq is not None
-                self.carry_out(self.scheduler.ended(closing[0], seq))
+                end = self.lives.pop(closing[0]).closing
+                assert end is not None
+                self.carry_out(self.scheduler.ended(closing[0], end))
             else:
                 return
         pytest.fail(f"this never ends: {self.scheduler}")
@@ -634,17 +781,17 @@ class ScheduleMachine(RuleBasedStateMachine):
     # --- helpers --------------------------------------------------------------------------------------
 
     def _building(self) -> list[int]:
-        return [slot for slot, life in self.lives.items() if life.message is not None and life.job is None]
+        return [slot for slot, life in self.lives.items() if life.building is not None]
 
-    def _busy(self) -> list[int]:
-        return [slot for slot, life in self.lives.items() if life.message is not None and life.job is not None]
+    def _busy(self) -> list[tuple[int, int]]:
+        """Return all messages under way, by slot and seq."""
+        return [(slot, seq) for slot, life in self.lives.items() for seq in life.jobs]
 
     def _closing(self) -> list[int]:
         return [slot for slot, life in self.lives.items() if life.closing is not None]
 
     def _idle(self) -> list[int]:
-        lives = self.lives.items()
-        return [slot for slot, life in lives if life.message is life.closing is None and not life.doomed]
+        return [slot for slot, life in self.lives.items() if life.is_at_rest and not life.doomed]
 
     def _cancellable(self) -> list[Asked]:
         waiting = [who_asked(call) for call in self.scheduler.work.calls_of() if not call.claimed]
@@ -654,39 +801,60 @@ class ScheduleMachine(RuleBasedStateMachine):
         groups = self.scheduler.work.groups()
         return groups[data.draw(st.integers(0, len(groups) - 1))]
 
-    def _job(self, slot: int) -> Job:
-        job = self.lives[slot].job
-        assert job is not None
-        return job
+    def _job(self, slot: int, seq: int) -> Job:
+        return self.lives[slot].jobs[seq]
 
-    def _answered(self, slot: int) -> int:
-        """Note that a worker has answered; return what."""
+    def _has_built(self, slot: int) -> int:
+        """Note that a worker has built its object; return by which message."""
         life = self.lives[slot]
-        seq, life.message, life.job = life.message, None, None
+        seq, life.building = life.building, None
         assert seq is not None
-        if life.gone:  # the answer was on its way when it was killed
-            del self.lives[slot]
+        self._bury(slot)
         return seq
 
-    def _finish(self, slot: int, n_run: int, failed: set[int], *, was_refused: bool = False) -> None:
-        job, life = self._job(slot), self.lives[slot]
+    def _bury(self, slot: int) -> None:
+        """Forget a worker that is gone, if nothing more is to come of it."""
+        life = self.lives[slot]
+        if (life.gone or life.dead) and not life.jobs:  # an answer was on its way when it was killed
+            del self.lives[slot]
+
+    def _finish(
+        self,
+        slot: int,
+        seq: int,
+        n_run: int,
+        failed: set[int],
+        *,
+        was_refused: bool = False,
+        is_full: bool = False,
+    ) -> None:
+        life = self.lives[slot]
+        job = life.jobs.pop(seq)
         faults: dict[int, BaseException] = {place: ValueError(place) for place in failed}
         values = [
             None if at in failed else _value(who_asked(job.call), p) for at, p in enumerate(job.positions[:n_run])
         ]
         life.n_run += n_run
+        life.is_full |= is_full
         self.unblamed[slot] = 0
-        seq = self._answered(slot)
-        report = Report(n_run, values, faults, seconds=n_run, was_refused=was_refused)
+        self._bury(slot)
+        report = Report(n_run, values, faults, seconds=n_run, was_refused=was_refused, is_full=is_full)
         self.carry_out(self.scheduler.finished(slot, seq, report))
 
-    def _die(self, slot: int, death: Death) -> Decisions:
-        seq = self.lives.pop(slot).message
-        assert seq is not None
+    def _die(self, slot: int, seq: int, death: Death) -> Decisions:
+        life = self.lives[slot]
+        del life.jobs[seq]
+        if not life.dead:
+            life.dead = True
+            life.mourned |= life.doomed and not life.expired  # killed for others' sake: that is no fault of this slot's
+            self.lost[slot] += 1
+        self._bury(slot)
         return self.scheduler.died(slot, seq, death)
 
-    def _count_unblamed(self, slot: int, group: Group | None, limits: Limits, decisions: Decisions) -> None:
-        self.unblamed[slot] += 1
+    def _count_unblamed(
+        self, slot: int, group: Group | None, limits: Limits, decisions: Decisions, n_deaths: int = 1
+    ) -> None:
+        self.unblamed[slot] += n_deaths
         if self.unblamed[slot] > limits.max_restarts:
             self.unblamed[slot] = 0
             self._check_ended(slot, group, decisions)
@@ -703,8 +871,8 @@ class ScheduleMachine(RuleBasedStateMachine):
         assert not any(job.call.group is group and job.only in (None, slot) for job in self.scheduler.work.jobs)
 
     def _snapshot(self) -> object:
-        slots = [dict(vars(slot)) for slot in self.scheduler.slots]
-        return repr(self.scheduler), slots
+        slots = [{**vars(slot), "jobs": dict(slot.jobs)} for slot in self.scheduler.slots]
+        return repr(self.scheduler), slots, list(self.scheduler.slots.free)
 
 
 def _may_run(job: Job, index: int) -> bool:

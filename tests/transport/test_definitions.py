@@ -526,6 +526,15 @@ def test_what_is_known_is_not_sent_again(memory: Memory | None) -> None:
     assert sent_to(Peer(is_parent=True), Point(2), memory=memory)
 
 
+def test_what_may_be_overtaken_is_sent_again() -> None:
+    peer, transport = Peer(is_parent=True), Pickled()
+    needs = transport.pack_all([Point(1)], definer=transport.definer())[0].needs
+    first = peer.take(needs)
+    assert first
+    assert peer.take(needs, again=True) == first
+    assert peer.take(needs) == ()
+
+
 def test_values_that_have_no_such_class_need_nothing() -> None:
     assert sent_to(Peer(is_parent=True), 1, "text", (1, [2]), {3: socket.AF_INET}) == ()
 

@@ -147,6 +147,7 @@ def test_what_a_fork_of_the_worker_keeps_is_not_changed_by_what_comes_later() ->
     class Forker:
         def __init__(self) -> None:
             self.asks: list[Callable[[], float]] = []
+            self.ends: list[Any] = []
 
         def __call__(self, array: Any) -> list[float]:
             twice = array[:]
@@ -157,7 +158,12 @@ def test_what_a_fork_of_the_worker_keeps_is_not_changed_by_what_comes_later() ->
                         there.send(float(twice[-1]))
                     os._exit(0)
                 self.asks.append(partial(ask, here))
+                self.ends.append(here)
             return [ask() for ask in self.asks]
+
+        def close(self) -> None:
+            for end in self.ends:
+                end.send(False)
 
     arrays = (np.full(1 << 20, float(number)) for number in range(9))
     results = list(stateful_map(Forker, arrays, n_jobs=1, batch_size=1, buffer=2))

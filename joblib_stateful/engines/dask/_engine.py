@@ -24,14 +24,14 @@ from ... import errors
 from ..._process import _locks
 from ..._transport._frames import PROTOCOL
 from ..._transport._shared_memory import Stored
-from ..._worker._messages import Death, Finish, Finished
+from ..._worker._messages import Death, Finish, Finished, Run
 from .._base import Engine, Runtime
 from .._buffers import Handle, with_buffers
 from .._remote import RemoteWorker
 from ._actor import Room
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
     from ..._transport._shared_memory import Blob
     from ..._worker._messages import Message, Refused, Reply
@@ -48,15 +48,16 @@ class DaskWorker(RemoteWorker):
     """One life of one slot, in a Dask worker process that it shares with no other slot of its executor."""
 
     def __init__(self, runtime: DaskRuntime, slot: int) -> None:
-        super().__init__()
+        super().__init__(runtime.max_concurrency)
         self._runtime, self._slot = runtime, slot
         self._address: str | None = None
         self._future: Any = None  # of the actor; it lives as long as this does
         self._room: Any = None  # the actor
-        # What happens to what is waited for: "done" or "lost".
-        self._events: queue.SimpleQueue[str] = queue.SimpleQueue()
+        # What happens to what is waited for: "done" or "lost". One for each that waits, by number.
+        self._waiting: dict[int, queue.SimpleQueue[str]] = {}
         self._gone = threading.Event()  # the process
-        self._is_busy = False
+        self._at_work: set[int] = set()  # the messages that it was given
+        self._is_restarted = self._is_cut_off = False
         self.waits_for = ""
 
     def exchange(self, message: Message) -> Reply | Refused | Death:
@@ -69,38 +70,42 @@ class DaskWorker(RemoteWorker):
             return Death(self.pid, reason=f"the worker process at {self._address} is gone, or out of reach")
         stored = with_buffers(message, self._scatter)
         self.begin(message)  # it has not waited for its data, nor for its process
-        self._is_busy = True
-        packed = pickle.dumps(stored, PROTOCOL)
+        seq, after = message.seq, message.after if isinstance(message, Run) else 0
+        args = [to_serialize(pickle.dumps(stored, PROTOCOL)), seq, after]
         answers: list[Any] = []
-        self._runtime.client.loop.add_callback(self._ask, self._room, packed, answers)
-        while not answers:  # news of the actor's own future may come late
-            self._wait()
+        self._at_work.add(seq)
+        with self._news_for(seq) as news:
+            self._runtime.client.loop.add_callback(self._ask, self._room, args, answers, news)
+            while not answers:
+                self._wait(news)
         answer = answers[0]
-        self._is_busy = False
+        self._at_work.discard(seq)
         if isinstance(answer, BaseException):
+            self._is_cut_off = True
             raise answer
         reply: Reply | Refused = answer
         return reply
 
-    async def _ask(self, room: Any, packed: bytes, answers: list[Any]) -> None:
+    async def _ask(self, room: Any, args: list[Any], answers: list[Any], news: queue.SimpleQueue[str]) -> None:
         """Have the actor answer.
 
         As Dask's own method for it does, whose future never comes if either side has failed to load what it received.
         """
         try:
             rpc = room._worker_rpc
-            found = await rpc.actor_execute(function="serve", actor=room.key, args=[to_serialize(packed)], kwargs={})
+            found = await rpc.actor_execute(function="serve", actor=room.key, args=args, kwargs={})
             answers.append(found["result"] if found["status"] == "OK" else found["exception"])
         except BaseException as error:  # noqa: BLE001 - it is raised where the answer is waited for
             answers.append(error)
-        self._events.put("done")
+        news.put("done")
 
     def end(self) -> None:
         """Leave the process; if it was killed at work, have the process killed and started again."""
         room, self._room, self._future = self._room, None, None
-        if self.was_killed and self._is_busy and room is not None and not self._gone.is_set():
+        if self.was_killed and self._at_work and room is not None and not self._gone.is_set():
+            self._is_restarted = True
             self._runtime.restart(self, room)  # it takes seconds until the new process is there
-        else:
+        elif not self._is_restarted:
             self._runtime.leave(self)
 
     def explain(self) -> str:
@@ -110,10 +115,13 @@ class DaskWorker(RemoteWorker):
     def lose(self) -> None:
         """Learn that the process is gone, or that Dask has given it up."""
         self._gone.set()
-        self._events.put("lost")
+        for news in list(self._waiting.values()):
+            news.put("lost")
 
     def kill_process(self, room: Any) -> None:
         """Have the process killed and started again; returns when that is done."""
+        if self._is_cut_off and self._gone.wait(_DEATH_SECONDS):  # by its end, of which the news came later
+            return
         room.die()  # Dask's own way asks first, and takes four seconds over it
         if not self._gone.wait(_DEATH_SECONDS):
             # Where no nanny is there to start it again, or the cluster is closed, it is left to itself.
@@ -127,6 +135,7 @@ class DaskWorker(RemoteWorker):
         self._future = client.submit(
             Room,
             self._runtime.transport,
+            self._runtime.max_concurrency,
             key=f"joblib_stateful-slot-{self._slot}-{uuid.uuid4().hex}",
             workers=[self._address],
             allow_other_workers=False,
@@ -135,8 +144,9 @@ class DaskWorker(RemoteWorker):
             retries=0,
             resources=self._runtime.engine.resources,
         )
-        client.loop.add_callback(self._await_room, self._future)
-        self._wait()
+        with self._news_for(message.seq) as news:
+            client.loop.add_callback(self._await_room, self._future, news)
+            self._wait(news)
         with client.as_current():  # or the actor would ask another client of this process
             self._room = self._future.result()
         if self.is_gone:  # killed meanwhile: its object must not be built
@@ -144,14 +154,15 @@ class DaskWorker(RemoteWorker):
         self.waits_for = ""
         self.begin(message)
 
-    async def _await_room(self, future: Any) -> None:
+    @staticmethod
+    async def _await_room(future: Any, news: queue.SimpleQueue[str]) -> None:
         """Say when the actor is there, or won't be.
 
         In the client's loop and not by `Future.add_done_callback`, whose own thread takes nothing more while a program ends: Dask prints an error then.
         """
         with contextlib.suppress(BaseException):  # it is raised where the actor is waited for
             await future
-        self._events.put("done")
+        news.put("done")
 
     def _scatter(self, blob: Blob) -> Handle:
         """Lay a buffer into the worker process, once: it stays as long as the blob."""
@@ -163,10 +174,19 @@ class DaskWorker(RemoteWorker):
                 held = blob.handles[place] = client.scatter(blob.data, workers=[self._address], hash=False)
         return Handle(held.key, blob.mode)
 
-    def _wait(self) -> None:
+    @contextlib.contextmanager
+    def _news_for(self, seq: int) -> Iterator[queue.SimpleQueue[str]]:
+        """Give a queue for the news of what is waited for."""
+        news = self._waiting[seq] = queue.SimpleQueue()
+        try:
+            yield news
+        finally:
+            del self._waiting[seq]
+
+    def _wait(self, news: queue.SimpleQueue[str]) -> None:
         while not self._gone.is_set():
             try:
-                event = self._events.get(timeout=_LOOK_SECONDS)
+                event = news.get(timeout=_LOOK_SECONDS)
             except queue.Empty:
                 if self._address not in self._runtime.addresses():
                     break
@@ -299,6 +319,7 @@ class DaskEngine(Engine):
     name: ClassVar[str] = "dask"
     has_processes: ClassVar[bool] = True
     is_remote: ClassVar[bool] = True
+    is_concurrent: ClassVar[bool] = True
 
     def __init__(
         self,

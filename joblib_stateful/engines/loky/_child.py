@@ -11,6 +11,8 @@ import pickle
 import signal
 import sys
 import threading
+import traceback
+from functools import partial
 from multiprocessing import current_process, resource_tracker, spawn, util
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
@@ -21,7 +23,7 @@ from ..._transport._segments import Arena
 from ..._transport._shared_memory import SharedMemory, segments_of
 from ..._worker._debugging import refuse_breakpoints
 from ..._worker._log_levels import Levels
-from ..._worker._messages import NO_ROOM, Finish, Ran, Refused
+from ..._worker._messages import NO_ROOM, Finish, Ran, Refused, Run
 from ..._worker._progress_page import Progress
 from ..._worker._shortage import lighter
 from ..._worker._signals import hold_back, report
@@ -33,11 +35,12 @@ from ._log_channel import ToParent
 from ._starting import fill_standard_files
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from multiprocessing.connection import Connection
 
     from ..._transport._transport import Transport
-    from ..._worker._messages import Message
+    from ..._worker._lanes import Lanes
+    from ..._worker._messages import Message, Reply
     from ._line import Line
     from ._log_channel import WorkerEnd
     from ._startup import Startup
@@ -112,14 +115,28 @@ def set_up(  # noqa: PLR0917 - they are handed on by position
     util.Finalize(None, _end_pools, exitpriority=100)
     _die_with_parent(lifeline)
     keep_from_children(line.fileno())
-    set_process_worker(Worker(transport, Progress(numbers)))
+    pages = Progress.pages(len(numbers) // Progress.SIZE, numbers)
+    first = Worker(transport, pages[0])
+    set_process_worker(first)
     hold_back()
     refuse_breakpoints()
     handler = None
     if logs is not None:
         handler = ToParent(logs)
         logging.getLogger().addHandler(handler)
-    _kept[:] = lifeline, line, handler
+    _kept[:] = lifeline, line, handler, _lanes(first, pages)
+    _give_arena(transport)
+
+
+def _lanes(first: Worker, pages: Sequence[Progress]) -> Lanes | None:
+    if len(pages) == 1:
+        return None
+    from ..._worker._lanes import Lanes  # most workers never need it
+
+    return Lanes(first, len(pages), lambda lane: Worker(_another(first.transport), pages[lane], life=first.life))
+
+
+def _give_arena(transport: Transport) -> None:
     if isinstance(transport, SharedMemory):
         _renew_arena(transport)
         # What a child lays into it would lie over the results of this process.
@@ -128,6 +145,14 @@ def set_up(  # noqa: PLR0917 - they are handed on by position
 
 def _renew_arena(transport: SharedMemory) -> None:
     transport.arena = Arena()
+
+
+def _another(transport: Transport) -> Transport:
+    """Return a transport for another message at the same time, with an arena of its own."""
+    make, args = transport.__reduce__()[:2] if isinstance(transport, SharedMemory) else (lambda: transport, ())
+    another: Transport = make(*args)
+    _give_arena(another)
+    return another
 
 
 def _end_pools() -> None:
@@ -144,10 +169,10 @@ _kept: list[Any] = []
 
 def serve() -> None:
     """Answer messages, until the last one or until the parent hangs up."""
-    worker, (_, line, logs) = current(), _kept
+    worker, (_, line, logs, lanes) = current(), _kept
     assert worker is not None  # noqa: S101 - set_up ran before
     try:
-        _serve_all(worker, line, logs)
+        _serve_all(worker, line, logs, lanes)
     except EOFError:
         return
     except OSError:  # the user's code has closed it; nobody would ever hear of this worker again
@@ -159,22 +184,58 @@ def serve() -> None:
         line.hang_up()  # behind the last answer, so that the parent need not guess whether another one comes
 
 
-def _serve_all(worker: Worker, line: Line, logs: ToParent | None) -> None:
-    while not _serve_one(worker, line, logs):
+def _serve_all(worker: Worker, line: Line, logs: ToParent | None, lanes: Lanes | None) -> None:
+    while not _serve_one(worker, line, logs, lanes):
         pass
 
 
-def _serve_one(worker: Worker, line: Line, logs: ToParent | None) -> bool:
-    """Wait for a message and answer it; return True if it was the last one."""
+def _serve_one(worker: Worker, line: Line, logs: ToParent | None, lanes: Lanes | None) -> bool:
+    """Wait for a message and answer it, or have it answered; return True if it was the last one."""
     if logs is not None and logs.has_waiting:
         logs.send_until(line)
-    received = _receive(line)
+    received = _receive(line, lanes)
     if received is None:
         return False
     message, fds, levels = received
     del received
     if levels and logs is not None:
         logs.levels.apply(Levels(*levels))
+    if lanes is not None and isinstance(message, Run):
+        lanes.start(message.lane, partial(_work, line, message, fds))
+        return False
+    _send(line, worker, *_answer(worker, message, fds))
+    return isinstance(message, Finish)
+
+
+def _work(line: Line, message: Message, fds: Sequence[int | None], worker: Worker) -> Callable[[], None]:
+    """Run a message in one of several places."""
+    with _fatal():
+        return partial(_send_shared, line, worker, *_answer(worker, message, fds))
+
+
+# Held while an answer is sent by one of several places.
+_sending = threading.Lock()
+
+
+def _send_shared(line: Line, worker: Worker, reply: Reply, kept: Collection[int]) -> None:
+    with _fatal(), _sending:
+        _send(line, worker, reply, kept)
+
+
+@contextlib.contextmanager
+def _fatal() -> Iterator[None]:
+    """End the process if something is raised, as it ends where that happens in its main thread: an answer would never come."""
+    try:
+        yield
+    except BaseException as error:  # noqa: BLE001 - whatever it is
+        if not isinstance(error, OSError):  # see `serve`
+            traceback.print_exc()
+            _flush()
+        os._exit(1)
+
+
+def _answer(worker: Worker, message: Message, fds: Sequence[int | None]) -> tuple[Reply, Collection[int]]:
+    """Return the answer to a message, and which of its segments are still looked into."""
     transport = worker.transport
     if fds and isinstance(transport, SharedMemory):
         transport.arrived = arrived_with(message, fds)
@@ -183,23 +244,25 @@ def _serve_one(worker: Worker, line: Line, logs: ToParent | None) -> bool:
         finally:
             transport.arrived.close()
             transport.arrived = None
-        kept = still_mapped(segment.number for segment in segments_in(message))
-    else:
-        reply, kept = worker.handle(message), []
+        return reply, still_mapped(segment.number for segment in segments_in(message))
+    return worker.handle(message), []
+
+
+def _send(line: Line, worker: Worker, reply: Reply, kept: Collection[int]) -> None:
+    transport = worker.transport
     _flush()
     if isinstance(reply, Ran) and isinstance(transport, SharedMemory) and transport.arena and lies_in_arena(reply):
-        data, reply = _encode(reply, kept)
+        data, encoded = _encode(reply, kept)
         try:
             line.send(data, [transport.arena.fd])
         except OSError as error:
             if error.errno != errno.ETOOMANYREFS:
                 raise
             # How many files may be under way is a limit of the user's.
-            line.send(_encode(without_arena(reply, transport.arena), kept)[0])
+            line.send(_encode(without_arena(encoded, transport.arena), kept)[0])
     else:
         line.send(_encode(reply, kept)[0])
-    worker.progress.note_sent(message.seq)
-    return isinstance(message, Finish)
+    worker.progress.note_sent(reply.seq)
 
 
 def _flush() -> None:
@@ -209,7 +272,7 @@ def _flush() -> None:
             stream.flush()
 
 
-def _receive(line: Line) -> tuple[Message, list[int | None], Any] | None:
+def _receive(line: Line, lanes: Lanes | None) -> tuple[Message, list[int | None], Any] | None:
     """Return the next message, its open files and what came beside it; None if there is no memory for it, which is answered."""
     fds: list[int | None] = []
     try:
@@ -224,7 +287,9 @@ def _receive(line: Line) -> tuple[Message, list[int | None], Any] | None:
     for fd in fds:
         if fd is not None:
             os.close(fd)
-    line.send(encode(Refused(os.getpid(), NO_ROOM)))
+    # With its lock: what came before has been begun, as is seen.
+    with contextlib.nullcontext() if lanes is None else lanes.lock, _sending:
+        line.send(encode(Refused(os.getpid(), NO_ROOM)))
     return None
 
 

@@ -21,6 +21,7 @@ class LokyEngine(Engine):
     name: ClassVar[str] = "loky"
     has_processes: ClassVar[bool] = True
     takes_env: ClassVar[bool] = True
+    is_concurrent: ClassVar[bool] = True
 
     def make_runtime(self, n_slots: int) -> LokyRuntime:  # noqa: ARG002 - however many there are
         """Return a runtime."""

@@ -83,7 +83,9 @@ class NoRoomError(MemoryError):
 
 
 class Line:
-    """One end of a socket between a parent and a worker. Nothing more is sent before the last message is answered.
+    """One end of a socket between a parent and a worker.
+
+    Nothing more is sent before the last message is answered; or it is shared by several messages, and nothing is read ahead.
 
     Large buffers don't come this way but lie in shared memory, whose open files do: those of the segments that a
     message refers to, in its order, and with a reply that needs it the worker's arena.
@@ -95,7 +97,7 @@ class Line:
     #: How many open files go with one message; the kernel takes 253.
     most_files: ClassVar[int] = 250 if SENDS_FILES else 0
 
-    def __init__(self, end: socket.socket) -> None:
+    def __init__(self, end: socket.socket, *, is_shared: bool = False) -> None:
         end.settimeout(None)  # whatever `socket.setdefaulttimeout` says
         raise_no_signal(end)
         self._end = end
@@ -107,29 +109,31 @@ class Line:
         self._at = 0
         self._n_dropped = 0  # bytes of it for which there was no room
         self._fds: list[int | None] = []
+        # Of several messages under way, what is read behind one would belong to the next.
+        self._is_shared, self._at_once = is_shared, _HEADER.size if is_shared else _AT_ONCE
         self._space = socket.CMSG_SPACE(self.most_files * _INT) if self.carries_files else 0
         #: Bytes that can be sent without waiting if the other end has read all that was sent before.
         self.at_once = min(_SHORT, end.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // 4)
 
     @classmethod
-    def pair(cls) -> tuple[Self, Self]:
-        """Return both ends."""
+    def pair(cls, *, is_shared: bool = False) -> tuple[Self, Self]:
+        """Return both ends; a shared one is for several messages under way."""
         ends = socket.socketpair()
         for end in ends:
             for buffer in (socket.SO_SNDBUF, socket.SO_RCVBUF):
                 with contextlib.suppress(OSError):  # more than the system allows, and not cut down to that
                     end.setsockopt(socket.SOL_SOCKET, buffer, _BUFFER_BYTES)
-        return cls(ends[0]), cls(ends[1])
+        return cls(ends[0], is_shared=is_shared), cls(ends[1], is_shared=is_shared)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Hand this end to the process that is being started; nothing else can pickle it."""
         if IS_WINDOWS:
             from multiprocessing.resource_sharer import DupSocket  # type: ignore[attr-defined,unused-ignore]  # there
 
-            return _attach, (DupSocket(self._end),)
+            return _attach, (DupSocket(self._end), self._is_shared)
         from multiprocessing.reduction import DupFd
 
-        return _attach, (DupFd(self._end.fileno()),)
+        return _attach, (DupFd(self._end.fileno()), self._is_shared)
 
     def send(self, data: bytes, fds: Sequence[int] = ()) -> None:
         """Send a message, and copies of at most `most_files` open files.
@@ -249,8 +253,8 @@ class Line:
     def _receive_start(self, *, waits: bool) -> tuple[bytes, list[int | None]]:
         # Whole short messages at once: each call of the system lets other threads take their turn.
         if not self.carries_files:
-            return self._receive_more(_AT_ONCE, waits=waits), []
-        data, beside, _, _ = self._end.recvmsg(_AT_ONCE, self._space, self._flags(waits=waits) | CLOEXEC)
+            return self._receive_more(self._at_once, waits=waits), []
+        data, beside, _, _ = self._end.recvmsg(self._at_once, self._space, self._flags(waits=waits) | CLOEXEC)
         fds: list[int | None] = []
         for _, _, numbers in beside:
             for fd in array("i", numbers[: len(numbers) - len(numbers) % _INT]):
@@ -284,6 +288,6 @@ class Line:
         self._end.close()
 
 
-def _attach(end: Any) -> Line:
+def _attach(end: Any, is_shared: bool) -> Line:  # noqa: FBT001 - by `__reduce__`
     found = end.detach()
-    return Line(found if isinstance(found, socket.socket) else socket.socket(fileno=found))
+    return Line(found if isinstance(found, socket.socket) else socket.socket(fileno=found), is_shared=is_shared)

@@ -55,7 +55,7 @@ class LokyRuntime(Runtime):
         check_room()
         from ._worker import LokyWorker
 
-        return LokyWorker(self.transport, env, self._reader, slot)
+        return LokyWorker(self.transport, env, self._reader, slot, self.max_concurrency)
 
     def get_ready(self) -> None:
         """Import loky."""

@@ -38,19 +38,19 @@ class SharedNumbers:
             return _attach_named, (self._name, self._size)
         from multiprocessing.reduction import DupFd
 
-        return _attach, (DupFd(self._page.fd), self._start, self._size)
+        return _attach, (DupFd(self._page.fd), self._page.size, self._start, self._size)
 
 
 class _Page:
     """Memory for the numbers of many processes, for each map costs a file descriptor."""
 
-    def __init__(self) -> None:
-        self.pid = os.getpid()
+    def __init__(self, size: int = mmap.PAGESIZE) -> None:
+        self.pid, self.size = os.getpid(), size
         with standard_files():  # it is handed down by its number
             self.fd = open_unnamed("progress")
         close_with(self, self.fd)
-        os.ftruncate(self.fd, mmap.PAGESIZE)
-        self.map = mmap.mmap(self.fd, mmap.PAGESIZE)
+        os.ftruncate(self.fd, size)
+        self.map = mmap.mmap(self.fd, size)
         self.starts = itertools.count()
 
 
@@ -60,6 +60,8 @@ _pages: weakref.WeakValueDictionary[str, _Page] = weakref.WeakValueDictionary()
 
 def _place_for(size: int) -> tuple[_Page, int]:
     """Return a page and where in it nobody's numbers have lain yet."""
+    if size > mmap.PAGESIZE:  # of a worker that takes many messages at a time
+        return _Page(size), 0
     page = _pages.get("current")
     if page is None or page.pid != os.getpid():  # in a fork it is the parent's
         page = _pages["current"] = _Page()
@@ -70,10 +72,10 @@ def _place_for(size: int) -> tuple[_Page, int]:
     return page, start
 
 
-def _attach(fd: Any, start: int, size: int) -> memoryview[int]:
+def _attach(fd: Any, page_size: int, start: int, size: int) -> memoryview[int]:
     number = fd.detach()
     try:
-        return memoryview(mmap.mmap(number, mmap.PAGESIZE))[start : start + size].cast("q")
+        return memoryview(mmap.mmap(number, page_size))[start : start + size].cast("q")
     finally:
         os.close(number)
 

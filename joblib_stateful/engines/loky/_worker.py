@@ -8,6 +8,8 @@ import multiprocessing
 import multiprocessing.context
 import threading
 import weakref
+from collections import deque
+from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
@@ -24,6 +26,7 @@ from ..._worker._messages import (
     Death,
     Failure,
     Finished,
+    Phase,
     Ran,
     Refused,
     Run,
@@ -55,6 +58,7 @@ finally:
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
+    from typing import TypeAlias
 
     from ..._transport._transport import Transport
     from ..._worker._log_levels import Levels
@@ -63,12 +67,17 @@ if TYPE_CHECKING:
     from ._log_reader import Channel
     from ._reader import Reader, Source
 
+    # Sends something; returns what sends it otherwise, if it can't be sent so.
+    Send: TypeAlias = Callable[[], "Send | None"]
+
 _log = Log()
 
 # A process that is seen to be gone is reaped at once; this only guards against one that can't be.
 _REAP_SECONDS = 2.0
 # A process that has given its last answer has so long to end by itself: for exit handlers, which may have data to save.
 _END_SECONDS = 10.0
+# What the system takes of messages that are not read: so many times what is sent at once, and for each message so much more.
+_UNREAD, _OVERHEAD = 4, 1 << 10
 # What a worker has logged by its end is handled before it counts as closed, unless handlers take longer.
 _HANDLE_SECONDS = 5.0
 
@@ -79,39 +88,48 @@ class LokyWorker(EngineWorker):
     What it answers comes by a line of its own, and is heard by its executor's `Reader`, as is its end.
     """
 
-    def __init__(self, transport: Transport, env: Mapping[str, str], reader: Reader, slot: int = 0) -> None:
+    def __init__(
+        self, transport: Transport, env: Mapping[str, str], reader: Reader, slot: int = 0, n_lanes: int = 1
+    ) -> None:
         self._transport, self._reader = transport, reader
         self._env, self._slot = dict(env), slot
         self._logs: Channel | None = None  # by which log records come
         self._told: Levels | None = None  # which of them are wanted
-        self._numbers: SharedNumbers | None = SharedNumbers(Progress.SIZE)
-        self.progress = Progress(self._numbers.values)
+        self._numbers: SharedNumbers | None = SharedNumbers(Progress.SIZE * n_lanes)
+        self._pages = Progress.pages(n_lanes, self._numbers.values)
+        self.progress = self._pages[0]
         self._process: WorkerProcess | None = None
         self._lifeline: Connection | None = None  # open as long as the process shall live
         self._line: Line | None = None
         self._source: Source | None = None  # the reader's record of it
-        self._lent: list[Any] = []  # the segments that went with it
+        self._lent: dict[int, list[Any]] = {}  # the segments that went with messages under way, by number
         self._number = next(numbers)  # by which it is noted who has what
-        self._least = 0  # the number of the message that it said it was at before that one
+        self._least: dict[int, int] = {}  # the numbers of the messages that it said it was at before those
+        self._outbox = Outbox()
         self._fault = ""  # what it says that can't be
         self._has_finished = False  # the last answer was that to `Finish`
         self._failure: Failure | None = None  # what that said
         self._on_closed: Callable[[Failure | None], None] | None = None  # who is told when it is gone
         # Its lock guards all these, too; it is held while the process is started or killed.
-        self._mailbox = Mailbox()
+        self._mailbox = Mailbox(n_lanes)
 
     def send(self, message: Message, on_reply: OnReply) -> Death | None:
         """Hand the message to the process, which is started with the first one."""
         with self._mailbox.lock:
             try:
-                if not self._expect(message, on_reply):
+                placed = self._expect(message, on_reply)
+                if placed is None:
                     return Death(self.pid, reason="it was killed")
                 if self._process is None:
                     self._start()
-                self._transmit(message)
+                self._transmit(placed)
             except Exception as error:  # noqa: BLE001 - out of processes, threads, memory or file descriptors
-                return self._give_up(error)
+                return self._give_up(message, error)
         return None
+
+    def progress_of(self, seq: int) -> Progress:
+        """Return what is seen of a message under way."""
+        return self._mailbox.page_of(seq, self._pages)
 
     def close(self, message: Finish, on_closed: Callable[[Failure | None], None]) -> None:
         """Have the object closed and the process end, which is killed if something keeps it."""
@@ -143,7 +161,7 @@ class LokyWorker(EngineWorker):
                 self._reader.look_after()
                 # Its death is noticed, and so the message under way is answered.
                 _kill_and_reap(self._process)
-            if self._mailbox.awaited is None and self._on_closed is None:
+            if not self._mailbox.awaited and self._on_closed is None:
                 self._let_go()
 
     def condemn(self, what: str) -> None:
@@ -175,7 +193,7 @@ class LokyWorker(EngineWorker):
             weakref.finalize(self, reader.finish, logs).atexit = False
         theirs, self._lifeline = multiprocessing.Pipe(duplex=False)
         _lifelines.add(self._lifeline)
-        self._line, far_end = Line.pair()
+        self._line, far_end = Line.pair(is_shared=len(self._pages) > 1)
         if not _system.IS_WINDOWS:
             start(resource_tracker)  # which ends by unblocking SIGINT, so first
         startup, log_end = Startup.of_program(), logs and logs.worker_end
@@ -202,9 +220,11 @@ class LokyWorker(EngineWorker):
             if self._line is None:  # it was let go before, or a fork has been told to forget it
                 return
             self._mailbox.close()
-            awaited = self._nothing_expected()
-            self._lent = []
-        death = self._autopsy(None if awaited is None else awaited.message)
+            awaited = self._mailbox.take_all()
+            self._not_at_work()
+            self._lent.clear()
+        exitcode = self._exitcode()
+        deaths = [self._autopsy(exitcode, one.message) for one in awaited]
         with self._mailbox.lock:
             self._let_go()
             on_closed, self._on_closed = self._on_closed, None
@@ -213,39 +233,50 @@ class LokyWorker(EngineWorker):
                 self._logs.done.wait(_HANDLE_SECONDS)
             on_closed(self._failure)
             return
-        on_death = self.on_idle_death if awaited is None else awaited.on_reply
-        if on_death is not None:
-            on_death(death)
+        for one, death in zip(awaited, deaths, strict=True):
+            one.on_reply(death)
+        if not awaited and self.on_idle_death is not None:
+            self.on_idle_death(self._autopsy(exitcode, None))
 
-    def _give_up(self, error: BaseException) -> Death:
+    def _give_up(self, message: Message, error: BaseException) -> Death:
         """Let go of a process that could not be started, or to which a message could not be sent."""
         with self._mailbox.lock:
-            self._nothing_expected()
+            self._mailbox.take(message.seq)
             process = self._process
             if process is not None:
                 _kill_and_reap(process)
-        self._let_go()
-        exitcode = None if process is None else process.exitcode
+            exitcode = None if process is None else process.exitcode
+            if self._mailbox.awaited:  # others are told when it is noticed that it is gone
+                self._mailbox.close()
+            else:
+                self._not_at_work()
+                self._let_go()
         return Death(self.pid, exitcode, reason=f"{name_of(type(error))}: {text_of(error)}")
 
-    def _autopsy(self, message: Message | None) -> Death:
+    def _exitcode(self) -> int | None:
         """Return how the process ended, when it is gone."""
-        process, exitcode = self._process, None
-        if process is not None:
-            with contextlib.suppress(Exception):
-                process.join(_END_SECONDS if self._has_finished else _REAP_SECONDS)
-            if process.exitcode is None:  # somebody else has reaped it, or it stays (which is not seen on Windows)
-                _kill_and_reap(process)
-            exitcode = process.exitcode
+        process = self._process
+        if process is None:
+            return None
+        with contextlib.suppress(Exception):
+            process.join(_END_SECONDS if self._has_finished else _REAP_SECONDS)
+        if process.exitcode is None:  # somebody else has reaped it, or it stays (which is not seen on Windows)
+            _kill_and_reap(process)
+        exitcode: int | None = process.exitcode
+        return exitcode
+
+    def _autopsy(self, exitcode: int | None, message: Message | None) -> Death:
+        """Return what its end means for a message."""
         reason = ""
         if self._fault:  # then the signal was ours
             exitcode = None
             reason = why_condemned(self._fault)
         if message is None:
             return Death(self.pid, exitcode, reason=reason)
-        progress = self.progress
+        progress = self._pages[message.lane if isinstance(message, Run) else 0]
         size = message.parcel.n_values if isinstance(message, Run) else 0
-        if progress.fault(message.seq, size, self._least):
+        is_its_own = len(self._pages) == 1 or progress.seq == message.seq
+        if is_its_own and progress.fault(message.seq, size, self._least.get(message.seq, 0)):
             return Death(self.pid, exitcode, started=True, reason=reason)
         started = bool(reason) or progress.seq == message.seq
         return Death(self.pid, exitcode, started, progress.place, progress.n_finished, reason, progress.n_together)
@@ -260,29 +291,30 @@ class LokyWorker(EngineWorker):
                 reader.finish(self._logs)
             if self._line is not None:
                 self._line.hang_up()
-            self.progress = self.progress.copy()
+            self._pages = [page.copy() for page in self._pages]
+            self.progress = self._pages[0]
             spares.end(self._number)
             _at_work.discard(self)
-            self._lent = []  # they are not used again, for nobody has said that nobody looks into them
+            self._lent.clear()  # they are not used again, for nobody has said that nobody looks into them
             self._process = self._numbers = self._lifeline = self._line = self._source = None
 
     # --- messages -------------------------------------------------------------------------------------
 
-    def _expect(self, message: Message, on_reply: OnReply) -> bool:
-        if not self._mailbox.put(message, on_reply):
-            return False
-        least = self.progress.seq
-        self._least = least if 0 <= least < message.seq else 0
+    def _expect(self, message: Message, on_reply: OnReply) -> Message | None:
+        placed = self._mailbox.put(message, on_reply)
+        if placed is None:
+            return None
+        least = self.progress_of(message.seq).seq
+        self._least[message.seq] = least if 0 <= least < message.seq else 0
         _at_work.add(self)
-        return True
+        return placed
 
-    def _nothing_expected(self) -> Awaited | None:
+    def _not_at_work(self) -> None:
         if self._on_closed is None:  # else it is needed until it is gone
             _at_work.discard(self)
-        return self._mailbox.take()
 
     def _transmit(self, message: Message) -> None:
-        segments = self._lent = list(segments_in(message))
+        segments = self._lent[message.seq] = list(segments_in(message))
         for segment in segments:
             segment.lent.add((self._number, message.seq))
         if len(segments) > Line.most_files:
@@ -291,11 +323,11 @@ class LokyWorker(EngineWorker):
         assert self._line is not None  # noqa: S101 - the process is started
         levels, told = log_levels.look(), self._told
         self._told = levels
-        _put(self._line, message, segments, None if levels is told else levels)
+        self._outbox.put(self._line, message, segments, None if levels is told else levels)
 
     def check(self, reply: Any, kept: Any) -> None:
-        """Raise ValueError for what is no answer to the message under way."""
-        awaited = self._mailbox.awaited
+        """Raise ValueError for what is no answer to a message under way."""
+        awaited = self._answered(reply)
         if awaited is None:
             if self._mailbox.is_closed:  # nobody waits for it any more
                 return
@@ -303,21 +335,37 @@ class LokyWorker(EngineWorker):
         if fault := fault_in(awaited.message, reply, kept):
             raise ValueError(f"its answer is none: {fault}")
 
+    def _answered(self, reply: Any) -> Awaited | None:
+        """Return the message under way that something is the answer to."""
+        under_way = self._mailbox.awaited
+        if len(under_way) == 1:
+            return next(iter(under_way.values()))  # whatever it says
+        if type(reply) is Refused:  # of several: the first that has not been begun, for they are begun in order
+            return next((one for seq, one in under_way.items() if self._pages[one.lane].seq != seq), None)
+        return under_way.get(getattr(reply, "seq", 0))
+
     def note_fault(self, error: BaseException) -> None:
         """Note that what has come is no answer, for when it is asked how the process has ended."""
         self._fault = self._fault or f"{name_of(type(error))}: {text_of(error)}"
 
     def answer_without(self, nbytes: int) -> Reply:
         """Return the answer to the message under way for which there was no memory here."""
-        awaited = self._mailbox.awaited
-        if awaited is None:
-            raise ValueError(f"it sends {nbytes:,} bytes, and was asked nothing")
-        message = awaited.message
+        under_way = list(self._mailbox.awaited.values())
+        if (
+            len(under_way) > 1
+        ):  # those of which the worker says that they are done with; there may be several, then none is
+            under_way = [one for one in under_way if self._is_done_with(one)]
+        if len(under_way) != 1:
+            raise ValueError(
+                f"it sends {nbytes:,} bytes, for which this program has no memory, and was asked nothing or several things"
+            )
+        message, lane = under_way[0].message, under_way[0].lane
         text = f"this program had no memory to receive an answer of {nbytes:,} bytes"
         failure = Failure(None, "MemoryError", text, "", "result")
         if isinstance(message, Run):
-            n_items, n_finished = message.parcel.n_values, self.progress.n_finished
-            n_run = n_finished if self.progress.seq == message.seq and 1 <= n_finished <= n_items else n_items
+            progress = self._pages[lane]
+            n_items, n_finished = message.parcel.n_values, progress.n_finished
+            n_run = n_finished if progress.seq == message.seq and 1 <= n_finished <= n_items else n_items
             return Ran(message.seq, n_run, NOTHING, dict.fromkeys(range(n_run), failure), 0.0, was_lost=True)
         if isinstance(message, Build):
             return BuildFailed(message.seq, self.pid, failure)
@@ -327,13 +375,17 @@ class LokyWorker(EngineWorker):
         """Tell whether a message of which the worker says that it is done with isn't answered, though somebody listens."""
         source = self._source
         # While something is done with the answer before, this one may wait to be sent.
-        return self.progress.sent != seq and (source is None or not source.is_busy)
+        return self.progress_of(seq).sent != seq and (source is None or not source.is_busy)
+
+    def _is_done_with(self, awaited: Awaited) -> bool:
+        page = self._pages[awaited.lane]
+        return page.seq == awaited.message.seq and page.phase is Phase.IDLE
 
     @property
     def sent(self) -> int:
-        """The number of the message under way if the worker says that it has answered it; else 0."""
-        awaited = self._mailbox.awaited
-        return awaited.message.seq if awaited is not None and self.progress.sent == awaited.message.seq else 0
+        """The number of a message under way that the worker says it has answered; 0: none."""
+        under_way = list(self._mailbox.awaited.items())
+        return next((seq for seq, awaited in under_way if self._pages[awaited.lane].sent == seq), 0)
 
     def answer_elsewhere(self) -> None:
         """Have further answers taken by another thread than the calling one, which brings one."""
@@ -344,7 +396,7 @@ class LokyWorker(EngineWorker):
     def note(
         self, reply: Reply | Refused, kept: Collection[int] | None
     ) -> tuple[Reply, Callable[[Reply | Death], None], bool] | None:
-        """Count the message under way as answered.
+        """Count a message under way as answered.
 
         Return the answer, who is to be called with it, and whether that may run users' code; None if nobody waits for it.
 
@@ -356,17 +408,21 @@ class LokyWorker(EngineWorker):
             The numbers of the segments that the worker still looks into; None if they aren't known.
         """
         with self._mailbox.lock:
-            awaited = self._mailbox.awaited
+            awaited = self._answered(reply)
             if awaited is None:
                 return None
-            message, on_reply = awaited
+            message, on_reply, _ = awaited
             if isinstance(reply, Refused):
                 reply = answer_to(message, reply)
                 self._told = None  # what came with the message is lost, too
             if message.seq != reply.seq:
                 raise ValueError(f"an answer to message {reply.seq} has come for {message.seq}")
-            self._nothing_expected()
-            lent, self._lent = self._lent, []
+            self._mailbox.take(reply.seq)
+            if not self._mailbox.awaited:
+                self._not_at_work()
+            self._least.pop(reply.seq, None)
+            self._outbox.forget(reply.seq)
+            lent = self._lent.pop(reply.seq, [])
         for segment in lent:
             if kept is not None and segment.number not in kept:
                 segment.lent.discard((self._number, reply.seq))
@@ -408,31 +464,74 @@ class LokyWorker(EngineWorker):
 _at_work: set[LokyWorker] = set()
 
 
-def _put(line: Line, message: Message, segments: Sequence[Any], levels: Levels | None = None) -> None:
-    """Send a message, and which log records are wanted if that is news; by a thread, if that may take long."""
-    data = encode(message) if levels is None else encode(message, tuple(levels))
-    if len(data) > line.at_once:
+class Outbox:
+    """What is on its way to one worker: sent at once, or, if that may take long, by a thread; one after the other.
+
+    Its methods are called with the lock of the worker's mailbox.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: deque[Send] | None = None  # behind what a thread is sending; None: none is
+        self._unread: dict[int, int] = {}  # bytes that messages under way may still take in the system, by number
+
+    def put(self, line: Line, message: Message, segments: Sequence[Any], levels: Levels | None = None) -> None:
+        """Send a message, and which log records are wanted if that is news."""
+        data = encode(message) if levels is None else encode(message, tuple(levels))
+        send: Send = partial(_put_now, line, message, data, segments, levels)
+        room = line.at_once
+        if self._unread:
+            room = max(0, _UNREAD * room - sum(self._unread.values()))
+        self._unread[message.seq] = len(data) + _OVERHEAD
         # A worker that is only being started, or stopped, takes as long as it likes.
-        thread = threading.Thread(
-            target=_put_now, args=(line, message, data, segments, levels), name="joblib_stateful-send", daemon=True
-        )
-        with contextlib.suppress(RuntimeError):  # there is no room for one more thread, or the interpreter is ending
-            thread.start()
-            return
-    _put_now(line, message, data, segments, levels)
+        if not self._leave_to_thread(send, is_needed=len(data) > room):
+            again = send()
+            if again is not None and not self._leave_to_thread(again, is_needed=True):
+                again()
+
+    def forget(self, seq: int) -> None:
+        """Learn that a message has been answered."""
+        self._unread.pop(seq, None)
+
+    def _leave_to_thread(self, send: Send, *, is_needed: bool) -> bool:
+        with self._lock:
+            if self._waiting is not None:
+                self._waiting.append(send)
+                return True
+            if not is_needed:
+                return False
+            self._waiting = deque([send])
+            thread = threading.Thread(target=self._send_all, name="joblib_stateful-send", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # there is no room for one more thread, or the interpreter is ending
+                self._waiting = None
+                return False
+            return True
+
+    def _send_all(self) -> None:
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    self._waiting = None
+                    return
+                send: Send | None = self._waiting.popleft()
+            while send is not None:
+                send = send()
 
 
-def _put_now(line: Line, message: Message, data: bytes, segments: Sequence[Any], levels: Levels | None) -> None:
+def _put_now(line: Line, message: Message, data: bytes, segments: Sequence[Any], levels: Levels | None) -> Send | None:
+    """Send a message; return what sends it otherwise, if it can't be sent so."""
     try:
-        try:
-            line.send(data, [segment.fd for segment in segments])
-        except OSError as error:
-            if error.errno != errno.ETOOMANYREFS:
-                raise
+        line.send(data, [segment.fd for segment in segments])
+    except Exception as error:  # noqa: BLE001 - whatever it is, the worker will not answer; if it is gone that is known already
+        if isinstance(error, OSError) and error.errno == errno.ETOOMANYREFS:
             # How many files may be under way is a limit of the user's.
-            _put(line, in_line(message), (), levels)
-    except Exception:  # noqa: BLE001 - whatever it is, the worker will not answer; if it is gone that is known already
+            message = in_line(message)
+            data = encode(message) if levels is None else encode(message, tuple(levels))
+            return partial(_put_now, line, message, data, (), levels)
         line.hang_up()
+    return None
 
 
 # --- ending processes -----------------------------------------------------------------------------------
