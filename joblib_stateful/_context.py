@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from . import errors
+from ._worker._lazy import callers_of_object
 from ._worker._worker import current
 
 if TYPE_CHECKING:
@@ -114,6 +115,9 @@ def call_worker(*args: Any, **kwargs: Any) -> Any:
             "Give its class a __call__ method, or submit a function that uses the object: get_worker().method(item).",
         )
     return _worker("call_worker").call_object(args, kwargs)
+
+
+callers_of_object.add(call_worker.__code__)
 
 
 def _object(asked: str) -> Any:

@@ -114,7 +114,7 @@ class WorkerCrashedError(WorkerError):
 
 
 class ItemTimeoutError(WorkerError, TimeoutError):
-    """Raised for an item that ran longer than ``item_timeout``; its worker was killed.
+    """Raised for an item that ran longer than ``item_timeout``; its worker was killed, or the item cancelled if it was awaited.
 
     Attributes
     ----------
@@ -125,25 +125,39 @@ class ItemTimeoutError(WorkerError, TimeoutError):
     n_items : int
         How many items the worker had been called with at once (``pass_as="batch"``): the call's limit was so many times
         that, and any of them may be to blame.
+    was_cancelled : bool
+        It was awaited and could be cancelled, so that its worker lives on.
     """
 
-    def __init__(self, index: int | None, slot: int, pid: int | None, timeout: float, *, n_items: int = 1) -> None:
+    def __init__(
+        self,
+        index: int | None,
+        slot: int,
+        pid: int | None,
+        timeout: float,
+        *,
+        n_items: int = 1,
+        was_cancelled: bool = False,
+    ) -> None:
         self.index, self.slot, self.pid, self.timeout, self.n_items = index, slot, pid, timeout, n_items
+        self.was_cancelled = was_cancelled
         which, what, again = "The call" if index is None else f"Item {index}", "item is", "it again"
         limit = f"item_timeout={timeout:g} s"
         if n_items > 1:
             which, what, again = f"A call with {n_items} items, item {index} among them,", "items are", "them in halves"
             limit = f"{n_items} x {limit}"
+        end = "so that worker was killed; its object is built again when it is needed"
+        if was_cancelled:
+            end = "and was cancelled; its worker lives on"
         super().__init__(
-            f"{which} ran longer than {limit} in slot {slot} (pid {pid}), so that "
-            f"worker was killed; its object is built again when it is needed. Raise item_timeout if the "
+            f"{which} ran longer than {limit} in slot {slot} (pid {pid}), {end}. Raise item_timeout if the "
             f"{what} only slow, or set retries to try {again}.",
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle by the fields, so that the message is built anew."""
         fields = self.index, self.slot, self.pid, self.timeout
-        return functools.partial(type(self), n_items=self.n_items), fields
+        return functools.partial(type(self), n_items=self.n_items, was_cancelled=self.was_cancelled), fields
 
 
 class WorkerInitError(WorkerError):

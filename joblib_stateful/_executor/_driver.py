@@ -203,7 +203,10 @@ class Driver:
         elif isinstance(decision, StartWorker):
             return self._start(decision)
         elif isinstance(decision, StopJob):
-            self.link(decision.slot).worker.progress_of(decision.seq).ask_to_stop(decision.seq)
+            page = self.link(decision.slot).worker.progress_of(decision.seq)
+            page.ask_to_stop(decision.seq)
+            if decision.is_unwanted:
+                page.ask_to_cancel(decision.seq)
         elif isinstance(decision, ShareJob):
             self.link(decision.slot).worker.progress_of(decision.seq).ask_to_share(decision.seq)
         elif isinstance(decision, CloseWorker):

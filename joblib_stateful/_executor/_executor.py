@@ -34,7 +34,7 @@ from .._process import _safely
 from .._scheduling._requests import Group, Limits, Request
 from .._transport import _code
 from .._transport._noticing import Memory
-from .._worker._lazy import is_async
+from .._worker._lazy import calls_object, is_async_class, may_be_async
 from . import _arguments, _exit
 from ._futures import Resolver
 from ._making import make_pool
@@ -436,7 +436,7 @@ class StatefulExecutor(NotCopied, Executor):
             claim=future.set_running_or_notify_cancel,
             only=only,
             is_urgent=group is not None,
-            is_async=is_async(fn),
+            is_async=may_be_async(fn) or (calls_object(fn) and is_async_class(self._pool.packed.spec.build)),
         )
         self._pool.accept(request)
         return future

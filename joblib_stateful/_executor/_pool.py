@@ -8,12 +8,12 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from .. import errors
-from .._process import _locks
+from .._process import _locks, _timers
 from .._process._interrupts import wait_for
 from .._scheduling._decisions import Deliver
 from .._scheduling._requests import Group, Outcome
 from .._scheduling._slots import State
-from .._worker._worker import current
+from .._worker._worker import CANCEL_SECONDS, current
 from . import _exit
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from .._public import WorkerInfo
     from .._scheduling._decisions import Decisions
+    from .._scheduling._jobs import Call
     from .._scheduling._requests import Limits, Request
     from .._scheduling._scheduler import Scheduler
     from .._worker._progress_page import Progress
@@ -137,13 +138,28 @@ class WorkerPool:
         self._driver.note(lambda: self._scheduler.stop_after_running(group))
 
     def stop(self, deliver: Callable[[Outcome], object]) -> None:
-        """End a call at once, told by what it delivers to, and the worker that runs it, if it is not over."""
+        """End a call at once, told by what it delivers to, and the worker that runs it, if it is not over.
+
+        One that is awaited is cancelled, and its worker is ended only if it doesn't take that.
+        """
+        found: list[Call] = []
 
         def end() -> Decisions:
-            found = [call for call in self._scheduler.work.calls_of() if call.request.deliver is deliver]
-            return [decision for call in found for decision in self._scheduler.stop(call)]
+            found[:] = [call for call in self._scheduler.work.calls_of() if call.request.deliver is deliver]
+            return [decision for call in found for decision in self._end_of(call)]
 
         self._driver.note(end)
+        if any(self._can_cancel(call) for call in found):
+            _timers.call_after(CANCEL_SECONDS, partial(self._stop_all, found))
+
+    def _can_cancel(self, call: Call) -> bool:
+        return call.request.is_async and not self.engine.is_remote
+
+    def _end_of(self, call: Call) -> Decisions:
+        return self._scheduler.cancel(call) if self._can_cancel(call) else self._scheduler.stop(call)
+
+    def _stop_all(self, calls: list[Call]) -> None:
+        self._driver.note(lambda: [decision for call in calls for decision in self._scheduler.stop(call)])
 
     def is_within_worker(self) -> bool:
         """Tell whether the calling code runs in one of the workers, in this process."""

@@ -140,7 +140,8 @@ def _exceptions_of(job: Job, reply: Ran, transport: Transport, slot: int, pid: i
 def _late(job: Job, place: int, slot: int, pid: int | None, *, n_items: int) -> errors.ItemTimeoutError:
     request = job.call.request
     timeout = request.limits.item_timeout or 0.0
-    return errors.ItemTimeoutError(request.index(job.positions[place]), slot, pid, timeout, n_items=n_items)
+    index = request.index(job.positions[place])
+    return errors.ItemTimeoutError(index, slot, pid, timeout, n_items=n_items, was_cancelled=True)
 
 
 def exception_of(failure: Failure, transport: Transport, origin: Origin) -> BaseException:

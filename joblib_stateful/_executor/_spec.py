@@ -15,7 +15,7 @@ from .._transport._code import source_of
 from .._transport._defining import DefinitionError, needs_of
 from .._transport._transport import ByReference, digest
 from .._words import a, short
-from .._worker._lazy import is_async
+from .._worker._lazy import may_be_async
 
 if TYPE_CHECKING:
     from .._transport._definitions import Definition
@@ -299,6 +299,6 @@ def pack_function(function: Callable[..., Any], transport: Transport) -> Target:
         ) from error
     needs = needs_of(definer)
     if not isinstance(packed, bytes):
-        return Target(f"id {id(function)}", packed, needs, is_async(function))
+        return Target(f"id {id(function)}", packed, needs, may_be_async(function))
     versions = repr([(need.key, need.version) for need in needs])
-    return Target(digest(packed + versions.encode()).hex(), packed, needs, is_async(function))
+    return Target(digest(packed + versions.encode()).hex(), packed, needs, may_be_async(function))

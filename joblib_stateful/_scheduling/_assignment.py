@@ -44,6 +44,8 @@ class Assignment:
         self._widest = 0
         # ... and at least so many are of use to each of them.
         self._narrowest = sys.maxsize
+        #: A job for any slot waits that is to be alone; until it runs, slots are given no more than one.
+        self.has_alone = False
         self._avoids = False  # a job that waits has a slot that it avoids, or one did since none waited
 
     # --- open calls -----------------------------------------------------------------------------------
@@ -90,6 +92,7 @@ class Assignment:
     def put_back(self, job: Job) -> None:
         """Put a job in front of all others."""
         self._avoids |= job.avoid is not None
+        self.has_alone |= job.is_alone and job.only is None
         self.jobs.put_back(job)
 
     # --- what goes where ------------------------------------------------------------------------------
@@ -101,6 +104,7 @@ class Assignment:
     def assign(self) -> Decisions:
         """Send jobs to slots that have room for one, and have workers started for what waits."""
         decisions: Decisions = []
+        self._look_for_alone()
         if self.jobs.own:
             decisions = self._send_own()
         while self.jobs.common and self._slots.free:
@@ -115,7 +119,9 @@ class Assignment:
         decisions: Decisions = []
         free = self._slots.free
         for index in [index for index in self.jobs.own if index in free]:
-            while index in self.jobs.own and index in free:
+            while (
+                index in self.jobs.own and index in free and self._is_free(self._slots[index], self.jobs.own[index][0])
+            ):
                 job = self.jobs.take_own(index)
                 if self._is_wanted(job.call):
                     decisions += self._send(job, self._slots[index])
@@ -174,6 +180,7 @@ class Assignment:
             slots = (self._slots[index] for index in free if _may_run(index, job))
             if self._slots.capacity == 1:
                 return next(slots, None)
+            slots = (slot for slot in slots if self._is_free(slot, job))
             return min(slots, key=lambda slot: len(slot.jobs), default=None)
         able = [index for index in free if _may_run(index, job)]
         if able:
@@ -183,6 +190,17 @@ class Assignment:
                 return None
             able = new or able
         return self._slots[able[0]] if able else None
+
+    def _is_free(self, slot: Slot, job: Job) -> bool:
+        """Tell whether a slot that has room may be given a job: while some wait that are to be alone, only if it is at nothing."""
+        if not slot.jobs:
+            return True
+        own = self.jobs.own.get(slot.index)
+        return not (self.has_alone or job.is_alone or (own is not None and own[0].is_alone))
+
+    def _look_for_alone(self) -> None:
+        if self.has_alone:
+            self.has_alone = any(job.is_alone for job in self.jobs.common)
 
     def _is_wanted(self, call: Call) -> bool:
         """Ask, just before a call's first item is sent, whether its owner has cancelled it."""
@@ -198,6 +216,7 @@ class Assignment:
             self.jobs.put_back(job.some(job.positions[room:]))
             job = job.some(job.positions[:room])
         seq = self._slots.put(slot, job)
+        self._look_for_alone()
         if job.call.request.budget is not None and len(job.positions) > 1:
             self._shareable[seq] = slot.index, job
         return [SendJob(slot.index, seq, job)]
@@ -221,7 +240,7 @@ class Assignment:
         if not jobs:
             return []
         building, empty = self._slots.indices(State.BUILDING), self._slots.indices(State.EMPTY)
-        capacity, own = self._slots.capacity, self.jobs.own
+        capacity, own = 1 if self.has_alone else self._slots.capacity, self.jobs.own
         if own:  # they are built for those, and have room for others only beside them
             building = dict.fromkeys((*building, *(index for index in empty if index in own)))
             empty = {index: None for index in empty if index not in own}

@@ -31,10 +31,11 @@ class SendJob(NamedTuple):
 
 
 class StopJob(NamedTuple):
-    """Ask a worker to stop its message after the current item."""
+    """Ask a worker to stop its message after the current item, or with it, if nobody wants that and it can be cancelled."""
 
     slot: int
     seq: int
+    is_unwanted: bool = False
 
 
 class ShareJob(NamedTuple):

@@ -52,14 +52,23 @@ class Call:
 class Job:
     """Items of one call that go out in one message; never changed."""
 
-    def __init__(self, call: Call, positions: Sequence[int], attempt: int = 1, avoid: int | None = None) -> None:
+    def __init__(
+        self,
+        call: Call,
+        positions: Sequence[int],
+        attempt: int = 1,
+        avoid: int | None = None,
+        *,
+        is_alone: bool = False,
+    ) -> None:
         self.call, self.positions, self.attempt = call, positions, attempt
         self.avoid = avoid  # the slot that this item's worker died in
+        self.is_alone = is_alone  # its worker is to be at nothing else, or others would pay for what it may do
         self.only = call.request.only  # the slot that it must run in
 
     def some(self, positions: Sequence[int]) -> Job:
         """Return a job of some of its items."""
-        return Job(self.call, positions, self.attempt, self.avoid)
+        return Job(self.call, positions, self.attempt, self.avoid, is_alone=self.is_alone)
 
     def split(self, positions: Sequence[int], parts: int) -> list[Job]:
         """Return jobs of about the same size for some of its items."""

@@ -202,6 +202,7 @@ class Request:
             only=self.only,
             mode=self.mode,
             after_error=self.after_error,
+            is_async=self.is_async,
         )
 
     def __repr__(self) -> str:

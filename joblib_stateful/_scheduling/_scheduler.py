@@ -162,7 +162,8 @@ class Scheduler:
         group.stopping = True
         queued = self.work.jobs.remove(lambda job: job.call.group is group)
         decisions = [decision for job in queued for decision in self._drop_items(job.call, job.positions)]
-        return self._stop_running(self.work.calls_of(group)) + decisions + self._release_if_done()
+        stopped = self._stop_running(self.work.calls_of(group), is_unwanted=False)
+        return stopped + decisions + self._after_removal()
 
     def kill(self, group: Group | None = None, *, idle_too: bool = False) -> Decisions:
         """Kill the workers that run, or are built for, a group (None: any group); also those that are idle, or ending."""
@@ -175,18 +176,27 @@ class Scheduler:
             if slot.state is State.IDLE:
                 self.slots.enter(slot, State.CLOSING)
             self.slots.leave_cold(slot)
-            self.slots.condemn(slot, slot.killing or Killing())
+            why = "because something else that it was at was interrupted"
+            self.slots.condemn(slot, slot.killing or Killing(why=why))
             decisions.append(KillWorker(slot.index, slot.life))
         return decisions
+
+    def cancel(self, call: Call) -> Decisions:
+        """Forget a call, and ask the workers that run it to cancel it."""
+        if call.settled:
+            return []
+        decisions = [*self._stop_running([call]), *self._give_back(call, fatal=CancelledError())]
+        self.work.jobs.remove(lambda job: job.call.settled)
+        return decisions + self._after_removal()
 
     def stop(self, call: Call) -> Decisions:
         """Forget a call, and kill the workers that run it."""
         running = [slot for slot in self.slots if any(job.call is call for job in slot.jobs.values())]
         for slot in running:
-            self.slots.condemn(slot, slot.killing or Killing())
-        decisions = self._give_back(call, fatal=CancelledError())
+            self.slots.condemn(slot, slot.killing or Killing(why="because another call that it was at was stopped"))
+        decisions = [] if call.settled else self._give_back(call, fatal=CancelledError())
         self.work.jobs.remove(lambda job: job.call.settled)
-        return [*decisions, *(KillWorker(slot.index, slot.life) for slot in running), *self._release_if_done()]
+        return [*decisions, *(KillWorker(slot.index, slot.life) for slot in running), *self._after_removal()]
 
     def close(self) -> Decisions:
         """Take no more calls; close each worker once nothing is left for it."""
@@ -293,16 +303,18 @@ class Scheduler:
         if job is None:
             return []
         slot.death = death
-        late = None if slot.killing is None else slot.killing.late.get(seq)
         killing = slot.killing or Killing()
         if not killing.is_told:  # the first that is heard of it; what it is still at may be answered all the same
             slot.n_restarts += 1
             if slot.killing is not None and not slot.killing.late:
                 slot.life_mourned = slot.life  # for somebody else's sake it was killed: that is no fault of this slot's
-            self.slots.condemn(slot, killing._replace(is_done=True, is_told=True))
+            killing = killing._replace(is_done=True, is_told=True, n_jobs=len(slot.jobs) + 1)
+            self.slots.condemn(slot, killing)
         if not slot.jobs:
             self.slots.enter(slot, State.EMPTY)
-        return [] if job.call.settled else self._died_running(slot, job, death, late)
+        if job.call.settled:
+            return []
+        return self._died_running(slot, job, _as_told(death, seq, killing), killing.late.get(seq), killing)
 
     def died_idle(self, index: int, life: int, death: Death) -> Decisions:
         """Note that a process is gone that was at nothing; if it is sent something, that is answered with its death."""
@@ -336,7 +348,8 @@ class Scheduler:
         if not slot.is_at(seq) or slot.state is State.CLOSING:
             return []
         killing = slot.killing or Killing()
-        self.slots.condemn(slot, killing._replace(late={**killing.late, seq: Late(place)}))
+        why = killing.why or "because something else that it was at was over its time limit"
+        self.slots.condemn(slot, killing._replace(late={**killing.late, seq: Late(place)}, why=why))
         return [KillWorker(index, slot.life)]
 
     # --- what callers ask -----------------------------------------------------------------------------
@@ -367,6 +380,10 @@ class Scheduler:
     def _assign(self) -> Decisions:
         return self.work.assign() + self._release_if_done()
 
+    def _after_removal(self) -> Decisions:
+        """Do what follows from the removal of jobs that waited: others may have waited for those that were to be alone."""
+        return self._assign() if self.work.has_alone else self._release_if_done()
+
     def _release_if_done(self) -> Decisions:
         """Close the workers that are idle if nothing can come for them any more."""
         return self.release() if self.closing and not self.work.jobs and not self._unreported else []
@@ -396,9 +413,12 @@ class Scheduler:
         decisions: Decisions = []
         errors_of, values = report.errors, report.values
         if report.late and job.attempt <= request.limits.retries and not call.group.stopping:
-            again = [job.positions[place] for place in report.late]
+            late = [job.positions[place] for place in report.late]
             avoid = report.slot if self.work.width(call.group) > 1 and job.only is None else None
-            decisions += self._put_back([Job(call, again, job.attempt + 1, avoid)])
+            again = Job(call, late, job.attempt + 1, avoid)
+            # One by one, or where they were in one call in halves.
+            n_parts = min(2, len(late)) if request.is_one_call else len(late)
+            decisions += self._put_back(reversed(again.split(late, n_parts)))
             kept = [place for place in range(n_run) if place not in report.late]
             ran, values = [job.positions[place] for place in kept], [values[place] for place in kept]
             errors_of = {place: error for place, error in errors_of.items() if place not in report.late}
@@ -454,7 +474,7 @@ class Scheduler:
             return []
         return self._fail_group(slot, errors.WorkerInitError(slot.index, slot.kwargs_keys, reason, death.pid))
 
-    def _died_running(self, slot: Slot, job: Job, death: Death, late: Late | None) -> Decisions:
+    def _died_running(self, slot: Slot, job: Job, death: Death, late: Late | None, killing: Killing) -> Decisions:
         if not death.started:
             return self._died_before_it_began(slot, job, death, late)
         slot.life_mourned = slot.life
@@ -465,7 +485,11 @@ class Scheduler:
         decisions = self._put_back_apart(job, after) + self._put_back_apart(job, before)
         if not suspects:
             return decisions
-        return decisions + self._blame(slot, job, job.positions[suspects.start : suspects.stop], death, late)
+        positions = job.positions[suspects.start : suspects.stop]
+        # Of several jobs that the worker was at, none knows which is to blame: each is tried again alone, or it would cost others
+        # their tries. Not if the reason is known, and it is another one.
+        is_alone = killing.n_jobs > 1 and (late is not None or not killing.why)
+        return decisions + self._blame(slot, job, positions, death, late, is_alone=is_alone)
 
     def _put_back_apart(self, job: Job, positions: Sequence[int]) -> Decisions:
         """Put back items of a job that are not known to be to blame: one by one, or where a call takes several, in fewer."""
@@ -518,12 +542,21 @@ class Scheduler:
                 self.work.put_back(job)
         return decisions
 
-    def _blame(self, slot: Slot, job: Job, positions: Sequence[int], death: Death, late: Late | None) -> Decisions:
+    def _blame(
+        self,
+        slot: Slot,
+        job: Job,
+        positions: Sequence[int],
+        death: Death,
+        late: Late | None,
+        *,
+        is_alone: bool,
+    ) -> Decisions:
         """Have the items pay for a death that ran when it came."""
         call, request, n_items = job.call, job.call.request, len(positions)
         if job.attempt <= request.limits.retries and not call.group.stopping:
             avoid = slot.index if self.work.width(call.group) > 1 and job.only is None else None
-            again = Job(call, positions, job.attempt + 1, avoid)
+            again = Job(call, positions, job.attempt + 1, avoid, is_alone=is_alone or job.is_alone)
             return self._put_back(reversed(again.split(positions, min(2, n_items))))
         slot.deaths = 0  # these items are done with, so this slot has got somewhere
         slot.n_done += n_items
@@ -592,11 +625,26 @@ class Scheduler:
         decisions = self._stop_running(calls)
         decisions += [decision for call in calls for decision in self._give_back(call)]
         self.work.jobs.remove(lambda job: job.call.settled)
-        return decisions + self._release_if_done()
+        return decisions + self._after_removal()
 
-    def _stop_running(self, calls: Collection[Call]) -> Decisions:
+    def _stop_running(self, calls: Collection[Call], *, is_unwanted: bool = True) -> Decisions:
         wanted = set(calls)
-        return [StopJob(slot.index, seq) for slot in self.slots for seq, job in slot.jobs.items() if job.call in wanted]
+        return [
+            StopJob(slot.index, seq, is_unwanted)
+            for slot in self.slots
+            for seq, job in slot.jobs.items()
+            if job.call in wanted
+        ]
+
+
+def _as_told(death: Death, seq: int, killing: Killing) -> Death:
+    """Return a worker's death as those are told of it who are at one of its messages."""
+    if killing.n_jobs == 1 or seq in killing.late:
+        return death
+    if killing.why:
+        return death._replace(exitcode=None, reason=f"it was killed {killing.why}")  # the signal was ours
+    together = f"it was at {killing.n_jobs} at once, any of which may be to blame"
+    return death._replace(reason=f"{death.reason}; {together}" if death.reason else together)
 
 
 def _suspects(job: Job, death: Death, late: Late | None) -> range:

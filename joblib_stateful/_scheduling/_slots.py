@@ -51,6 +51,8 @@ class Killing(NamedTuple):
     late: Mapping[int, Late] = {}  # its messages that were over a time limit, by their numbers
     is_done: bool = False
     is_told: bool = False  # with one of its messages; with the others it may still come
+    n_jobs: int = 0  # that it was at then
+    why: str = ""  # of a kill for the sake of others than what it was at, for that
 
     @property
     def is_late(self) -> bool:
@@ -176,6 +178,7 @@ class SlotTable:
             slot.state is State.BUSY
             and len(slot.jobs) < self.capacity
             and slot.killing is None
+            and not next(iter(slot.jobs.values())).is_alone
             and not self.is_worn_out(slot)
         ):
             self.free[slot.index] = None

@@ -22,11 +22,14 @@ from ._lazy import OverTimeError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from contextvars import Context
 
 _log = Log()
 
 # Code that has not let the loop go on for so long is said to block it.
 _BLOCKING_SECONDS = 1.0
+# How often it is looked whether anybody still wants what is awaited, and whether the loop goes on.
+_LOOK_SECONDS = 0.25
 # Tasks that the object has started are cancelled at its end, and have so long to take it.
 _END_SECONDS = 5.0
 
@@ -50,31 +53,42 @@ class EventLoop:
         self._thread = threading.Thread(target=self._serve, name="joblib_stateful-event-loop", daemon=True)
         self._thread.start()
 
-    def run(self, function: Callable[[], Any], seconds: float | None = None) -> Any:
+    def run(
+        self,
+        function: Callable[[], Any],
+        seconds: float | None = None,
+        *,
+        is_unwanted: Callable[[], bool] = bool,
+        context: Context | None = None,
+    ) -> Any:
         """Call a function in the loop's thread, and return what it returns, or what comes of that if it is to be awaited.
 
-        Raises what it raises, and OverTimeError if it was cancelled because it took more than so many seconds.
+        Raises what it raises, and OverTimeError if it was cancelled because it took more than so many seconds. It is
+        cancelled, too, when nobody wants it any more.
         """
         call = _Call(function, seconds)
-        self._call_soon(partial(self._start, call))
+        self._call_soon(partial(self._start, call), context)
         try:
-            self._wait_for(call)
+            self._wait_for(call, is_unwanted)
         except BaseException:  # a Ctrl-C, or what a handler of the user's has raised
             with contextlib.suppress(RuntimeError):  # it is closed
                 self._loop.call_soon_threadsafe(call.cancel)
             raise
         return call.result()
 
-    def _wait_for(self, call: _Call) -> None:
-        while not call.done.wait(_BLOCKING_SECONDS):
+    def _wait_for(self, call: _Call, is_unwanted: Callable[[], bool]) -> None:
+        while not call.done.wait(_LOOK_SECONDS):
+            if is_unwanted():
+                self._loop.call_soon_threadsafe(call.cancel)
+                is_unwanted = bool  # once is enough
             if self._thread.is_alive():
                 self._look()
             elif not call.done.is_set():
                 call.fail(_ended())
 
-    def _call_soon(self, function: Callable[[], None]) -> None:
+    def _call_soon(self, function: Callable[[], None], context: Context | None) -> None:
         try:
-            self._loop.call_soon_threadsafe(function)
+            self._loop.call_soon_threadsafe(function, context=context)
         except RuntimeError:
             raise _ended() from None
 
@@ -82,7 +96,7 @@ class EventLoop:
         if self._is_over:  # nobody would see to a task that begins now
             call.fail(_ended())
         else:
-            call.start()
+            call.start(lambda: self._is_over)
 
     @property
     def is_here(self) -> bool:
@@ -97,7 +111,12 @@ class EventLoop:
     def abandon(self) -> None:
         """Have what runs cancelled and the loop ended, and don't wait for that."""
         with contextlib.suppress(RuntimeError):  # it is closed
-            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._loop.call_soon_threadsafe(self._stop)
+
+    def _stop(self) -> None:
+        if not self._is_over:  # else what is being cancelled would be cut off
+            self._is_over = True
+            self._loop.stop()
 
     def _serve(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -127,7 +146,7 @@ class EventLoop:
         if asked is None:
             self._asked = now
             self._loop.call_soon_threadsafe(self._give_sign)
-        elif now - asked > _BLOCKING_SECONDS / 2:
+        elif now - asked > _BLOCKING_SECONDS:
             self._has_warned = True
             _log.warning(
                 "The event loop of %s has been blocked for %.1f s or more, and nothing else of it goes on meanwhile, by %s. "
@@ -161,8 +180,8 @@ class _Call:
         self._value: Any = None
         self._error: BaseException | None = None
 
-    def start(self) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._run())
+    def start(self, has_ended: Callable[[], bool]) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._run(has_ended))
 
     def fail(self, error: BaseException) -> None:
         self._error = error
@@ -180,12 +199,14 @@ class _Call:
         finally:
             self._error = None  # or it would hold its own traceback
 
-    async def _run(self) -> None:
+    async def _run(self, has_ended: Callable[[], bool]) -> None:
         # Nothing is raised: a task that ends with SystemExit would end the loop.
         try:
             self._value = await self._bounded()
         except BaseException as error:  # noqa: BLE001 - it is raised where the call is waited for
             self._error = error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
+            if has_ended() and isinstance(error, asyncio.CancelledError):
+                self._error = _ended()
         self.done.set()
 
     async def _bounded(self) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from functools import partial
-from types import AsyncGeneratorType, CoroutineType, FunctionType, GeneratorType, MethodType
+from types import AsyncGeneratorType, CodeType, CoroutineType, FunctionType, GeneratorType, MethodType
 from typing import TYPE_CHECKING, Any
 
 from ._failure import Failure
@@ -24,6 +24,8 @@ _NAMES: dict[type, str] = {
     CoroutineType: "a coroutine",
     AsyncGeneratorType: "an async generator",
 }
+#: The exact types of what an async function gives.
+AWAITED = frozenset({CoroutineType, AsyncGeneratorType})
 #: The exact types of what has not run.
 LAZY = frozenset(_NAMES)
 #: And of what else is no result as it is.
@@ -40,16 +42,35 @@ def is_generator_function(target: Any) -> bool:
 
 
 def is_async(target: Any) -> bool:
-    """Tell whether calling something makes a coroutine or an async generator."""
+    """Tell whether something is an async function, or an object whose call is one."""
+    return bool(_flags_of(target, through_wrappers=False) & _ASYNC)
+
+
+def may_be_async(target: Any) -> bool:
+    """Tell whether calling something may make a coroutine on purpose: a decorator that says what it wraps may await it itself."""
     return bool(_flags_of(target) & _ASYNC)
 
 
 def is_async_class(build: Any) -> bool:
     """Tell whether something is a class the calls of whose objects are to be awaited."""
-    return isinstance(build, type) and is_async(getattr(build, "__call__", None))  # noqa: B004 - the function itself
+    call = next((base.__dict__["__call__"] for base in _mro_of(build) if "__call__" in base.__dict__), None)
+    return is_async(getattr(call, "__func__", call))
 
 
-def _flags_of(target: Any) -> int:
+def calls_object(function: Any) -> bool:
+    """Tell whether a function is `call_worker`, which calls the worker's object."""
+    return isinstance(function, FunctionType) and function.__code__ in callers_of_object
+
+
+#: The code of such functions.
+callers_of_object: set[CodeType] = set()
+
+
+def _mro_of(build: Any) -> tuple[type, ...]:
+    return build.__mro__ if isinstance(build, type) else ()
+
+
+def _flags_of(target: Any, *, through_wrappers: bool = True) -> int:
     for _ in range(100):  # as deep as nobody decorates; a proxy may wrap itself
         if isinstance(target, partial):
             target = target.func
@@ -57,13 +78,15 @@ def _flags_of(target: Any) -> int:
             target = target.__func__
         elif isinstance(target, FunctionType):
             wrapped = target.__dict__.get("__wrapped__")
-            if wrapped is None:
+            if wrapped is None or not through_wrappers:
                 return target.__code__.co_flags
             target = wrapped
         else:
             call = next(
                 (base.__dict__["__call__"] for base in type(target).__mro__ if "__call__" in base.__dict__), None
             )
+            if isinstance(call, (staticmethod, classmethod)):
+                call = call.__func__
             if not isinstance(call, (FunctionType, partial)):
                 return 0
             target = call
@@ -106,7 +129,7 @@ def _refusal(value: Any) -> TypeError:
     else:
         advice = (
             "It is awaited only where what is called is an async function itself, or an object whose __call__ is one. Make it "
-            "that (async def), or return asyncio.run(...) of it."
+            "that (async def), in which you return await ..., or return asyncio.run(...)."
         )
     return TypeError(
         f"The call returned {what}, {getattr(value, '__qualname__', '?')}, of which nothing has run. {advice}"

@@ -50,8 +50,8 @@ class Progress:
     (7, 'RUNNING', 2)
     """
 
-    SIZE = 10
-    PLACE, SINCE, STOP, _SHARE, _SEQ, _PHASE, _FINISHED, _SENT, _TOGETHER, _GRACE = range(SIZE)
+    SIZE = 11
+    PLACE, SINCE, STOP, _SHARE, _SEQ, _PHASE, _FINISHED, _SENT, _TOGETHER, _GRACE, _CANCEL = range(SIZE)
 
     def __init__(self, numbers: Any = None) -> None:
         #: While items run, the worker itself writes at `PLACE` and `SINCE`, and looks at `STOP`.
@@ -140,6 +140,15 @@ class Progress:
     def ask_to_stop(self, seq: int) -> None:
         """Ask the worker, from the parent, to stop this message after the current item."""
         self.numbers[self.STOP] = seq
+
+    def ask_to_cancel(self, seq: int) -> None:
+        """Tell the worker, from the parent, that nobody wants what comes of this message."""
+        self.numbers[self._CANCEL] = seq
+
+    @property
+    def to_be_cancelled(self) -> int:
+        """The latest message that nobody wants."""
+        return int(self.numbers[self._CANCEL])
 
     def ask_to_share(self, seq: int) -> None:
         """Ask the worker, from the parent, to give back what is left of this message, if that will take a while."""

@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar, copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any, assert_never
 
@@ -19,7 +20,7 @@ from .._transport._definitions import Peer, active
 from .._transport._noticing import Memory
 from .._transport._transport import ByReference
 from ._debugging import explain_end
-from ._lazy import UNUSUAL, OverTimeError, is_async, is_async_class
+from ._lazy import AWAITED, UNUSUAL, OverTimeError, is_async, is_async_class, may_be_async
 from ._lazy import run as run_lazy
 from ._memory_limit import MemoryLimit, memory_limit
 from ._messages import (
@@ -62,7 +63,7 @@ class Life:
     def __init__(self) -> None:
         self.object: Any = None
         self.has_object = False
-        self.is_async = False  # its calls are to be awaited
+        self.is_async = False  # its calls may be awaited
         self.entered: Any = None  # what is to be left at the end, of an object that is used as by ``async with``
         self.slot, self.n_jobs, self.pid, self.depth = -1, 0, os.getpid(), 0
         self.kwargs: dict[str, Any] = {}
@@ -107,6 +108,7 @@ class Worker:
         self._lets_through: tuple[type[BaseException], ...] = (KeyboardInterrupt,) if interruptible else ()
         self._definer: Definer | None = None  # of what the message under way is answered with
         self._limit: MemoryLimit | None = None
+        self._seq = 0  # of the message under way
         self._target: Any = None  # what is called by the message under way
         self._most_seconds: float | None = None  # that an item of the message under way may run
 
@@ -178,10 +180,13 @@ class Worker:
                     made = self._event_loop().run(lambda: build(*args, **life.kwargs))
                 else:
                     made = build(*args, **life.kwargs)
-                life.object = self._enter(made) if is_async(made) else made
+                    if type(made) in AWAITED:  # that of a decorator's, or of a lambda
+                        coroutine, made = made, None
+                        made = self._event_loop().run(lambda: coroutine)
+                life.object = self._enter(made) if may_be_async(made) else made
                 made = None
                 what = "function"
-                life.has_object, life.is_async = True, is_async(life.object)
+                life.has_object, life.is_async = True, may_be_async(life.object)
         except self._lets_through:
             raise
         except BaseException as error:  # noqa: BLE001 - a constructor may raise anything, SystemExit too
@@ -373,7 +378,7 @@ class Worker:
         else:
             if message.target is not None:
                 target = self.transport.unpack(message.target)
-                life.target = message.target_id, target, is_async(target)
+                life.target = message.target_id, target, may_be_async(target)
             # There may have been no memory for the message that had it.
             if life.target is None or life.target[0] != message.target_id:
                 raise LookupError("the function that is called was lost on its way")
@@ -384,36 +389,57 @@ class Worker:
     def _outside(self, call: Callable[[Any], Any], message: Run) -> Callable[[Any], Any]:
         """Return a call that is awaited if it is to be, and during which the worker's other messages go on."""
         life = self.life
-        self._most_seconds = message.item_timeout
+        self._seq, self._most_seconds = message.seq, message.item_timeout
         is_function = life.target is not None and message.target_id is not None
         if message.mode != "call" and (life.target[2] if is_function and life.target else life.is_async):
-            call = self._awaiting(call, is_of_several=message.mode == "batch")
+            call = self._awaiting(call, in_loop=is_async(self._target), is_of_several=message.mode == "batch")
         return call if life.lock is None else _unlocked(life.lock, call)
 
-    def _awaiting(self, call: Callable[[Any], Any], *, is_of_several: bool) -> Callable[[Any], Any]:
-        if is_of_several:
-            return lambda items: self.run_in_loop(lambda: call(items), len(items))
-        return lambda item: self.run_in_loop(lambda: call(item))
+    def _awaiting(self, call: Callable[[Any], Any], *, in_loop: bool, is_of_several: bool) -> Callable[[Any], Any]:
+        def call_and_await(item: Any) -> Any:
+            n_items = len(item) if is_of_several else 1
+            if in_loop:
+                return self.run_in_loop(lambda: call(item), n_items)
+            value = call(item)  # here, for it may await that itself, by asyncio.run
+            return self.run_in_loop(lambda: value, n_items) if type(value) in AWAITED else value
+
+        return call_and_await
 
     def _call_triple(self, triple: tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]) -> Any:
         function, args, kwargs = triple
         if is_async(function):
             return self.run_in_loop(lambda: function(*args, **kwargs))
-        return function(*args, **kwargs)
+        value = function(*args, **kwargs)
+        if type(value) in AWAITED and may_be_async(function):
+            return self.run_in_loop(lambda: value)
+        return value
 
     def call_object(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the object; in a coroutine that gives what is to be awaited, and else what comes of that."""
         life = self.life
-        if life.is_async and not (life.event_loop is not None and life.event_loop.is_here):
+        if not life.is_async or (life.event_loop is not None and life.event_loop.is_here):
+            return life.object(*args, **kwargs)
+        if is_async(life.object):
             return self.run_in_loop(lambda: life.object(*args, **kwargs))
-        return life.object(*args, **kwargs)
+        value = life.object(*args, **kwargs)
+        return self.run_in_loop(lambda: value) if type(value) in AWAITED else value
 
     def run_in_loop(self, function: Callable[[], Any], n_items: int = 1) -> Any:
         """Call a function in the worker's event loop, and return what it returns, or what comes of that if it is to be awaited."""
-        if self._most_seconds is None:
-            return self._event_loop().run(function)
-        self.progress.grant(CANCEL_SECONDS)
-        return self._event_loop().run(function, self._most_seconds * n_items)
+        loop, seq, progress = self._event_loop(), self._seq, self.progress
+        context = copy_context()
+        context.run(_inherited.set, self)
+        if getattr(_local, "worker", None) is not self:  # a thread of the user's
+            return loop.run(function, context=context)
+        most = self._most_seconds
+        if most is not None:
+            progress.grant(CANCEL_SECONDS)
+        return loop.run(
+            function,
+            None if most is None else most * n_items,
+            is_unwanted=lambda: progress.to_be_cancelled == seq,
+            context=context,
+        )
 
     def _event_loop(self) -> EventLoop:
         life = self.life
@@ -560,6 +586,8 @@ _MODES: dict[Mode, Callable[[Callable[..., Any]], Callable[[Any], Any]]] = {
 # --- who am I ------------------------------------------------------------------------------------------
 
 _local = threading.local()
+# Threads that a coroutine starts inherit it, by `asyncio.to_thread` or from a context that is copied.
+_inherited: ContextVar[Worker | None] = ContextVar("joblib_stateful worker", default=None)
 
 
 def _be(worker: Worker) -> None:
@@ -573,7 +601,7 @@ _of_process: list[Worker] = []
 
 def current() -> Worker | None:
     """Return the worker that the calling code runs in, if any."""
-    worker: Worker | None = getattr(_local, "worker", None)
+    worker: Worker | None = getattr(_local, "worker", None) or _inherited.get()
     if worker is None and _of_process:
         worker = _of_process[-1]
     return worker

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import signal
 import threading
@@ -555,6 +556,227 @@ def test_code_that_blocks_the_loop_is_named_once(engine: str, scene: Scene, capl
     assert "asyncio.to_thread" in told[0]
 
 
+# --- what is async, and what only looks so ------------------------------------------------------------------
+
+
+async def add_one(item: int) -> int:
+    await asyncio.sleep(0)
+    return item + 1
+
+
+def run_by_itself(function: Any) -> Any:
+    @functools.wraps(function)
+    def wrapper(*args: Any) -> Any:
+        return asyncio.run(function(*args))
+
+    return wrapper
+
+
+def pass_on(function: Any) -> Any:
+    @functools.wraps(function)
+    def wrapper(*args: Any) -> Any:
+        return function(*args)
+
+    return wrapper
+
+
+class Static:
+    @staticmethod
+    async def __call__(item: int) -> int:
+        return item + 1
+
+
+class OfClass:
+    @classmethod
+    async def __call__(cls, item: int) -> int:
+        return item + 1
+
+
+class Wrapped:
+    @pass_on
+    async def __call__(self, item: int) -> int:
+        return await add_one(item)
+
+
+class RunByItself:
+    @run_by_itself
+    async def __call__(self, item: int) -> int:
+        return await add_one(item)
+
+
+@engines
+@pytest.mark.parametrize("worker", [run_by_itself(add_one), pass_on(add_one), Static, OfClass, Wrapped, RunByItself])
+def test_decorators_may_await_what_they_wrap_or_leave_it_to_the_worker(engine: str, worker: Any) -> None:
+    assert list(stateful_map(worker, range(3), n_jobs=1, max_concurrency=2, engine=engine)) == [1, 2, 3]
+    if isinstance(worker, type):
+        with StatefulExecutor(worker, 1, engine=engine) as executor:
+            assert executor.submit(call_worker, 1).result() == 2
+    else:
+        with StatefulExecutor(n_jobs=1, engine=engine) as executor:
+            assert executor.submit(worker, 1).result() == 2
+
+
+@engines
+def test_threads_that_a_coroutine_starts_know_the_worker(engine: str, scene: Scene) -> None:
+    async def ask(client: Client) -> Any:
+        return await asyncio.to_thread(get_worker) is client
+
+    kwargs = {"log": scene.log("log")}
+    assert list(stateful_map(Client, [ask] * 3, n_jobs=1, shared_kwargs=kwargs, engine=engine)) == [True] * 3
+
+
+# --- what nobody wants any more -----------------------------------------------------------------------------
+
+
+@parallel_engines
+def test_items_of_a_map_that_was_left_are_cancelled(engine: str, scene: Scene) -> None:
+    begun, cancelled = scene.log("begun"), scene.log("cancelled")
+
+    async def hang(_: Client) -> None:
+        begun.note("begun")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.note("cancelled")
+
+    with StatefulExecutor(
+        Client, 1, shared_kwargs={"log": scene.log("log")}, max_concurrency=3, engine=engine
+    ) as executor:
+        results = stateful_map(executor, [0, hang, hang, hang], buffer=4)
+        assert next(results) == 0
+        begun.wait_for(3)
+        results.close()
+        assert list(stateful_map(executor, range(5))) == list(range(5))
+        cancelled.wait_for(3)
+    assert scene.log("log").lines == ["built", "closed"]
+
+
+@parallel_engines
+def test_what_is_under_way_when_workers_are_killed_may_clean_up(engine: str, scene: Scene) -> None:
+    begun, cleaned = scene.log("begun"), scene.log("cleaned")
+
+    async def hang(item: int) -> None:
+        begun.note(item)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            for _ in range(item * 20):
+                await asyncio.sleep(0.001)
+            cleaned.note(item)
+
+    executor = StatefulExecutor(n_jobs=1, max_concurrency=4, engine=engine)
+    futures = [executor.submit(hang, item) for item in range(4)]
+    begun.wait_for(4)
+    executor.shutdown(kill_workers=True)
+    assert all(future.cancelled() or future.exception() is not None for future in futures)
+    if engine == "threads":  # a process is gone
+        cleaned.wait_for(4)
+
+
+def test_a_call_that_is_stopped_is_cancelled_and_others_go_on(scene: Scene) -> None:
+    gate, begun, cancelled = scene.gate("may end"), scene.log("begun"), scene.log("cancelled")
+
+    async def wait(_: Client) -> str:
+        begun.note("begun")
+        await until(gate.path.exists)
+        return "waited"
+
+    async def hang(_: Client) -> None:
+        begun.note("begun")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.note("cancelled")
+
+    with StatefulExecutor(Client, 1, shared_kwargs={"log": scene.log("log")}, max_concurrency=3) as executor:
+        waiting = executor.submit(call_worker, wait)
+        hanging = executor.submit(call_worker, hang)
+        begun.wait_for(2)
+        assert executor.stop(hanging)
+        assert hanging.cancelled()
+        cancelled.wait_for(1)
+        gate.open()
+        assert waiting.result(PATIENCE) == "waited"
+    assert scene.log("log").lines == ["built", "closed"]
+
+
+# --- who is to blame, and what is said ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_with_a_retry_a_crash_costs_only_the_item_that_is_to_blame(n_jobs: int) -> None:
+    async def crash_at_seven(item: int) -> int:
+        await asyncio.sleep(0)
+        if item == 7:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return item
+
+    found = list(
+        stateful_map(
+            crash_at_seven, range(40), n_jobs=n_jobs, max_concurrency=10, retries=1, on_error="deferred", buffer=80
+        )
+    )
+    assert [result.index for result in found if not result.ok] == [7]
+
+
+def test_calls_over_their_time_are_tried_again_in_halves(scene: Scene) -> None:
+    async def hang_on_three(items: Sequence[int]) -> Sequence[int]:
+        if 3 in items:
+            await asyncio.Event().wait()
+        return items
+
+    found = list(
+        stateful_map(
+            hang_on_three,
+            range(4),
+            n_jobs=1,
+            pass_as="batch",
+            batch_size=4,
+            item_timeout=0.2,
+            retries=2,
+            on_error="deferred",
+        )
+    )
+    assert [result.value for result in found] == [0, 1, 2, None]
+
+
+def test_errors_say_whether_the_worker_lives_on_and_who_else_may_be_to_blame(scene: Scene) -> None:
+    is_there = scene.log("is there")
+
+    async def hang(_: int) -> None:
+        await asyncio.Event().wait()
+
+    def crash(item: int) -> None:
+        is_there.note(item)
+        is_there.wait_for(2)
+        if item:
+            os.kill(os.getpid(), signal.SIGKILL)
+        threading.Event().wait()
+
+    (late,) = stateful_map(hang, [0], n_jobs=1, item_timeout=0.2, on_error="deferred")
+    assert "and was cancelled; its worker lives on" in str(late.exception)
+    for result in stateful_map(crash, [0, 1], n_jobs=1, max_concurrency=2, on_error="deferred"):
+        assert "it was at 2 at once, any of which may be to blame" in str(result.exception)
+        assert "SIGKILL" in str(result.exception)
+
+
+def test_those_beside_a_call_that_is_killed_are_told_so(scene: Scene) -> None:
+    begun = scene.log("begun")
+
+    def hang(item: int) -> None:
+        begun.note(item)
+        threading.Event().wait()
+
+    with StatefulExecutor(n_jobs=1, max_concurrency=2) as executor:
+        futures = [executor.submit(hang, item) for item in range(2)]
+        begun.wait_for(2)
+        assert executor.stop(futures[0])
+        error = futures[1].exception(PATIENCE)
+    assert isinstance(error, errors.WorkerCrashedError)
+    assert "it was killed because another call that it was at was stopped" in str(error)
+    assert "out-of-memory" not in str(error)
+
+
 # --- bad input ----------------------------------------------------------------------------------------------
 
 
@@ -584,7 +806,7 @@ def test_a_loop_that_was_stopped_keeps_nobody_waiting(engine: str) -> None:
 
     with StatefulExecutor(n_jobs=1, max_concurrency=2, engine=engine) as executor:
         assert executor.submit(stop, 0).result(PATIENCE) == 0
-        assert isinstance(executor.submit(stop, 1).exception(PATIENCE), asyncio.CancelledError)
-        error = executor.submit(stop, 2).exception(PATIENCE)
-    assert isinstance(error, RuntimeError)
-    assert "loop.stop()" in str(error)
+        for item in (1, 2):  # under way, and behind
+            error = executor.submit(stop, item).exception(PATIENCE)
+            assert isinstance(error, RuntimeError)
+            assert "loop.stop()" in str(error)

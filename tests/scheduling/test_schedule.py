@@ -1056,19 +1056,45 @@ def test_a_crash_is_paid_for_by_all_that_ran() -> None:
     assert (slot.deaths, slot.n_restarts) == (0, 1)
 
 
-def test_all_that_ran_when_a_worker_crashed_are_tried_again_elsewhere() -> None:
+def test_all_that_ran_when_a_worker_crashed_are_tried_again_elsewhere_and_alone() -> None:
     play = with_objects(2, capacity=2)
     calls = [a_call(retries=1) for _ in range(3)]
     play.submit(*calls)
-    assert play.died_at(0, 0, nth=0) == ["send [0] to 1"]
-    # The other slot is full, and this one would be of no use.
+    # The other slot is at something that would pay for it, too, and this one is avoided.
+    assert play.died_at(0, 0, nth=0) == []
     assert play.died_at(0, 0) == []
-    assert repr(play) == "<Scheduler [empty busy] 1 queued, 3 open>"
+    assert repr(play) == "<Scheduler [empty busy] 2 queued, 3 open>"
     assert play.finished(1) == ["settle", "send [0] to 1"]
-    assert play.died_at(1, 0, nth=0) == ["start 0"]
-    assert play.died_at(1, 0) == ["settle"]
-    assert [len(call.errors) for call in calls] == [0, 0, 1]
+    # It was to blame; the other one wasn't.
+    assert play.died_at(1, 0) == ["settle", "start 1"]
+    assert play.built(1) == ["send [0] to 1"]
+    assert play.finished(1) == ["settle"]
+    assert sorted(len(call.errors) for call in calls) == [0, 0, 1]
+
+
+def test_nothing_joins_what_is_to_be_alone_and_what_waited_for_it_goes_on_behind() -> None:
+    play = with_objects(1, capacity=3)
+    crashed = [a_call(retries=1) for _ in range(2)]
+    play.submit(*crashed)
+    play.died_at(0, 0, nth=0)
+    assert play.died_at(0, 0) == ["start 0"]
+    assert play.submit(a_call(), a_call()) == []
     assert play.built(0) == ["send [0] to 0"]
+    assert play.finished(0) == ["settle", "send [0] to 0"]
+    assert play.finished(0) == ["settle", "send [0] to 0", "send [0] to 0"]
+
+
+def test_when_those_that_were_to_be_alone_are_dropped_the_others_go_on() -> None:
+    play, group = with_objects(1, capacity=3), a_map()
+    crashed = [a_call(1, group, retries=1) for _ in range(2)]
+    play.submit(*crashed)
+    play.died_at(0, 0, nth=0)
+    play.died_at(0, 0)
+    play.submit(a_call(), a_call())
+    play.built(0)
+    play.scheduler.drop(group)
+    assert repr(play) == "<Scheduler [busy] 2 queued, 2 open>"  # the one that runs ends first
+    assert play.finished(0) == ["send [0] to 0", "send [0] to 0"]
 
 
 def test_an_answer_that_was_on_its_way_when_its_worker_died_counts() -> None:

@@ -36,7 +36,7 @@ from joblib_stateful._scheduling._decisions import (
 )
 from joblib_stateful._scheduling._requests import Group, Limits, Report
 from joblib_stateful._scheduling._scheduler import Scheduler
-from joblib_stateful._scheduling._slots import State
+from joblib_stateful._scheduling._slots import Slot, State
 from joblib_stateful._worker._messages import Death
 
 if TYPE_CHECKING:
@@ -161,6 +161,8 @@ class ScheduleMachine(RuleBasedStateMachine):
         call, life = who_asked(send.job.call), self.lives[send.slot]
         assert life.building is None, "it is being built"
         assert len(life.jobs) < self.capacity, "it is at work"
+        assert not life.jobs or not send.job.is_alone, "others would pay for it"
+        assert not any(job.is_alone for job in life.jobs.values()), "it would pay for the one that is there"
         assert not life.doomed
         assert not life.dead
         assert not life.is_full
@@ -219,6 +221,8 @@ class ScheduleMachine(RuleBasedStateMachine):
 
     def _n_jobs_at_once(self) -> int:
         """Return how many jobs a new worker can be at, each of which has an item at least."""
+        if any(job.is_alone for job in self.scheduler.work.jobs.common):
+            return 1
         return self.capacity if self.max_tasks is None else min(self.capacity, self.max_tasks)
 
     def _free(self) -> list[int]:
@@ -231,6 +235,7 @@ class ScheduleMachine(RuleBasedStateMachine):
             and not life.dead
             and not life.is_full
             and len(life.jobs) < self.capacity
+            and not any(job.is_alone for job in life.jobs.values())
             and (self.max_tasks is None or life.n_run + life.n_under_way < self.max_tasks)
         ]
 
@@ -689,7 +694,14 @@ class ScheduleMachine(RuleBasedStateMachine):
                 # No more are built than there are jobs for.
                 assert slot.state is not State.EMPTY or n_building
                 # In turn, an object that was used waits for those that are being built.
-                assert slot.index not in self._free() or (scheduler.work.in_turn and n_building)
+                is_in_turn = scheduler.work.in_turn and n_building
+                assert slot.index not in self._free() or is_in_turn or self._waits_for_one_alone(slot, job)
+
+    def _waits_for_one_alone(self, slot: Slot, job: Job) -> bool:
+        """Tell whether a slot with room is given nothing, because it is to be at nothing else than a job that waits."""
+        waiting = self.scheduler.work.jobs
+        first = [job, *waiting.common, *list(waiting.own.get(slot.index, ()))[:1]]
+        return bool(slot.jobs) and any(each.is_alone for each in first)
 
     @invariant()
     def as_many_are_built_as_jobs_wait(self) -> None:
