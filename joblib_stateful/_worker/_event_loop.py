@@ -131,7 +131,7 @@ class EventLoop:
     async def _cancel_all(self) -> None:
         tasks = asyncio.all_tasks(self._loop) - {asyncio.current_task()}
         for task in tasks:
-            task.cancel()
+            _cancel(task)
         if tasks:
             await asyncio.wait(tasks, timeout=_END_SECONDS)
         await self._loop.shutdown_asyncgens()
@@ -189,7 +189,7 @@ class _Call:
 
     def cancel(self) -> None:
         if self._task is not None:
-            self._task.cancel()
+            _cancel(self._task)
 
     def result(self) -> Any:
         try:
@@ -222,6 +222,12 @@ class _Call:
         if limit.expired():
             raise OverTimeError
         return value
+
+
+def _cancel(task: asyncio.Task[Any]) -> None:
+    """Cancel a task once: what it does at its end is not to be cut off."""
+    if not task.cancelling():
+        task.cancel()
 
 
 def _ended() -> RuntimeError:

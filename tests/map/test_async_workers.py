@@ -660,7 +660,7 @@ def test_what_is_under_way_when_workers_are_killed_may_clean_up(engine: str, sce
         try:
             await asyncio.Event().wait()
         finally:
-            for _ in range(item * 20):
+            for _ in range(item * 150):  # longer than it takes until it is heard that nobody wants it
                 await asyncio.sleep(0.001)
             cleaned.note(item)
 
