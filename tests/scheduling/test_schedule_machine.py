@@ -416,9 +416,12 @@ class ScheduleMachine(RuleBasedStateMachine):
             or (slot.state is State.BUILDING and self.lives[slot.index].doomed)
         ]
         given_up = [index for index in wanted if again and self.unblamed[index] > max_restarts]
+        # With the first of them the others are left as they are that nothing is being built in.
+        given_up[1:] = [index for index in given_up[1:] if slots[index].state is State.BUILDING]
         decisions = self.scheduler.warm(group, Limits(init_timeout=5.0, max_restarts=max_restarts), again=again)
         if given_up:
-            self.unblamed[given_up[0]] = 0
+            for index in given_up:
+                self.unblamed[index] = 0
             self._check_ended(given_up[0], group, decisions)
         self.carry_out(decisions)
 

@@ -66,13 +66,16 @@ class Room:
                 self._start_thread()
             work = partial(_answer, self._host, packed, seq, after, worker.data)
             self._inbox.put(partial(_serve, work, loop, answer))
-            while not (await asyncio.wait([answer], timeout=_LOOK_SECONDS))[0]:
-                # While it serves it is not dropped, and the rest of a batch would be done for nobody.
-                if not any(actor is self for actor in worker.state.actors.values()):
-                    self._host.stop()
-            return answer.result()
+            return await self._wait_for(answer, worker)
         finally:
             self._n_under_way -= 1
+
+    async def _wait_for(self, answer: asyncio.Future[Reply | Refused], worker: Any) -> Reply | Refused:
+        while not (await asyncio.wait([answer], timeout=_LOOK_SECONDS))[0]:
+            # While it serves it is not dropped, and the rest of a batch would be done for nobody.
+            if not any(actor is self for actor in worker.state.actors.values()):
+                self._host.stop()
+        return answer.result()
 
     async def die(self) -> None:
         """End this process, if somebody is there who starts it again."""
