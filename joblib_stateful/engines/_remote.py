@@ -336,15 +336,18 @@ class _Turns:
     @contextlib.contextmanager
     def take(self, seq: int, after: int) -> Iterator[None]:
         """Wait until it is a message's turn, that is when the one before has begun; in the context it has begun."""
-        deadline = time.monotonic() + _TURN_SECONDS
         with self._changed:
             if seq in self._begun:
                 raise RuntimeError(_AGAIN)
-            while after not in (0, self._latest):
-                if self.is_over or time.monotonic() > deadline:
-                    raise RuntimeError(f"message {after}, which was to be begun before message {seq}, has not come")
-                self._changed.wait(_LOOK_SECONDS)
+            self._wait_for(after, seq)
             self._latest = seq
             self._begun.append(seq)
             self._changed.notify_all()
             yield
+
+    def _wait_for(self, after: int, seq: int) -> None:
+        deadline = time.monotonic() + _TURN_SECONDS
+        while after not in (0, self._latest):
+            if self.is_over or time.monotonic() > deadline:
+                raise RuntimeError(f"message {after}, which was to be begun before message {seq}, has not come")
+            self._changed.wait(_LOOK_SECONDS)

@@ -76,15 +76,18 @@ class DaskWorker(RemoteWorker):
         self._at_work.add(seq)
         with self._news_for(seq) as news:
             self._runtime.client.loop.add_callback(self._ask, self._room, args, answers, news)
-            while not answers:
-                self._wait(news)
-        answer = answers[0]
+            answer = self._wait_for(answers, news)
         self._at_work.discard(seq)
         if isinstance(answer, BaseException):
             self._is_cut_off = True
             raise answer
         reply: Reply | Refused = answer
         return reply
+
+    def _wait_for(self, answers: list[Any], news: queue.SimpleQueue[str]) -> Any:
+        while not answers:
+            self._wait(news)
+        return answers[0]
 
     async def _ask(self, room: Any, args: list[Any], answers: list[Any], news: queue.SimpleQueue[str]) -> None:
         """Have the actor answer.
