@@ -15,7 +15,7 @@ import pytest
 
 from joblib_stateful import StatefulExecutor, errors, factory, stateful_map
 from joblib_stateful._process._interrupts import Wakeup, put_off_wakeups, wake_those_put_off
-from joblib_stateful.engines.loky import _line, _reader, _worker
+from joblib_stateful.engines.loky import _line, _outbox, _reader
 from needs import needs
 from programs import program_text
 from scenes import Scene, crash, new_scene, orders
@@ -408,7 +408,7 @@ def test_what_an_alarm_raises_spoils_no_call_that_is_being_sent(alarms: None, mo
     with StatefulExecutor(n_jobs=1) as executor:
         executor.warm_up()
         before = [info.pid for info in executor.workers()]
-        monkeypatch.setattr(_worker, "encode", encode)
+        monkeypatch.setattr(_outbox, "encode", encode)
         with pytest.raises(TooLateError):
             executor.submit(abs, -1)
         assert executor.submit(abs, -2).result(60) == 2

@@ -49,7 +49,7 @@ pytestmark = pytest.mark.unit
 
 
 _AFTER_ERROR: tuple[AfterError, ...] = ("go_on", "finish_running", "drop")
-_MANY_STEPS = 1000
+_MANY_STEPS = 10_000
 
 
 @dataclass(eq=False)
