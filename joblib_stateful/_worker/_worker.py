@@ -67,7 +67,9 @@ class Life:
         self.entered: Any = None  # what is to be left at the end, of an object that is used as by ``async with``
         self.slot, self.n_jobs, self.pid, self.depth = -1, 0, os.getpid(), 0
         self.kwargs: dict[str, Any] = {}
-        self.target: tuple[str, Callable[..., Any], bool] | None = None  # a function, by its name, and if it is async
+        self.target: tuple[str, Callable[..., Any], bool] | None = (
+            None  # a function, by its name, and if it may be async
+        )
         self.parent = Peer(is_parent=False)
         self.memory = Memory()
         self.surroundings: Surroundings | None = None  # taken over from the program
@@ -388,41 +390,36 @@ class Worker:
 
     def _outside(self, call: Callable[[Any], Any], message: Run) -> Callable[[Any], Any]:
         """Return a call that is awaited if it is to be, and during which the worker's other messages go on."""
-        life = self.life
+        life, target = self.life, self._target
         self._seq, self._most_seconds = message.seq, message.item_timeout
-        is_function = life.target is not None and message.target_id is not None
-        if message.mode != "call" and (life.target[2] if is_function and life.target else life.is_async):
-            call = self._awaiting(call, in_loop=is_async(self._target), is_of_several=message.mode == "batch")
+        may_be_awaited = life.is_async if message.target_id is None or life.target is None else life.target[2]
+        if message.mode != "call" and may_be_awaited:
+            plain, is_of_several = call, message.mode == "batch"
+
+            def call(item: Any) -> Any:
+                return self._awaited(target, partial(plain, item), len(item) if is_of_several else 1)
+
         return call if life.lock is None else _unlocked(life.lock, call)
-
-    def _awaiting(self, call: Callable[[Any], Any], *, in_loop: bool, is_of_several: bool) -> Callable[[Any], Any]:
-        def call_and_await(item: Any) -> Any:
-            n_items = len(item) if is_of_several else 1
-            if in_loop:
-                return self.run_in_loop(lambda: call(item), n_items)
-            value = call(item)  # here, for it may await that itself, by asyncio.run
-            return self.run_in_loop(lambda: value, n_items) if type(value) in AWAITED else value
-
-        return call_and_await
 
     def _call_triple(self, triple: tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]) -> Any:
         function, args, kwargs = triple
-        if is_async(function):
-            return self.run_in_loop(lambda: function(*args, **kwargs))
-        value = function(*args, **kwargs)
-        if type(value) in AWAITED and may_be_async(function):
-            return self.run_in_loop(lambda: value)
-        return value
+        return self._awaited(function, partial(function, *args, **kwargs))
 
     def call_object(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the object; in a coroutine that gives what is to be awaited, and else what comes of that."""
         life = self.life
-        if not life.is_async or (life.event_loop is not None and life.event_loop.is_here):
-            return life.object(*args, **kwargs)
-        if is_async(life.object):
-            return self.run_in_loop(lambda: life.object(*args, **kwargs))
-        value = life.object(*args, **kwargs)
-        return self.run_in_loop(lambda: value) if type(value) in AWAITED else value
+        call = partial(life.object, *args, **kwargs)
+        is_in_loop = life.event_loop is not None and life.event_loop.is_here
+        return self._awaited(life.object, call) if life.is_async and not is_in_loop else call()
+
+    def _awaited(self, function: Any, call: Callable[[], Any], n_items: int = 1) -> Any:
+        """Call something, in the worker's event loop if it is a call of an async function, and return what comes of it."""
+        if is_async(function):
+            return self.run_in_loop(call, n_items)
+        value = call()  # here, for a decorator may await what it wraps itself, by asyncio.run
+        if type(value) in AWAITED and may_be_async(function):
+            return self.run_in_loop(lambda: value, n_items)
+        return value
 
     def run_in_loop(self, function: Callable[[], Any], n_items: int = 1) -> Any:
         """Call a function in the worker's event loop, and return what it returns, or what comes of that if it is to be awaited."""
