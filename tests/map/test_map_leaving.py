@@ -70,15 +70,15 @@ def test_nothing_is_pulled_or_started_before_the_first_next(engine: str, built: 
             asked.append(1)
             return source.generate()
 
-    before = threading.active_count()
+    before = {*threading.enumerate()}
     kwargs = {"scene": new_scene(tmp_path), "built": built}
     results = stateful_map(Notes, Lazy(), n_jobs=2, shared_kwargs=kwargs, engine=engine)
     iter(results)
     repr(results)
     with results:
-        assert (asked, source.n_pulled, len(built), threading.active_count()) == ([], 0, 0, before)
+        assert (asked, source.n_pulled, len(built), {*threading.enumerate()} - before) == ([], 0, 0, set())
     assert list(results) == []
-    assert (asked, source.n_pulled, len(built), threading.active_count()) == ([], 0, 0, before)
+    assert (asked, source.n_pulled, len(built), {*threading.enumerate()} - before) == ([], 0, 0, set())
 
 
 @engines
