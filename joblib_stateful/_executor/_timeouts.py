@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from .._process import _timers
 from .._process._safely import Log
+from .._scheduling._slots import Late
 from .._worker._messages import Phase, Run
 
 if TYPE_CHECKING:
@@ -39,12 +40,6 @@ class Watched(NamedTuple):
     began: float  # when it was about to be sent
     least: int  # the number of the message that the worker said it was at then
     idle_since: float | None = None  # when it was first seen to have answered, though no answer has come
-
-
-class Late(NamedTuple):
-    """A message is over its time, with an item or in its construction."""
-
-    place: int | None
 
 
 class LimitWatch:
@@ -133,7 +128,6 @@ class LimitWatch:
             self._alarms[slot] = _timers.call_at(due, partial(self._look, slot))
 
     def _look(self, slot: int) -> None:
-        due = math.inf
         with self._lock:
             self._alarms[slot] = None
             self._forget_those_over(slot)
