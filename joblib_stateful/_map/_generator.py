@@ -66,10 +66,6 @@ class _Fed(Parallel):  # type: ignore[misc]  # joblib is untyped
     def dispatch_next(self) -> None:
         """Do nothing, when joblib's completion callbacks ask for more input."""
 
-    def finish(self) -> None:
-        """Let joblib notice that its input, which held only the first task, is exhausted."""
-        super().dispatch_next()
-
     # Not documented API, but the only way to leave early without a warning.
     def _warn_exit_early(self) -> None:
         pass
@@ -118,24 +114,18 @@ class BatchGenerator:
         return next(self._batches)
 
     def end(self) -> None:
-        """Let joblib's call end; everything that was sent has come back, or is about to."""
-        if self._batches is None:
-            return
-        self._parallel.finish()
-        for _ in self._batches:
-            pass
-
-    def abort(self) -> None:
         """End joblib's call at once, whatever state it is in, and in any thread."""
         if self._batches is None:
             return
-        # Not `close()`, of which joblib warns in another thread than the one that has begun the call.
+        # Not by running to its end: garbage collection may have closed the generator within joblib's generator already, and
+        # joblib then takes what is still to come for done. Not `close()`, of which joblib warns in another thread than the
+        # one that has begun the call.
         with contextlib.suppress(_LeftError, StopIteration):
             self._batches.throw(_LeftError)
 
     def __del__(self) -> None:
         if getattr(self, "_batches", None) is not None:  # or it would be closed, at the end of the interpreter
-            self.abort()
+            self.end()
 
 
 class _LeftError(BaseException):

@@ -501,9 +501,8 @@ class StatefulMap(NotCopied, Generic[T]):
             rest.callback(self._progress.close)
             rest.callback(self._feeder.end)
             rest.callback(self._inbox.close)
-            if pool is not None and results is not None:
-                # In a fork none of it will ever be done.
-                rest.callback(results.abort if interrupted or pool.is_disowned else results.end)
+            if results is not None:
+                rest.callback(results.end)
             if pool is not None:  # which may be at work for it before there is a batch
                 rest.callback(self._drop, pool, interrupted=interrupted)
 

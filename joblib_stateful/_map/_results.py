@@ -76,9 +76,5 @@ class Results:
         return f"<Results {self.n_running} running, next: {list(self._next)[:3]}>"
 
     def end(self) -> None:
-        """Let joblib's call end; everything that was sent has come back, or is about to."""
-        self._call.end()
-
-    def abort(self) -> None:
         """End joblib's call at once, whatever state it is in."""
-        self._call.abort()
+        self._call.end()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from joblib_stateful._map._batches import Batch, Inbox
+from joblib_stateful._map._generator import BatchGenerator
 from joblib_stateful._map._results import Results
 from joblib_stateful._scheduling._requests import Group, Outcome, Request
 
@@ -35,6 +36,38 @@ class Call:
         batch = self.sent.pop(0) if self.ordered else self.begun.pop(0)
         assert batch in self.begun or not self.ordered, "joblib would wait for it"
         return batch
+
+
+class Nowhere:
+    """A pool of workers that nothing comes back from, until a test has it come."""
+
+    n_jobs = 1
+
+    def __init__(self) -> None:
+        self.accepted: list[Request] = []
+
+    def accept(self, request: Request) -> None:
+        self.accepted.append(request)
+
+    def come_back(self) -> None:
+        request = self.accepted.pop(0)
+        request.deliver(Outcome(range(request.size), [None] * request.size))
+
+
+def test_joblibs_call_can_be_ended_when_garbage_collection_has_begun_with_what_is_within_it() -> None:
+    """It closes the generators of a cycle in any order, before or after the map to which they belong."""
+    pool = Nowhere()
+    call = BatchGenerator(pool, ordered=True)  # type: ignore[arg-type]  # a stand-in for workers
+    for first in range(2):
+        batch = Batch(first, 1, Inbox())
+        batch.requests = [Request(1, Group(), batch.deliver)]
+        call.send(batch)
+    pool.come_back()
+    assert call.take().first == 0
+    assert call._batches is not None
+    call._batches.gi_yieldfrom.close()  # type: ignore[attr-defined]  # which a generator of Python's own has
+    call.end()
+    pool.come_back()  # too late, and of no harm
 
 
 class Play:
