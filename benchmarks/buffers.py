@@ -88,7 +88,7 @@ def arrive(kilobytes: int, use: str, copied: int) -> float:
     from joblib_stateful._transport._arrivals import Arrived
     from joblib_stateful._transport._segments import Received, Segment
 
-    segment = Segment(memoryview(np.ones(kilobytes << 7)).cast("B"))
+    segment = Segment([memoryview(np.ones(kilobytes << 7)).cast("B")])
     received = Received(segment.number, segment.size, segment.mode)
     seconds = []
     for _ in range(max(8, min(200, (1 << 18) // kilobytes))):

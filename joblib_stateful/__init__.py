@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ._map._api import stateful_map
     from ._map._iterator import StatefulMap
     from ._public import TaskResult, WorkerInfo
+    from ._transport._reducers import register_reducer
     from ._worker._failure import Failure
 
 __version__ = "0.1.0"
@@ -45,6 +46,7 @@ __all__ = [  # noqa: RUF022 - grouped by what they are for
     "errors",
     "factory",
     "one_gpu_each",
+    "register_reducer",
     "shutdown",
 ]
 
@@ -60,6 +62,7 @@ _HOMES = {
     "get_worker": "_context",
     "get_worker_info": "_context",
     "one_gpu_each": "_devices",
+    "register_reducer": "_transport._reducers",
     "shutdown": "_executor._reuse",
     "stateful_map": "_map._api",
 }

@@ -335,8 +335,7 @@ def _mark_of(frame: Any) -> Any:
     """Return what is equal for equal frames."""
     if isinstance(frame, bytes):
         return frame if len(frame) <= _SMALL else _digest(frame)
-    head, buffers = frame
-    return _digest(head), tuple(getattr(buffer, "number", buffer) for buffer in buffers)
+    return _digest(frame.head), tuple(getattr(buffer, "number", buffer) for buffer in frame.buffers)
 
 
 def _digest(data: bytes) -> bytes:

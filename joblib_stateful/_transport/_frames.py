@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import copyreg
+import io
 import itertools
 import pickle
+import sys
 from typing import TYPE_CHECKING, Any
 
 from . import _code_pickler
 from ._defining import MOST_PRESETS, ReferringPickler
 from ._definitions import find
+from ._reducers import NeedsWholeError, Tensors, find_reducers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,6 +31,8 @@ PROTOCOL = 5
 _POP, _INT, _EXTENSION, _MEMOIZE, _PROTO = b"0", b"K", b"\x84", b"\x94", b"\x80\x05"
 _GETS = ("BINGET", "LONG_BINGET")
 _BEGINNINGS = [bytes((count,)) + _POP for count in range(MOST_PRESETS + 1)]
+#: What a pickle in memory of its own lies behind, so that it need not be copied when something is put before it.
+ROOM = bytes(64)
 # Without cloudpickle's own `dump`, a Python method whose wrapper only rewords a RecursionError: 2 µs less per item (0.45
 # instead of 2.3 µs for a small tuple, `benchmarks/frames.py`).
 _dump = pickle.Pickler.dump
@@ -52,26 +57,57 @@ class Packer:
 
     def __init__(self, buffer_callback: Any = None, definer: Definer | None = None) -> None:
         self.nbytes = 0
+        self._buffer_callback, self._definer = buffer_callback, definer
+        self._presets = None if definer is None else definer.presets
+        self._begin()
+
+    def _begin(self, *, is_whole: bool = False) -> None:
+        """Make the pickler."""
         file = _Chunks()
         self._written = file.written
-        self._pickler = self._make_pickler(
-            file, buffer_callback, _code_pickler.Pickler if definer is None else ReferringPickler
-        )
-        self._presets: dict[int, tuple[int, Any]] | None = None
-        if definer is not None:
-            self._pickler.definer, self._presets = definer, definer.presets
+        kind = _code_pickler.Pickler if self._definer is None else ReferringPickler
+        self._pickler = self._make_pickler(file, self._buffer_callback, kind)
+        if self._definer is not None:
+            self._pickler.definer = self._definer
+        self._tensors: Tensors | None = None
+        if found := find_reducers():
+            self._pickler.reducers = reducers = {**self._pickler.reducers, **found}
+            if torch := sys.modules.get("torch"):
+                self._tensors = Tensors(torch, is_whole=is_whole)
+                reducers |= self._tensors.reducers
 
     def pack(self, value: Any) -> Any:
         """Return the frame of a value; after an error, this packer must not be used again."""
-        pickler, written, presets = self._pickler, self._written, self._presets
-        if presets:
-            written.append(_BEGINNINGS[len(presets)])
-            pickler.memo = presets
-        _dump(pickler, value)
-        packed = b"".join(written)
+        try:
+            beginning = self._dump(value)
+        except NeedsWholeError:
+            self._forget()
+            self._begin(is_whole=True)
+            beginning = self._dump(value)
+        pickler, written = self._pickler, self._written
+        frame = self._frame(beginning, written)
         written.clear()
         pickler.clear_memo()
         pickler.globals_ref.clear()  # by number of a function's globals, which may be freed and given again
+        return frame
+
+    def _dump(self, value: Any) -> bytes:
+        """Write the pickle of a value; return what it begins with if it refers to names."""
+        pickler, presets = self._pickler, self._presets
+        if self._tensors is not None:
+            self._tensors.begin()
+        beginning = b""
+        if presets:  # there may be more of them behind it
+            beginning, pickler.memo = _BEGINNINGS[len(presets)], presets
+        _dump(pickler, value)
+        return beginning
+
+    def _forget(self) -> None:
+        """Forget what the beginning of a frame has put elsewhere."""
+
+    def _frame(self, beginning: bytes, written: list[Any]) -> Any:
+        """Return the frame of a pickle, of which this much has been written, behind how frames begin that refer to names."""
+        packed = b"".join((beginning, *written))
         self.nbytes += len(packed)
         return packed
 
@@ -87,6 +123,29 @@ class Packer:
 
     def _make_pickler(self, file: Any, buffer_callback: Any, kind: Any) -> Any:
         return kind(file, PROTOCOL, buffer_callback)
+
+
+class LongPickle:
+    """A pickle that has come in memory of its own, with `ROOM` before it.
+
+    Parameters
+    ----------
+    beginning : bytes
+        How the frame begins, if it refers to names.
+    memory : object with a buffer
+        Where the rest is.
+    """
+
+    def __init__(self, beginning: bytes, memory: Any) -> None:
+        self.beginning, self._memory = beginning, memoryview(memory)
+
+    def behind(self, start: bytes = b"") -> memoryview:
+        """Return all of it, behind what is to be put before it."""
+        start += self.beginning
+        first = len(ROOM) - len(start)
+        if start:
+            self._memory[first : len(ROOM)] = start
+        return self._memory[first:]
 
 
 class Unpacker:
@@ -116,17 +175,23 @@ class Unpacker:
         data, buffers = self._buffers_of(frame)
         if data is None:
             return self._unpack(frame)
-        if data[0] != _PROTO[0]:
-            start = (self._starts or self._begin())[data[0]]
-            if self._absent:
-                self._refuse_absent(data[len(_BEGINNINGS[0]) :])
-            data = start + data
+        if isinstance(data, LongPickle):
+            data = data.behind(self._before(data.behind()) if data.beginning else b"")
+        elif data[0] != _PROTO[0]:
+            data = self._before(data) + data
         return pickle.loads(data, buffers=buffers)
+
+    def _before(self, data: Any) -> bytes:
+        """Return what is to be put before a frame; raises what kept a class that it refers to from being had."""
+        start: bytes = (self._starts or self._begin())[data[0]]
+        if self._absent:
+            self._refuse_absent(data[len(_BEGINNINGS[0]) :])
+        return start
 
     def _refuse_absent(self, data: Any) -> None:
         import pickletools  # which few processes ever need
 
-        for opcode, place, _ in pickletools.genops(data):
+        for opcode, place, _ in pickletools.genops(io.BytesIO(data)):
             if opcode.name in _GETS and place in self._absent:
                 error, where = self._absent[place]
                 raise error.with_traceback(where)

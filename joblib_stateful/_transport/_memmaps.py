@@ -9,7 +9,8 @@ from functools import partial
 from typing import Any, Literal
 
 from ._frames import PROTOCOL
-from ._transport import digest
+from ._reducers import reduce_array, writable
+from ._transport import THRESHOLD, digest
 
 _Named = Literal["none", "read-only", "all"]
 
@@ -55,7 +56,7 @@ _classes: dict[tuple[Any, _Named, bool, bool], Any] = {}
 
 def _reduce(named: _Named, is_result: bool, array: Any) -> Any:  # noqa: FBT001 - as a partial, without keywords
     if array.base is None:  # as most arrays
-        return array.__reduce_ex__(PROTOCOL)
+        return reduce_array(array, THRESHOLD)
     backing = None if named == "none" else _file_map_of(array)
     if (
         backing is None
@@ -75,11 +76,12 @@ def _reduce_by_value(array: Any, *, is_result: bool) -> Any:
     numpy = sys.modules["numpy"]
     if type(array) is numpy.memmap:  # without its file it would be a strange one
         array = numpy.asarray(array)
-    reduced = array.__reduce_ex__(PROTOCOL)
+    reduced = reduce_array(array, THRESHOLD)
     if is_result and not array.flags.writeable and _is_memory_read_only(array):
         function, (buffer, *rest), *state = reduced
         if isinstance(buffer, pickle.PickleBuffer):  # else it is copied, and can be written to
-            return function, (pickle.PickleBuffer(numpy.asarray(_Writable(buffer.raw()))), *rest), *state
+            raw = writable(numpy.frombuffer(buffer.raw(), dtype=numpy.uint8))
+            return function, (pickle.PickleBuffer(raw), *rest), *state
     return reduced
 
 
@@ -95,16 +97,6 @@ def _is_memory_read_only(array: Any) -> bool:
             return memory.readonly
     except TypeError:
         return False
-
-
-class _Writable:
-    """Looks like memory that can be written to, for a pickler that only reads it."""
-
-    def __init__(self, raw: memoryview) -> None:
-        numpy = sys.modules["numpy"]
-        self._held = numpy.frombuffer(raw, dtype=numpy.uint8)
-        interface = self._held.__array_interface__
-        self.__array_interface__ = {**interface, "data": (interface["data"][0], False)}
 
 
 def _reduce_with_contents(array: Any) -> Any:

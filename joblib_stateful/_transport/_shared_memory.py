@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .._process import _locks
 from .._process._system import HAS_LIBC, after_fork, most_open
 from ._code import ComparingPickler
-from ._frames import Packer
+from ._frames import ROOM, LongPickle, Packer
 from ._memmaps import array_pickler
 from ._segments import Arena, Segment, empty, numbers
 from ._transport import Packing, Pickled, Sharing, digest
@@ -33,19 +33,24 @@ if TYPE_CHECKING:
 
     from ._arrivals import Arrived
     from ._defining import Definer
+    from ._segments import Pieces
 
 
 class SharedFrame(NamedTuple):
-    """A packed value whose large buffers travel beside it."""
+    """A packed value whose large buffers travel beside it.
+
+    If ``is_long``, so does its pickle: it is the last of these buffers, and the head only how it begins.
+    """
 
     head: bytes
     # Each a `Segment`, which arrives as `Received`; a `Range`, which becomes a copy; or a `Blob`, which does so, too.
     buffers: tuple[Any, ...]
+    is_long: bool = False
 
     def with_buffers(self, change: Callable[[Any], Any]) -> SharedFrame:
         """Return it with what the buffers lie in changed: once, where several are the same."""
         changed = {key: change(buffer) for key, buffer in {id(buffer): buffer for buffer in self.buffers}.items()}
-        return SharedFrame(self.head, tuple(changed[id(buffer)] for buffer in self.buffers))
+        return self._replace(buffers=tuple(changed[id(buffer)] for buffer in self.buffers))
 
 
 class Lost(NamedTuple):
@@ -62,6 +67,9 @@ class SharedMemory(Pickled):
     sharing : Sharing, optional
         How buffers travel where a call does not say it, and results.
     """
+
+    #: Large pickles travel beside their message, too.
+    _shares_pickles = True
 
     def __init__(self, sharing: Sharing | None = None) -> None:
         self._sharing = sharing or Sharing()
@@ -102,7 +110,7 @@ class SharedMemory(Pickled):
         """Unpack one value."""
         if isinstance(packed, SharedFrame):
             head, buffers = self.buffers_of(packed)
-            return pickle.loads(head, buffers=buffers)
+            return pickle.loads(head.behind() if isinstance(head, LongPickle) else head, buffers=buffers)
         if isinstance(packed, Lost):
             raise packed.error
         return super().unpack(packed)
@@ -110,22 +118,37 @@ class SharedMemory(Pickled):
     def buffers_of(self, frame: Any) -> tuple[Any, Any]:
         """Return the pickle of a frame, and the buffers that go with it; no pickle if it is lost."""
         if isinstance(frame, SharedFrame):
-            return frame.head, self._memory_of(frame)
+            memory = self._memory_of(frame)
+            if not frame.is_long:
+                return frame.head, memory
+            *buffers, rest = memory
+            return LongPickle(frame.head, rest), buffers
         return (None, None) if isinstance(frame, Lost) else (frame, None)
 
     def _memory_of(self, frame: SharedFrame) -> Iterable[Any]:
         return frame.buffers if self.arrived is None else self.arrived.memory_of(frame.buffers)
 
     def _packer(self, sharing: Sharing | None, definer: Definer | None = None) -> Packer:
-        # A worker's warnings would be seen by nobody who looks for them.
-        return _SharingPacker(self._set_aside, sharing or self._sharing, definer, in_worker=self.arena is not None)
+        put_pickle = self._set_aside_pickle if self._shares_pickles else None
+        return self._sharing_packer(put_pickle, sharing or self._sharing, definer)
 
     def _packer_of_definitions(self, definer: Definer) -> Packer:
-        # Those of a worker may be kept longer than what lies in its arena.
-        return super()._packer_of_definitions(definer) if definer.is_back else self._packer(None, definer)
+        # Those of a worker may be kept longer than what lies in its arena; those of the parent are told apart by their pickles.
+        if definer.is_back:
+            return super()._packer_of_definitions(definer)
+        return self._sharing_packer(None, self._sharing, definer)
+
+    def _sharing_packer(
+        self, put_pickle: Callable[[Pieces, Sharing], Any] | None, sharing: Sharing, definer: Definer | None
+    ) -> Packer:
+        # A worker's warnings would be seen by nobody who looks for them.
+        return _SharingPacker(self._set_aside, put_pickle, sharing, definer, in_worker=self.arena is not None)
 
     def _set_aside(self, buffer: memoryview, sharing: Sharing) -> Any:
-        return self._store.segment_of(buffer, sharing) if self.arena is None else self.arena.write(buffer)
+        return self._store.segment_of(buffer, sharing) if self.arena is None else self.arena.write((buffer,))
+
+    def _set_aside_pickle(self, pieces: Pieces, sharing: Sharing) -> Any:
+        return self._store.make_private(pieces, sharing) if self.arena is None else self.arena.write(pieces)
 
 
 class Blob:
@@ -230,6 +253,8 @@ class Stored(SharedMemory):
         This is the far end, whose results go in line.
     """
 
+    _shares_pickles = False
+
     def __init__(self, sharing: Sharing | None = None, *, is_far: bool = False) -> None:
         super().__init__(sharing)
         self._store = _Blobs()
@@ -318,6 +343,9 @@ class _SettingAside(Packer):
             return True
         return False
 
+    def _forget(self) -> None:
+        self.aside.clear()
+
     def _tell(self, error: OSError) -> None:
         """Take note that there is no room."""
 
@@ -335,26 +363,40 @@ class _SharingPacker(_SettingAside):
     def __init__(
         self,
         put: Callable[[memoryview, Sharing], Any],
+        put_pickle: Callable[[Pieces, Sharing], Any] | None,
         sharing: Sharing,
         definer: Definer | None,
         *,
         in_worker: bool,
     ) -> None:
-        self._in_worker = in_worker
+        self._put_pickle, self._in_worker = put_pickle, in_worker
         super().__init__(put, sharing, definer)
 
     def _make_pickler(self, file: Any, buffer_callback: Any, kind: Any) -> Any:
         return array_pickler(file, buffer_callback, kind, named=self._sharing.named, is_result=self._in_worker)
 
-    def pack(self, value: Any) -> Any:
-        """Return the frame of a value."""
-        head = super().pack(value)
+    def _frame(self, beginning: bytes, written: list[Any]) -> Any:
+        rest = None if self._put_pickle is None else self._laid_aside(self._put_pickle, written)
+        head: bytes = beginning if rest is not None else super()._frame(beginning, written)
         if not self.aside:
             return head
         places = tuple(self.aside)
         self.aside.clear()
         self.nbytes += sum(place.size for place in places)
-        return SharedFrame(head, places)
+        return SharedFrame(head, places, is_long=rest is not None)
+
+    def _laid_aside(self, put_pickle: Callable[[Pieces, Sharing], Any], written: list[bytes]) -> Any:
+        """Return where a pickle lies if it is large and there is room."""
+        if sum(map(len, written)) < self._threshold:
+            return None
+        try:
+            place = put_pickle((ROOM, *written), self._sharing)
+        except OSError as error:
+            self._threshold = sys.maxsize
+            self._tell(error)
+            return None
+        self.aside.append(place)
+        return place
 
     def _tell(self, error: OSError) -> None:
         if not self._in_worker:
@@ -412,6 +454,13 @@ class _Store:
                 return self._find(buffer, sharing) or self.segment_of(buffer, sharing)
         return digest(buffer)
 
+    def make_private(self, pieces: Pieces, sharing: Sharing) -> Any:
+        """Return a segment that is for one parcel, and each worker's own; raises OSError if there is no room for it."""
+        self._check_room()
+        made = _make_segment(pieces, sharing._replace(mode="c"))
+        self._alive.add(made)
+        return made
+
     def _find(self, buffer: memoryview, sharing: Sharing) -> Any:
         with self._lock:
             alive = list(self._alive)
@@ -423,10 +472,13 @@ class _Store:
         return None
 
     def _make(self, buffer: memoryview, sharing: Sharing) -> Any:
+        self._check_room()
+        return _make_segment((buffer,), sharing)
+
+    def _check_room(self) -> None:
         # Most file descriptors are left to others: each segment that is alive holds one.
         if len(self._alive) >= most_open() // 4:
             raise OSError(errno.EMFILE, f"{len(self._alive)} arrays are under way already, one open file each")
-        return _make_segment(buffer, sharing)
 
     def start_anew(self) -> None:
         """In a fork: the locks may be held for ever, and the parent will write to what it shares with its workers."""
@@ -476,13 +528,13 @@ def _hold(held: dict[Any, Any], key: Any, segment: Any, owner: Any) -> None:
         held[key] = segment, weakref.ref(owner, lambda _: held.pop(key, None))
 
 
-def _make_segment(buffer: memoryview, sharing: Sharing) -> Segment:
+def _make_segment(pieces: Pieces, sharing: Sharing) -> Segment:
     """Return a segment in the folder that was asked for or in memory, or else wherever there is room."""
     try:
-        return Segment(buffer, sharing.mode, sharing.folder)
+        return Segment(pieces, sharing.mode, sharing.folder)
     except OSError as error:
         elsewhere = tempfile.gettempdir() if sharing.folder is None else None
-        segment = Segment(buffer, sharing.mode, elsewhere)
+        segment = Segment(pieces, sharing.mode, elsewhere)
         _warn_once(error, f"they lie in {elsewhere or 'memory'} instead")
         return segment
 

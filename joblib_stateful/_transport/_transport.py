@@ -318,6 +318,10 @@ class Pickled(Transport):
         return Packer(definer=definer)
 
 
+def _is_large(value: Any) -> bool:
+    return type(value) in _SIZED and len(value) >= THRESHOLD
+
+
 def _types_of(values: Iterable[Any]) -> set[type]:
     """Return the types of some values; none of the plain ones if some can't be in a set, for a metaclass without a hash."""
     try:
@@ -381,17 +385,33 @@ class _PickledPacking(Packing):
     def finish(self) -> Parcel:
         """Return the packed values."""
         if self._packer is None:
-            count, alone = len(self._plain), len(self._plain) == 1
             try:
-                frames = (pickle.dumps(self._plain[0] if alone else self._plain, PROTOCOL),) if count else ()
+                return self._finish_plain()
             except MemoryError:  # for all of them in one piece
                 return self._finish_apart()
-            return Parcel(frames, count, joint=count > 1, nbytes=sum(map(len, frames)))
         parcel = Parcel(tuple(self._frames), len(self._frames), joint=False, nbytes=self.nbytes)
         definer = self._definer
         if definer is None or not (definer.needs or definer.names):
             return parcel
         return parcel._replace(needs=needs_of(definer), names=tuple(definer.names))
+
+    def _finish_plain(self) -> Parcel:
+        """Return the plain values, in one frame unless one of them is large."""
+        count, alone = len(self._plain), len(self._plain) == 1
+        if not count:
+            return Parcel((), 0, joint=False, nbytes=0)
+        if alone and _is_large(self._plain[0]):
+            return self._finish_large()
+        frame = pickle.dumps(self._plain[0] if alone else self._plain, PROTOCOL)
+        if len(frame) >= THRESHOLD and any(map(_is_large, self._plain)):
+            return self._finish_large()
+        return Parcel((frame,), count, joint=not alone, nbytes=len(frame))
+
+    def _finish_large(self) -> Parcel:
+        """Return the plain values with a frame for each, which travels as large ones do."""
+        packer = self._make_packer()
+        frames = tuple(map(packer.pack_alone, self._plain))
+        return Parcel(frames, len(frames), joint=False, nbytes=packer.nbytes)
 
     def _finish_apart(self) -> Parcel:
         """Return the plain values with a frame for each, without those for which there is no room."""

@@ -16,6 +16,8 @@ import sys
 import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .._transport._reducers import Registration, registrations, take_over
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
@@ -40,7 +42,7 @@ _NOISE = (
 
 
 class Surroundings(NamedTuple):
-    """Where a program is, where it looks for modules, and two limits of its interpreter."""
+    """Where a program is, where it looks for modules, two limits of its interpreter, and how it takes values apart."""
 
     folder: str
     path: tuple[str, ...]
@@ -48,6 +50,7 @@ class Surroundings(NamedTuple):
     hidden: tuple[str, ...]
     recursion_limit: int
     int_digits: int
+    reducers: tuple[Registration, ...]
 
     @classmethod
     def now(cls) -> Surroundings:
@@ -60,14 +63,15 @@ class Surroundings(NamedTuple):
         except OSError as error:
             raise _gone(error, "The current folder of this program is gone") from error
         limits = sys.getrecursionlimit(), sys.get_int_max_str_digits()
-        if _latest and _latest[0] == (folder, *limits) and _latest[1] == sys.path:
+        reducers = registrations()
+        if _latest and _latest[0] == (folder, *limits, reducers) and _latest[1] == sys.path:
             known: Surroundings = _latest[2]
             return known
         path: list[Any] = list(sys.path)
         # Anything else in there is passed over by the import system.
         entries = tuple(str(entry) for entry in path if isinstance(entry, str))
-        found = cls(folder, entries, tuple(_hidden(entries)), _checked(limits[0]), limits[1])
-        _latest[:] = (folder, *limits), path, found
+        found = cls(folder, entries, tuple(_hidden(entries)), _checked(limits[0]), limits[1], reducers)
+        _latest[:] = (folder, *limits, reducers), path, found
         return found
 
     def take_over(self, before: Surroundings | None) -> None:
@@ -82,6 +86,8 @@ class Surroundings(NamedTuple):
             sys.setrecursionlimit(self.recursion_limit)
         if before is None or self.int_digits != before.int_digits:
             sys.set_int_max_str_digits(self.int_digits)
+        if self.reducers and (before is None or self.reducers != before.reducers):
+            take_over(self.reducers)
         if before is None or self.folder != before.folder:
             try:
                 os.chdir(self.folder)

@@ -120,7 +120,7 @@ def test_a_segment_that_found_no_room_is_not_used_again(monkeypatch: pytest.Monk
     try:
         before = _segments.spares.fds()
         with pytest.raises(OSError, match="No space"):
-            _segments.Segment(memoryview(bytes(1000)))
+            _segments.Segment([bytes(1000)])
         gc.collect()
         assert _segments.spares.fds() == before
     finally:

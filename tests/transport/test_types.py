@@ -1,0 +1,404 @@
+"""What real libraries hold travels as it is, at every size: small in its message, large through shared memory."""
+
+from __future__ import annotations
+
+import array
+import datetime as dt
+import functools
+import gc
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from clouds import Cloud, another, as_cloud, make_cloud, reduce_cloud
+from contract import N_JOBS
+from joblib_stateful import errors, register_reducer, stateful_map
+from joblib_stateful._transport._reducers import _found, _registered
+from joblib_stateful._transport._shared_memory import SharedFrame, SharedMemory
+
+np = pytest.importorskip("numpy")
+
+# In its message; shared, and copied on arrival; mapped.
+SIZES = {"1 kB": 1 << 10, "1 MB": 1 << 20, "5 MB": 5 << 20}
+LARGE = SIZES["1 MB"]
+
+
+def digest(data: Any) -> str:
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()
+
+
+# --- the types --------------------------------------------------------------------------------------------
+#
+# Each is made of so many bytes, about, and told by what a user could tell of it.
+
+
+def numbers(size: int) -> Any:
+    return np.arange(size // 8)
+
+
+def frozen(value: Any) -> Any:
+    value.flags.writeable = False
+    return value
+
+
+def bfloats(size: int) -> Any:
+    return np.arange(size // 2).astype(pytest.importorskip("ml_dtypes").bfloat16)
+
+
+PLAIN: dict[str, Callable[[int], Any]] = {
+    "bytes": lambda size: bytes(range(256)) * (size >> 8),
+    "bytearray": lambda size: bytearray(range(256)) * (size >> 8),
+    "str": lambda size: "abc\u00e9" * (size >> 2),
+    "array.array": lambda size: array.array("d", range(size // 8)),
+    "strings": lambda size: [f"{number:09d}" for number in range(size // 64)],
+    "bytes in a tuple": lambda size: ("name", bytes(size), {"more": b"x" * size}),
+}
+ARRAYS: dict[str, Callable[[int], Any]] = {
+    "float64": lambda size: numbers(size).astype(float),
+    "Fortran order": lambda size: np.asfortranarray(numbers(size).reshape(2, -1)),
+    "a column": lambda size: numbers(4 * size).reshape(-1, 4)[:, 1],
+    "reversed": lambda size: numbers(size)[::-1],
+    "datetime64": lambda size: numbers(size).astype("M8[s]"),
+    "timedelta64": lambda size: numbers(size).astype("m8[ms]").reshape(2, -1),
+    "datetime64, frozen": lambda size: frozen(numbers(size).astype("M8[s]")),
+    "datetime64, Fortran order": lambda size: np.asfortranarray(numbers(size).astype("M8[s]").reshape(2, -1)),
+    "datetime64, a column": lambda size: numbers(4 * size).astype("M8[s]").reshape(-1, 4)[:, 1],
+    "structured": lambda size: np.zeros(size // 16, [("a", "f8"), ("b", "i8")]),
+    "recarray": lambda size: np.zeros(size // 16, [("a", "f8"), ("b", "i8")]).view(np.recarray),
+    "matrix": lambda size: np.matrix(numbers(size).reshape(2, -1)),
+    "masked": lambda size: np.ma.masked_array(numbers(size), numbers(size) % 3 == 0, fill_value=7),
+    "masked, without a mask": lambda size: np.ma.masked_array(numbers(size).astype(float)),
+    "bfloat16": bfloats,
+    "objects": lambda size: np.array([dt.date(2000, 1, 1 + day % 28) for day in range(size // 512)], object),
+    "big-endian": lambda size: numbers(size).astype(">i8"),
+}
+TENSORS: dict[str, Callable[[Any, int], Any]] = {
+    "tensor": lambda torch, size: torch.arange(size // 8),
+    "transposed": lambda torch, size: torch.arange(size // 8).view(2, -1).t(),
+    "a row": lambda torch, size: torch.arange(size).view(8, -1)[3],
+    "a column of a tensor": lambda torch, size: torch.arange(size // 2).view(-1, 4)[:, 1],
+    "expanded": lambda torch, size: torch.arange(4).expand(size // 8, 4),
+    "bfloat16 tensor": lambda torch, size: torch.arange(size // 2, dtype=torch.bfloat16),
+    "bool": lambda torch, size: torch.arange(size) % 2 == 0,
+    "with gradients": lambda torch, size: torch.arange(size // 4, dtype=torch.float32).requires_grad_(),
+    "parameter": lambda torch, size: torch.nn.Parameter(torch.arange(size // 4, dtype=torch.float32)),
+    "conjugate": lambda torch, size: torch.zeros(size // 8, dtype=torch.complex64).conj(),
+    "sparse": lambda torch, size: torch.eye(size >> 8).to_sparse_coo().coalesce(),
+    "without elements": lambda torch, size: torch.zeros(0, size),
+    "one number": lambda torch, size: torch.tensor(float(size)),
+}
+
+
+def with_torch(make: Callable[[Any, int], Any], size: int) -> Any:
+    return make(pytest.importorskip("torch"), size)
+
+
+def module_of(torch: Any, size: int) -> Any:
+    found = torch.nn.Sequential(torch.nn.Linear(64, size >> 8), torch.nn.ReLU())
+    found.register_buffer("mean", torch.zeros(3))
+    return found.eval()
+
+
+def table_of(arrow: Any, size: int) -> Any:
+    return arrow.table({"a": range(size // 16), "b": [f"{number:07d}" for number in range(size // 16)]})
+
+
+def frame_of(polars: Any, size: int) -> Any:
+    n = size // 32
+    day = dt.date(2000, 1, 1)
+    return polars.DataFrame({"a": range(n), "b": [f"{i:07d}" for i in range(n)], "c": [day] * n, "d": [[1, 2]] * n})
+
+
+MAKERS: dict[str, Callable[[int], Any]] = {
+    **PLAIN,
+    **ARRAYS,
+    **{name: functools.partial(with_torch, make) for name, make in TENSORS.items()},
+    "module": lambda size: module_of(pytest.importorskip("torch"), size),
+    "state dict": lambda size: module_of(pytest.importorskip("torch"), size).state_dict(),
+    "data frame": lambda size: pytest.importorskip("pandas").DataFrame({"a": numbers(size // 2), "b": "text"}),
+    "Arrow table": lambda size: table_of(pytest.importorskip("pyarrow"), size),
+    "Arrow slice": lambda size: table_of(pytest.importorskip("pyarrow"), 4 * size).slice(5, size // 16),
+    "Arrow column": lambda size: table_of(pytest.importorskip("pyarrow"), 4 * size).column("b").slice(5, size // 16),
+    "Arrow array": lambda size: pytest.importorskip("pyarrow").array(range(size))[5 : size // 8],
+    "polars frame": lambda size: frame_of(pytest.importorskip("polars"), size),
+    "polars slice": lambda size: frame_of(pytest.importorskip("polars"), 4 * size)[5 : size // 32],
+    "polars series": lambda size: pytest.importorskip("polars").Series("n", range(size // 8)),
+    "polars categories": lambda size: (
+        pytest.importorskip("polars")
+        .Series("n", ["a", "b"] * (size // 8))
+        .cast(pytest.importorskip("polars").Categorical)
+    ),
+    "polars decimals": lambda size: (
+        pytest.importorskip("polars").Series("n", range(size // 16)).cast(pytest.importorskip("polars").Decimal(30, 2))
+    ),
+    "lazy frame": lambda size: frame_of(pytest.importorskip("polars"), size).lazy().select("a", "b"),
+    "image": lambda size: pytest.importorskip("PIL.Image").new("RGB", (32, size // 96), (1, 2, 3)),
+    "jax": lambda size: pytest.importorskip("jax.numpy").full(size // 4, 3.0),
+    "jax bfloat16": lambda size: pytest.importorskip("jax.numpy").zeros(size // 2, "bfloat16"),
+}
+
+
+def tell(value: Any) -> Any:  # noqa: PLR0911 - a case for each library
+    """Say all that a user could tell of a value; the same in a worker."""
+    kind = type(value)
+    home = kind.__module__.partition(".")[0]
+    if home == "torch" and hasattr(value, "state_dict"):
+        return kind.__name__, value.training, repr(value), {name: tell(one) for name, one in value.state_dict().items()}
+    if home == "torch":
+        return _tell_tensor(value)
+    if isinstance(value, dict):
+        return kind.__name__, {name: tell(one) for name, one in value.items()}
+    if isinstance(value, np.ndarray):
+        return _tell_array(value)
+    if home == "polars":
+        return _tell_polars(value)
+    if home == "pyarrow":
+        return _tell_arrow(value)
+    if home == "pandas":
+        return (
+            kind.__name__,
+            str(value.dtypes),
+            digest(pytest.importorskip("pandas").util.hash_pandas_object(value).to_numpy()),
+        )
+    if home == "PIL":
+        return kind.__name__, value.mode, value.size, digest(value.tobytes())
+    if home in ("jax", "jaxlib"):
+        return kind.__name__, str(value.dtype), value.weak_type, digest(np.asarray(value).tobytes())
+    return kind.__name__, digest(repr(value).encode())
+
+
+def _tell_array(value: Any) -> Any:
+    kind = type(value).__name__
+    if kind == "MaskedArray":
+        extra = digest(np.ma.getmaskarray(value).tobytes()), str(value.fill_value), digest(value.data.tobytes())
+        return kind, str(value.dtype), value.shape, extra
+    data = repr(value.tolist()).encode() if value.dtype.hasobject else value.tobytes()
+    is_fortran = value.flags.f_contiguous and not value.flags.c_contiguous
+    return kind, str(value.dtype), value.shape, is_fortran, digest(data)
+
+
+def _tell_tensor(value: Any) -> Any:
+    dense = value.to_dense()
+    data = dense.detach().resolve_conj().float() if dense.dtype.itemsize == 2 else dense.detach().resolve_conj()
+    about = (
+        str(value.dtype),
+        tuple(value.size()),
+        value.requires_grad,
+        value.is_leaf,
+        value.is_conj(),
+        str(value.layout),
+    )
+    strides = value.stride() if str(value.layout) == "torch.strided" else None
+    return type(value).__name__, *about, strides, digest(data.contiguous().numpy().tobytes())
+
+
+def _tell_arrow(value: Any) -> Any:
+    arrow = pytest.importorskip("pyarrow")
+    csv = pytest.importorskip("pyarrow.csv")
+    is_table = isinstance(value, arrow.Table)
+    sink = arrow.BufferOutputStream()
+    csv.write_csv(value if is_table else arrow.table({"": value}), sink)
+    return type(value).__name__, str(value.schema if is_table else value.type), digest(sink.getvalue())
+
+
+def _tell_polars(value: Any) -> Any:
+    if type(value).__name__ == "LazyFrame":  # with the data; not by its result, for which polars opens files for good
+        return "LazyFrame", digest(value.serialize())
+    frame = value.to_frame() if type(value).__name__ == "Series" else value
+    return type(value).__name__, str(frame.schema), digest(frame.write_json().encode())
+
+
+def tell_and_return(value: Any) -> Any:
+    return tell(value), value
+
+
+@pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
+@pytest.mark.parametrize("name", MAKERS)
+def test_the_same_value_arrives_and_comes_back_at_every_size(name: str) -> None:
+    for label, size in SIZES.items():
+        if name in ("sparse", "objects") and size > LARGE:
+            continue  # they take seconds to be told, and are no larger in their pickle
+        value = MAKERS[name](size)
+        expected = tell(value)
+        # One after the other to the same workers, for the start of one takes longer than all of them. Where nothing travels
+        # the size is of no matter.
+        for engine in ("loky", "threads", "inline") if label == "1 kB" else ("loky",):
+            ((there, back),) = stateful_map(tell_and_return, [value], n_jobs=N_JOBS, engine=engine)
+            assert there == expected, (engine, label)
+            assert tell(back) == expected, (engine, label)
+
+
+# Those that hold many small objects are in their pickle; the rest is beside it.
+@pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
+@pytest.mark.parametrize(
+    "name", [name for name in MAKERS if name not in ("objects", "one number", "without elements", "expanded")]
+)
+def test_what_is_large_does_not_go_through_the_line(name: str) -> None:
+    (frame,) = SharedMemory().pack_all([MAKERS[name](4 * LARGE)])[0].frames
+    assert isinstance(frame, SharedFrame)
+    assert len(frame.head) < LARGE // 8
+    # ... nor does it bring along what it doesn't show.
+    assert sum(buffer.size for buffer in frame.buffers) <= 16 * LARGE
+
+
+def change(value: Any) -> Any:
+    value[0] = value[1]
+    return value
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bytearray",
+        "array.array",
+        "float64",
+        "a column",
+        "datetime64",
+        "datetime64, frozen",
+        "bfloat16",
+        "tensor",
+        "a row",
+    ],
+)
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+def test_all_that_can_be_changed_can_be_changed_there_and_here(name: str, size: int) -> None:
+    value = MAKERS[name](size)
+    first, second = value[0], value[1]
+    for back in stateful_map(change, [value] * 2, n_jobs=1, batch_size=1):
+        assert back[0] == second
+        back[0] = first
+    assert value[0] == first
+
+
+# --- tensors that share memory ----------------------------------------------------------------------------
+
+
+def fill_first(tensors: Any) -> Any:
+    tensors[0].fill_(7)
+    return tensors, [float(one.detach().float().sum()) for one in tensors]
+
+
+@pytest.mark.parametrize("n", [64, 1 << 20], ids=["small", "large"])
+def test_tensors_of_one_item_that_share_memory_still_do(n: int) -> None:
+    torch = pytest.importorskip("torch")
+    cases: dict[str, Callable[[Any], Any]] = {
+        "a view and its base": lambda base: [base[3:9], base],
+        "a base and its view": lambda base: [base, base[3:9]],
+        "views that overlap": lambda base: [base[2:9], base[5:12], base[20:22]],
+        "a view within another": lambda base: [base[2:9], base[3:4]],
+        "a view of another type": lambda base: [base[2:8], base.view(torch.int32)[2:8]],
+        "a view and a parameter": lambda base: [base[3:9], torch.nn.Parameter(base)],
+        "rows": lambda base: list(base.view(8, -1)),
+        "columns": lambda base: list(base.view(-1, 8).t()),
+    }
+    for name, make in cases.items():
+        expected = fill_first(make(torch.arange(n, dtype=torch.float32)))
+        with torch.no_grad():
+            for engine in ("loky", "threads"):
+                (found,) = stateful_map(
+                    fill_first, [make(torch.arange(n, dtype=torch.float32))], n_jobs=1, engine=engine
+                )
+                assert found[1] == expected[1], name
+                # They share it here, too.
+                found[0][0].fill_(9)
+                expected[0][0].fill_(9)
+                assert all(torch.equal(one, other) for one, other in zip(found[0], expected[0], strict=True)), name
+
+
+def weigh(tensors: Any) -> int:
+    return sum({one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in tensors}.values())
+
+
+def test_no_row_brings_the_other_rows_along() -> None:
+    torch = pytest.importorskip("torch")
+    base = torch.zeros(100, 10_000)
+    whole = base.untyped_storage().nbytes()
+    assert list(stateful_map(weigh, [list(base), [base[3]], [base[3], base[4]]], n_jobs=1)) == [
+        whole,
+        whole // 100,
+        whole // 50,
+    ]
+    assert list(stateful_map(weigh, ([row] for row in base), n_jobs=1)) == [whole // 100] * 100
+
+
+# --- users' own -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def registered() -> Any:
+    register_reducer(Cloud, reduce_cloud)
+    register_reducer(Cloud, reduce_cloud)  # as by an import that is made again
+    yield
+    del _found[Cloud], _registered[Cloud]
+
+
+@pytest.mark.usefixtures("registered")
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+def test_a_reducer_of_the_users_own_holds_in_both_directions(size: int) -> None:
+    ((was_anew, back),) = stateful_map(another, [Cloud(bytearray(size))], n_jobs=1)
+    assert was_anew
+    assert back.is_anew
+    assert len(back.points) == size
+    assert isinstance(SharedMemory().pack(Cloud(bytearray(size))), bytes) or size >= LARGE
+
+
+@pytest.mark.usefixtures("registered")
+@pytest.mark.parametrize(
+    ("points", "said"),
+    [
+        (b"err", "the reducer of Cloud raised LookupError: no reducer"),
+        (b"odd", "the reducer of Cloud returned"),
+        (b"bad", "what the reducer of Cloud returned can't be made anew: LookupError: no cloud"),
+    ],
+)
+@pytest.mark.parametrize("direction", ["there", "back"])
+def test_a_reducer_that_fails_is_that_items_error(points: bytes, said: str, direction: str) -> None:
+    items = [b"one", points, b"two"]
+    if direction == "there":
+        results = stateful_map(another, map(Cloud, items), n_jobs=1, on_error="deferred")
+    else:
+        results = stateful_map(as_cloud, items, n_jobs=1, on_error="deferred")
+    found = list(results)
+    assert [result.exception is None for result in found] == [True, False, True]
+    assert isinstance(found[1].exception, errors.TransferError)
+    assert said in str(found[1].exception)
+
+
+@pytest.mark.usefixtures("registered")
+def test_a_reducer_may_leave_a_value_to_itself() -> None:
+    ((was_anew, _),) = stateful_map(another, [Cloud(b"own")], n_jobs=1)
+    assert not was_anew
+
+
+@pytest.mark.usefixtures("registered")
+def test_bad_reducers_are_refused() -> None:
+    class Local:
+        pass
+
+    with pytest.raises(TypeError, match=r"its first argument is a class, and not 'Cloud'"):
+        register_reducer("Cloud", reduce_cloud)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"its second argument is a function of one value, and not None"):
+        register_reducer(Cloud, None)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"How a list is pickled can't be changed"):
+        register_reducer(list, reduce_cloud)
+    # The last one is in a module that travels by value.
+    for kind, reduce in [(Local, reduce_cloud), (Cloud, lambda _: None), (Cloud, tell)]:
+        with pytest.raises(ValueError, match=r"can't be imported by others.*Put it into a module"):
+            register_reducer(kind, reduce)
+    with pytest.raises(ValueError, match=r"Cloud has a reducer already: clouds\.reduce_cloud"):
+        register_reducer(Cloud, make_cloud)
+
+
+# --- memory -----------------------------------------------------------------------------------------------
+
+
+def test_nothing_of_a_large_pickle_is_kept() -> None:
+    transport = SharedMemory()
+    parcel, _ = transport.pack_all([bytes(LARGE), bytearray(LARGE), "x" * LARGE])
+    segments = [buffer for frame in parcel.frames for buffer in frame.buffers]
+    assert len(transport._store._alive) == len(segments) == parcel.n_values
+    del parcel, segments
+    gc.collect()
+    assert not transport._store._alive
