@@ -72,7 +72,7 @@ class MemoryWorker(EngineWorker):
     @property
     def pending(self) -> Message | None:
         """The message that waits for an answer."""
-        return next((awaited.message for awaited in self._mailbox.awaited.values()), None)
+        return next((awaited.message for awaited in self._mailbox.awaited.copy().values()), None)
 
     @property
     def is_gone(self) -> bool:

@@ -100,7 +100,8 @@ def test_all_calls_of_a_worker_are_in_the_event_loop_that_it_was_built_in(engine
 @parallel_engines
 def test_as_many_items_are_under_way_at_once_as_max_concurrency_says(engine: str, scene: Scene) -> None:
     kwargs = {"log": scene.log("log")}
-    found = list(stateful_map(Client, [meet(5)] * 40, n_jobs=2, max_concurrency=5, shared_kwargs=kwargs, engine=engine))
+    # By one worker: of two the second may come when fewer are left.
+    found = list(stateful_map(Client, [meet(5)] * 40, n_jobs=1, max_concurrency=5, shared_kwargs=kwargs, engine=engine))
     assert set(found) == {5}
 
 
