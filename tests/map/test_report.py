@@ -171,7 +171,7 @@ def test_a_trace_has_each_item_once_and_what_went_wrong(tmp_path: Path, *, order
     assert sum(result.ok for result in results) == 100
     events = json.loads(path.read_text())
     rows = {event["tid"]: event["args"]["name"] for event in events if event["name"] == "thread_name"}
-    assert {"worker 0", "worker 1", "the input", "transport"} <= set(rows.values())
+    assert {"the input", "transport"} <= set(rows.values())  # all may be done before the second worker stands
     done = [event for event in events if event.get("cat") == "ran"]
     assert sum(event["args"]["run"] for event in done) == 100
     assert {rows[event["tid"]] for event in done} <= {"worker 0", "worker 1"}
