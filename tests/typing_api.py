@@ -197,6 +197,7 @@ everything = stateful_map(
     engine="loky",
 )
 assert_type(everything, StatefulMap[list[float]])
+assert_type(stateful_map(square, [1]).report().input, float)
 stateful_map(square, [1], progress=note)
 stateful_map(square, [1], progress=Bar())
 stateful_map(square, [1], progress=Bar)
@@ -218,6 +219,8 @@ with StatefulExecutor(Model, 2, shared_kwargs={"path": "p"}) as executor:
     assert_type(executor, StatefulExecutor)
     assert_type(executor.submit(square, 2).result(), int)
     assert_type(executor.workers(), list[WorkerInfo])
+    assert_type(executor.report().busy, float)
+    assert_type(executor.report().input, float | None)
     assert_type(executor.submit(square_later, 2).result(), int)
     assert_type(executor.run_on_all(square_later, 2), list[int | None])
     executor.submit(square, "two")  # type: ignore[call-overload]  # checked like a call

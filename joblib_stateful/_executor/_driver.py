@@ -41,7 +41,10 @@ from ._timeouts import CloseWatch, IdleWatch, LimitWatch
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from .._measuring._measures import Measures
     from .._scheduling._jobs import Call, Job
+    from .._scheduling._requests import Group
+    from .._scheduling._slots import Slot
     from .._transport._transport import Parcel
     from .._worker._surroundings import Surroundings
     from ..engines import EngineWorker, Runtime
@@ -77,6 +80,8 @@ class Driver:
         Seconds without work after which idle workers are closed.
     depth : int
         How many workers are above these.
+    measures : Measures, optional
+        Is told what each message has taken.
     """
 
     #: Whoever ends the workers when the interpreter ends: is kept for as long as work is under way here.
@@ -92,10 +97,11 @@ class Driver:
         max_tasks: int | None = None,
         idle_timeout: float | None = None,
         depth: int = 0,
+        measures: Measures | None = None,
     ) -> None:
         engine = runtime.engine
         self.packed, self.n_jobs, self.runtime, self.engine = packed, n_jobs, runtime, engine
-        self._envs, self._depth = envs, depth
+        self._envs, self._depth, self._measures = envs, depth, measures
         self.lock = _locks.make_lock()  # guards the scheduler and the workers
         # Entered only to wait: its methods are Python's own, and a Ctrl-C between them and the lock leaves that held.
         self.changed = threading.Condition(self.lock)
@@ -146,6 +152,8 @@ class Driver:
         self.changed = threading.Condition(self.lock)
         self.scheduler = Scheduler(self.n_jobs)
         self.scheduler.closing = True
+        if self._measures is not None:
+            self._measures.disown()
         for link in self.links:
             if link is not None:
                 link.worker.disown()
@@ -244,9 +252,11 @@ class Driver:
             return self._answer(start.slot, start.seq, Death(reason="it was killed before it started"))
         message = link.build(message._replace(depth=self._depth), self.packed.needs, self.surroundings)
         watched = self._limits.begin(worker, message, start.limits.init_timeout)
-        sent_at = time.perf_counter()
-        taken = self._hand_over(start.slot, link, message, sent_at)
-        decisions = self._go_on(start.slot, link, message, sent_at, taken)
+        link.sent[start.seq] = sent_at = time.perf_counter()
+        if self._measures is not None:
+            self._measures.begin(sent_at)
+        taken = self._hand_over(start.slot, link, message)
+        decisions = self._go_on(start.slot, link, message, taken)
         _exit.register()
         if watched is not None:
             self._limits.watch(start.slot, watched)
@@ -263,12 +273,12 @@ class Driver:
                 parcel = self._part_of(call, parcel, job.positions)
             except Exception as error:  # noqa: BLE001 - want of memory: these items' errors
                 return self._unsendable(send, error)
-        sent_at = time.perf_counter()
+        link.sent[send.seq] = time.perf_counter()
         with link.order:
             message = link.run(send.seq, request, parcel, self.scheduler.work.width(call.group))
             watched = self._limits.begin(link.worker, message, request.limits.item_timeout)
-            taken = self._hand_over(send.slot, link, message, sent_at)
-        decisions = self._go_on(send.slot, link, message, sent_at, taken)
+            taken = self._hand_over(send.slot, link, message)
+        decisions = self._go_on(send.slot, link, message, taken)
         if watched is not None:
             self._limits.watch(send.slot, watched)
         return decisions
@@ -296,12 +306,10 @@ class Driver:
                 call.parcel = parcel
         return transport.select(parcel, places)
 
-    def _hand_over(
-        self, slot: int, link: Link, message: Build | Run, sent_at: float
-    ) -> Reply | Death | BaseException | None:
+    def _hand_over(self, slot: int, link: Link, message: Build | Run) -> Reply | Death | BaseException | None:
         """Give a worker a message; return the reply, if that is there already, or what the engine has raised."""
         try:
-            return link.worker.send(message, partial(self._received, slot, message.seq, link, sent_at))
+            return link.worker.send(message, partial(self._received, slot, message.seq, link))
         except BaseException as error:
             if not self.engine.is_synchronous:
                 return error
@@ -314,38 +322,36 @@ class Driver:
                 self.note(partial(self.scheduler.drop_running, slot))
             else:
                 reply = Death(reason="its construction was interrupted")
-            self._perform(self._answer(slot, message.seq, reply, link, sent_at))
+            self._perform(self._answer(slot, message.seq, reply, link))
             raise
 
     def _go_on(
-        self, slot: int, link: Link, message: Build | Run, sent_at: float, taken: Reply | Death | BaseException | None
+        self, slot: int, link: Link, message: Build | Run, taken: Reply | Death | BaseException | None
     ) -> Decisions:
         """Return what follows from what handing a message over has returned."""
         if isinstance(taken, BaseException):  # a fault of the engine, whose worker can't be relied on any more
             link.worker.kill()
             taken = Death(link.worker.pid, reason=f"{type(taken).__name__}: {taken}")
-        return [] if taken is None else self._answer(slot, message.seq, taken, link, sent_at)
+        return [] if taken is None else self._answer(slot, message.seq, taken, link)
 
     def _nothing_run(self, seq: int) -> Ran:
         return Ran(seq, 0, self.runtime.transport.pack_all(())[0], {}, 0.0)
 
-    def _received(self, slot: int, seq: int, link: Link, sent_at: float, reply: Reply | Death) -> None:
+    def _received(self, slot: int, seq: int, link: Link, reply: Reply | Death) -> None:
         thread = threading.get_ident()
         before, self._answering[thread] = self._answering.get(thread), _Answering(link.worker)
         try:
-            self._perform(self._answer(slot, seq, reply, link, sent_at))
+            self._perform(self._answer(slot, seq, reply, link))
         finally:
             answering = self._answering.pop(thread)
             answering.is_over = True
             if before is not None:
                 self._answering[thread] = before
 
-    def _answer(
-        self, slot: int, seq: int, reply: Reply | Death, link: Link | None = None, sent_at: float = 0.0
-    ) -> Decisions:
+    def _answer(self, slot: int, seq: int, reply: Reply | Death, link: Link | None = None) -> Decisions:
         """Note a reply, so that whoever waits for it has an outcome, whatever goes wrong here; without a link it never began."""
         if link is not None:
-            self._record(slot, seq, reply, link, sent_at)
+            self._record(slot, seq, reply, link)
         try:
             if link is not None and isinstance(reply, Ran):
                 decisions = self._answer_of_run(slot, seq, reply, link)
@@ -358,26 +364,32 @@ class Driver:
         self._idle.restart()
         return decisions
 
-    def _record(self, slot: int, seq: int, reply: Reply | Death, link: Link, sent: float) -> None:
+    def _record(self, slot: int, seq: int, reply: Reply | Death, link: Link) -> None:
         """Tell whoever wants to know what a message has taken."""
-        found, now = self.scheduler.slots[slot], time.perf_counter()
-        job = found.jobs.get(seq)
-        group = found.group if job is None else job.call.group
-        if group is None or group.watch is None or not (job or found.seq == seq):
+        sent = link.sent.pop(seq, None)
+        found = self.scheduler.slots[slot]
+        job, group = found.jobs.get(seq), found.group_of(seq)
+        watch = None if group is None else group.watch
+        if sent is None or (watch is None and self._measures is None) or not (job or found.seq == seq):
             return
-        pid = link.worker.pid
-        first, n_items = (None, 0) if job is None else (job.call.request.index(job.positions[0]), len(job.positions))
-        if isinstance(reply, Ran):
-            n_bytes = reply.values.nbytes
-            record = Record("ran", slot, pid, sent, now, reply.seconds, first, n_items, reply.n_run, n_bytes)
-        elif isinstance(reply, Built):
-            record = Record("built", slot, reply.pid, sent, now, reply.seconds)
-        else:
-            late = found.killing is not None and seq in found.killing.late
-            what = "over its time" if late else "died" if isinstance(reply, Death) else "build failed"
-            detail = f"{what}: {reply.reason}" if isinstance(reply, Death) and reply.reason else what
-            record = Record(what, slot, pid, sent, now, first=first, n_items=n_items, detail=detail)
-        group.watch(record)
+        record = _record_of(found, seq, job, reply, link=link, sent=sent)
+        if watch is not None:
+            watch(record)
+        if self._measures is not None:
+            self._measures.note(record)
+
+    def under_way(self, group: Group | None = None) -> list[Record]:
+        """Return what workers are at for a group, or for any, and since when, as far as that is seen at present."""
+        if self.scheduler.is_empty:  # or they were the parent's
+            return []
+        now = time.perf_counter()
+        return [
+            Record("building" if slot.state is State.BUILDING else "running", slot.index, link.worker.pid, sent, now)
+            for slot, link in zip(self.scheduler.slots, self.links.copy(), strict=False)
+            if link is not None and link.life == slot.life and slot.state in {State.BUILDING, State.BUSY}
+            for seq, sent in link.sent.copy().items()
+            if group is None or slot.group_of(seq) is group
+        ]
 
     def _answer_of_run(self, slot: int, seq: int, reply: Ran, link: Link) -> Decisions:
         scheduler, transport = self.scheduler, self.runtime.transport
@@ -471,6 +483,10 @@ class Driver:
 
     def died_idle(self, slot: int, life: int, death: Death) -> None:
         """Note that a worker is gone that had nothing to do; for the worker."""
+        found = self.scheduler.slots[slot]
+        if self._measures is not None and found.life == life and found.state is State.IDLE and not found.killing:
+            now = time.perf_counter()
+            self._measures.note(Record("died", slot, death.pid, now, now, detail="died", life=life))
         self.note(lambda: self.scheduler.died_idle(slot, life, death))
         self._forget_alarms()
 
@@ -545,6 +561,21 @@ class _Answering:
 
 def _is_delivery(decision: Decision) -> bool:
     return isinstance(decision, Deliver)
+
+
+def _record_of(slot: Slot, seq: int, job: Job | None, reply: Reply | Death, *, link: Link, sent: float) -> Record:
+    """Return what a message has taken that was answered now."""
+    now, pid, life = time.perf_counter(), link.worker.pid, link.life
+    if isinstance(reply, Built):
+        return Record("built", slot.index, reply.pid, sent, now, reply.seconds, life=life)
+    first, n_items = (None, 0) if job is None else (job.call.request.index(job.positions[0]), len(job.positions))
+    if isinstance(reply, Ran):
+        n_run, n_bytes = reply.n_run, reply.values.nbytes
+        return Record("ran", slot.index, pid, sent, now, reply.seconds, first, n_items, n_run, n_bytes, "", life)
+    late = slot.killing is not None and seq in slot.killing.late
+    what = "over its time" if late else "died" if isinstance(reply, Death) else "build failed"
+    detail = f"{what}: {reply.reason}" if isinstance(reply, Death) and reply.reason else what
+    return Record(what, slot.index, pid, sent, now, first=first, n_items=n_items, detail=detail, life=life)
 
 
 # Not a method, which would keep the driver for as long as its worker lives.

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from .. import _words, engines, errors
 from .._copies import NotCopied
+from .._measuring._measures import Measures, clock
 from .._process import _safely
 from .._scheduling._requests import Group, Limits, Request
 from .._transport import _code
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
     from types import TracebackType
 
+    from .._measuring._report import Report
     from .._public import WorkerInfo
     from ._pool import WorkerPool
 
@@ -168,6 +170,7 @@ class StatefulExecutor(NotCopied, Executor):
             n_slots, _arguments.check_concurrency(self._engine, max_concurrency)
         )
         check_call(worker, runtime)
+        self._measures = Measures()
         self._pool = make_pool(
             PackedSpec(spec, runtime.transport),
             n_slots,
@@ -176,7 +179,9 @@ class StatefulExecutor(NotCopied, Executor):
             max_tasks=max_tasks_per_worker,
             idle_timeout=_arguments.check_seconds("idle_timeout", idle_timeout),
             inner_max_num_threads=inner_max_num_threads,
+            measures=self._measures,
         )
+        self._shut_at = 0.0
         self._group = Group()
         # For `stop`: what sets a future stands for its call.
         self._resolvers: weakref.WeakKeyDictionary[Future[Any], Resolver] = weakref.WeakKeyDictionary()
@@ -466,6 +471,31 @@ class StatefulExecutor(NotCopied, Executor):
         """Return a `WorkerInfo` per slot."""
         return self._pool.infos()
 
+    def report(self) -> Report:
+        """Say where the workers' time went, since the first one was started: in their code, building, or transport.
+
+        All that they did counts: calls, maps on this executor, objects that were built, workers that were lost. Also what
+        they are at now.
+
+        Returns
+        -------
+        Report
+            It prints as a few lines with an advice, and is a timeline in a notebook. At any time, from any thread.
+
+        Examples
+        --------
+        >>> from joblib_stateful import StatefulExecutor
+        >>> with StatefulExecutor(n_jobs=2, engine="threads") as executor:
+        ...     numbers = list(executor.map(abs, range(100)))
+        >>> executor.report().n_items
+        100
+        """
+        from ._report import report_of  # most programs never ask
+
+        if self._pool.is_closed and not self._pool.has_workers:
+            self._measures.stop_clock(self._shut_at)
+        return report_of(self._measures, self._pool.under_way(), n_at_once=self._pool.runtime.max_concurrency)
+
     def warm_up(self) -> None:
         """Build every worker's object now, all at the same time, and return when they stand.
 
@@ -557,6 +587,7 @@ class StatefulExecutor(NotCopied, Executor):
         kill_workers : bool, default False
             Don't wait for calls that run: kill the workers. Their objects are not closed.
         """
+        self._shut_at = self._shut_at or clock()
         if cancel_futures:
             self._pool.cancel_queued()
         if kill_workers:

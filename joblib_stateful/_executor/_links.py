@@ -42,6 +42,8 @@ class Link:
         #: Held while a message is made and handed to the worker, so that it gets them in this order.
         self.order: AbstractContextManager[object] = nullcontext() if is_one_at_a_time else make_lock()
         self._receiving: AbstractContextManager[object] = nullcontext() if is_one_at_a_time else Lock()
+        #: When the messages that it is at were sent, by their numbers.
+        self.sent: dict[int, float] = {}
         self._latest = 0  # message that was made
         self._target: str | None = None  # the function that it has
         self._surroundings: Surroundings | None = None  # that it has taken over

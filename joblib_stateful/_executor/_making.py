@@ -14,6 +14,7 @@ from ._pool import WorkerPool
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from .._measuring._measures import Measures
     from ..engines import Runtime
     from ._spec import PackedSpec
 
@@ -39,6 +40,7 @@ def make_pool(
     max_tasks: int | None = None,
     idle_timeout: float | None = None,
     inner_max_num_threads: int | None = None,
+    measures: Measures | None = None,
 ) -> WorkerPool:
     """Return the pool of an executor; nothing is started yet."""
     engine = runtime.engine
@@ -64,6 +66,7 @@ def make_pool(
         max_tasks=max_tasks,
         idle_timeout=idle_timeout,
         depth=depth,
+        measures=measures,
     )
     return WorkerPool(driver, idle_timeout=idle_timeout)
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .._public import WorkerInfo
     from .._scheduling._decisions import Decisions
     from .._scheduling._jobs import Call
-    from .._scheduling._requests import Limits, Request
+    from .._scheduling._requests import Limits, Record, Request
     from .._scheduling._scheduler import Scheduler
     from .._worker._progress_page import Progress
     from .._worker._surroundings import Environment, Surroundings
@@ -253,6 +253,10 @@ class WorkerPool:
         with self._driver.lock:
             groups = self._scheduler.work.groups()
         return any(group.on_error is None for group in groups)
+
+    def under_way(self, group: Group | None = None) -> list[Record]:
+        """Return what workers are at for a group, or for any, and since when."""
+        return self._driver.under_way(group)
 
     def counts(self) -> str:
         """Say how many slots are in which state, and how many calls wait; for people."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, TypeVar
 from .._copies import NotCopied
 from .._executor import _exit
 from .._executor._replies import add_note
+from .._measuring._measures import clock
 from .._process import _locks, _safely
 from .._process._interrupts import uninterrupted
 from .._scheduling._requests import Group
@@ -24,7 +25,7 @@ from .._worker._tracebacks import without_our_frames
 from ..errors import ShutdownError
 from ._batches import Inbox
 from ._feeder import Feeder
-from ._measures import Measures, clock
+from ._measures import MapMeasures
 from ._plan import explain_batch_size
 from ._progress import Progress
 from ._results import Results
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from .._scheduling._requests import Outcome
     from ._batches import Batch
     from ._plan import Plan
-    from ._report import Report
+    from ._report import MapReport
 
 T = TypeVar("T")
 
@@ -83,7 +84,9 @@ class StatefulMap(NotCopied, Generic[T]):
         self._is_shut = False  # everything is let go
         inbox = Inbox()
         self._inbox, self._news = inbox, inbox.news
-        self._measures = Measures(None if plan.trace is None else TraceWriter(plan.trace, plan.n_places // plan.n_jobs))
+        self._measures = MapMeasures(
+            None if plan.trace is None else TraceWriter(plan.trace, plan.n_places // plan.n_jobs)
+        )
         self._group = Group(on_error=inbox.put, n_slots=plan.n_jobs, watch=self._measures.note)
         if plan.route is not None and plan.on_error == "deferred":
             self._group.broken = {}
@@ -175,12 +178,12 @@ class StatefulMap(NotCopied, Generic[T]):
         """Return a `WorkerInfo` for each worker of the map; none before its first ``next()``."""
         return [] if self._pool is None else self._pool.infos()[: self._plan.n_jobs]
 
-    def report(self) -> Report:
+    def report(self) -> MapReport:
         """Say where the time went: in the workers' code, building, transport, the input, or the loop over the results.
 
         Returns
         -------
-        Report
+        MapReport
             It prints as a few lines with an advice, and is a timeline in a notebook. Also while the map runs, from any
             thread.
 
@@ -195,9 +198,10 @@ class StatefulMap(NotCopied, Generic[T]):
         """
         from ._report import report_of  # most programs never ask
 
+        pool = self._pool if self._measures.ended is None else None
         return report_of(
             self._measures,
-            n_jobs=1 if self._plan.synchronous else self._plan.n_jobs,
+            [] if pool is None else pool.under_way(self._group),
             n_items=self._n_given,
             n_at_once=self._plan.n_places // self._plan.n_jobs,
             is_routed=self._plan.route is not None,

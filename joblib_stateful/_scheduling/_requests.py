@@ -244,7 +244,7 @@ class Report(NamedTuple):
 class Record(NamedTuple):
     """What one message has taken, by the clock of `time.perf_counter`; for whoever wants to know where the time went."""
 
-    what: str  # "built", "ran", or else what went wrong
+    what: str  # "built", "ran"; "building" and "running" for what is not over; or else what went wrong
     slot: int
     pid: int | None
     sent: float
@@ -255,3 +255,4 @@ class Record(NamedTuple):
     n_run: int = 0
     bytes_back: int = 0
     detail: str = ""
+    life: int = 0  # which worker of its slot it was

@@ -92,6 +92,11 @@ class Slot:
             return True
         return any(job.call.group is group for job in self.jobs.values()) if self.jobs else self.group is group
 
+    def group_of(self, seq: int) -> Group | None:
+        """Return for whom a message is under way; None if for nobody any more."""
+        job = self.jobs.get(seq)
+        return self.group if job is None else job.call.group
+
     def is_at(self, seq: int) -> bool:
         """Tell whether a message is under way."""
         return seq in self.jobs or (self.seq == seq and self.state in (State.BUILDING, State.CLOSING))

@@ -106,6 +106,32 @@ def test_each_worker_has_its_own_kwargs(engine: Any, log: Path) -> None:
 
 
 @on(*ALL)
+def test_an_executor_reports_what_its_workers_did(engine: Any, log: Path) -> None:
+    n_jobs = 1 if engine == "inline" else N_JOBS
+    with StatefulExecutor(Model, n_jobs, shared_kwargs={"log": log}, engine=engine) as executor:
+        executor.warm_up()
+        assert [executor.submit(call_worker, item).result() for item in range(5)] == [("", item) for item in range(5)]
+        assert len(list(stateful_map(executor, range(50)))) == 50
+        report = executor.report()
+        assert report.n_items == sum(info.n_done for info in executor.workers()) == 55
+        assert [(worker.slot, worker.n_builds, worker.n_deaths) for worker in report.workers] == [
+            (slot, 1, 0) for slot in range(n_jobs)
+        ]
+        assert 0 < report.busy + report.building + report.transport <= 1.001
+    assert executor.report().n_items == 55
+
+
+@on(*PROCESSES)
+def test_an_executor_reports_workers_that_it_has_lost(engine: Any, log: Path) -> None:
+    with StatefulExecutor(Model, 1, shared_kwargs={"log": log}, engine=engine) as executor:
+        with pytest.raises(errors.WorkerCrashedError):
+            executor.submit(kill_oneself).result()
+        executor.warm_up()
+        (worker,) = executor.report().workers
+        assert (worker.n_items, worker.n_builds, worker.n_deaths) == (0, 2, 1)
+
+
+@on(*ALL)
 @pytest.mark.parametrize(("pass_as", "item"), [("item", (3, 4)), ("args", (3, 4)), ("kwargs", {"x": 3, "y": 4})])
 def test_items_are_passed_as_one_asks(engine: Any, pass_as: Any, item: Any) -> None:
     def add(x: Any, y: int = 0) -> int:

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from joblib_stateful import StatefulExecutor, stateful_map
-from joblib_stateful._map._measures import MOST_KEPT, Measures
+from joblib_stateful._map._measures import MapMeasures
 from joblib_stateful._map._report import report_of
+from joblib_stateful._measuring._measures import MOST_KEPT
 from joblib_stateful._scheduling._requests import Record
 from needs import needs
-from scenes import crash, engines, orders
+from scenes import crash, engines, new_scene, orders, parallel_engines
 
 if TYPE_CHECKING:
     from conftest import RunProgram
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 # --- what it says, of measurements that are given --------------------------------------------------------
 
 
-def measured(*records: Record, seconds: float = 10.0, **of_program: float) -> Measures:
-    measures = Measures()
+def measured(*records: Record, seconds: float = 10.0, **of_program: float) -> MapMeasures:
+    measures = MapMeasures()
     measures.began, measures.ended = 100.0, 100.0 + seconds
     measures.inside = seconds - of_program.pop("consumer", 0.0)
     for name, value in of_program.items():
@@ -65,8 +66,8 @@ def ran(
     ],
 )
 @pytest.mark.unit
-def test_it_says_what_takes_most_and_what_to_change(measures: Measures, advice: str) -> None:
-    report = report_of(measures, n_jobs=2, n_items=2)
+def test_it_says_what_takes_most_and_what_to_change(measures: MapMeasures, advice: str) -> None:
+    report = report_of(measures, n_items=2)
     assert advice in report.advice
     assert report.advice in str(report)
 
@@ -74,7 +75,7 @@ def test_it_says_what_takes_most_and_what_to_change(measures: Measures, advice: 
 @pytest.mark.unit
 def test_of_items_under_way_at_once_it_says_how_many_there_were() -> None:
     measures = measured(*(ran(slot, 0, 9.9) for slot in (0, 1) for _ in range(4)))
-    report = report_of(measures, n_jobs=2, n_items=8, n_at_once=4)
+    report = report_of(measures, n_items=8, n_at_once=4)
     assert report.busy == pytest.approx(0.99)
     assert "worker 0: 4.0 of 4 under way on average" in str(report)
     assert "worker 1: 4.0 of 4 under way on average" in str(report)
@@ -88,7 +89,7 @@ def test_its_numbers_are_those_that_were_measured() -> None:
         ran(0, 1, 5, work=3, n_items=4),
         Record("died", 1, 1, 100, 102, n_items=2, detail="died"),
     ]
-    report = report_of(measured(*records, input=1.0, waiting=6.0, consumer=2.0), n_jobs=2, n_items=4)
+    report = report_of(measured(*records, input=1.0, waiting=6.0, consumer=2.0), n_items=4)
     assert (report.seconds, report.n_items) == (10.0, 4)
     assert [(each.slot, each.work, each.building, each.transport) for each in report.workers] == [
         (0, 3, 1, 1),
@@ -107,7 +108,7 @@ def test_its_numbers_are_those_that_were_measured() -> None:
 def test_sums_are_of_all_messages_and_only_the_latest_are_kept() -> None:
     measures = measured(*(ran(0, at / 1000, at / 1000 + 0.001) for at in range(MOST_KEPT + 500)), seconds=20.0)
     assert len(measures.records) == MOST_KEPT
-    report = report_of(measures, n_jobs=1, n_items=MOST_KEPT + 500)
+    report = report_of(measures, n_items=MOST_KEPT + 500)
     assert report.workers[0].n_items == MOST_KEPT + 500
     assert len(report._repr_html_()) < 20_000, "a picture of so many messages is no larger than what can be seen of it"
 
@@ -133,6 +134,28 @@ def test_a_map_reports_before_it_starts_while_it_runs_and_when_it_is_over(engine
     assert str(report).splitlines()[0] in "".join(picture.itertext())
 
 
+@parallel_engines
+def test_what_runs_now_counts(engine: str, tmp_path: Path) -> None:
+    scene = new_scene(tmp_path)
+
+    def hold(item: int) -> int:
+        if item:
+            scene.meeting(2).join()
+            scene.gate().wait()
+        return item
+
+    results = stateful_map(hold, [0, 1], n_jobs=1, engine=engine, batch_size=1, buffer=2)
+    assert next(results) == 0
+    before = results.report()
+    scene.meeting(2).join()
+    now = results.report()
+    assert now.workers[0].work > before.workers[0].work
+    assert (now.n_items, now.workers[0].n_items) == (1, 1)
+    scene.gate().open()
+    assert list(results) == [1]
+    assert results.report().workers[0].n_items == 2
+
+
 class Player:
     """Crashes, or returns its item."""
 
@@ -148,7 +171,7 @@ def test_a_trace_has_each_item_once_and_what_went_wrong(tmp_path: Path, *, order
     assert sum(result.ok for result in results) == 100
     events = json.loads(path.read_text())
     rows = {event["tid"]: event["args"]["name"] for event in events if event["name"] == "thread_name"}
-    assert {"worker 0", "worker 1", "the input", "transport"} <= set(rows.values())
+    assert {"the input", "transport"} <= set(rows.values())  # all may be done before the second worker stands
     done = [event for event in events if event.get("cat") == "ran"]
     assert sum(event["args"]["run"] for event in done) == 100
     assert {rows[event["tid"]] for event in done} <= {"worker 0", "worker 1"}

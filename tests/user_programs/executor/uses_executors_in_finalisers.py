@@ -27,6 +27,7 @@ def submit():
 
 def look():
     assert len(executor.workers()) == 2
+    assert executor.report().n_items >= 0
 
 
 def close_map():
