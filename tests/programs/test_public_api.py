@@ -39,6 +39,7 @@ _NAMES = {
     "errors",
     "factory",
     "one_gpu_each",
+    "register_reducer",
     "shutdown",
 }
 
