@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from .._worker._surroundings import Surroundings
     from ..engines import EngineWorker, Runtime
     from ._spec import PackedSpec
+    from ._thread_limits import ThreadLimits
 
 _log = _safely.Log()
 
@@ -87,7 +88,7 @@ class Driver:
         packed: PackedSpec,
         n_jobs: int,
         runtime: Runtime,
-        envs: Callable[[], Sequence[dict[str, str]]],
+        threads: ThreadLimits,
         *,
         max_tasks: int | None = None,
         idle_timeout: float | None = None,
@@ -95,7 +96,7 @@ class Driver:
     ) -> None:
         engine = runtime.engine
         self.packed, self.n_jobs, self.runtime, self.engine = packed, n_jobs, runtime, engine
-        self._envs, self._depth = envs, depth
+        self._threads, self._depth = threads, depth
         self.lock = _locks.make_lock()  # guards the scheduler and the workers
         # Entered only to wait: its methods are Python's own, and a Ctrl-C between them and the lock leaves that held.
         self.changed = threading.Condition(self.lock)
@@ -129,7 +130,7 @@ class Driver:
         more = other.n_jobs - self.n_jobs
         if more <= 0:  # another thread was faster
             return []
-        self.packed, self._envs, self.n_jobs = other.packed, other._envs, other.n_jobs
+        self.packed, self._threads, self.n_jobs = other.packed, other._threads, other.n_jobs
         self.links += [None] * more
         self._limits.grow(self.n_jobs)
         decisions = self.scheduler.grow(self.n_jobs)
@@ -226,11 +227,19 @@ class Driver:
             if all(slot.state is State.EMPTY for slot in self.scheduler.slots if slot.index != start.slot):
                 self.environment.forget()
             self.environment.note()
+        threads = self._threads
         try:
             self.runtime.get_ready()
             _room.make_way(self.runtime)
-            worker = self.runtime.open(start.slot, self._envs()[start.slot])
-            message = Build(start.seq, start.slot, start.n_jobs, self.packed.for_slot(start.slot))
+            worker = self.runtime.open(start.slot, threads.env(start.slot))
+            message = Build(
+                start.seq,
+                start.slot,
+                start.n_jobs,
+                self.packed.for_slot(start.slot),
+                depth=self._depth,
+                n_threads=threads.n_threads,
+            )
         except Exception as error:  # noqa: BLE001 - out of file descriptors or memory, or an engine's own trouble
             return self._answer(start.slot, start.seq, Death(reason=f"{type(error).__name__}: {error}"))
         with self.lock:
@@ -242,7 +251,7 @@ class Driver:
                 worker.on_idle_death = partial(_died_idle, weakref.ref(self), start.slot, slot.life)
         if not wanted:  # killed between the decision and now
             return self._answer(start.slot, start.seq, Death(reason="it was killed before it started"))
-        message = link.build(message._replace(depth=self._depth), self.packed.needs, self.surroundings)
+        message = link.build(message, self.packed.needs, self.surroundings)
         watched = self._limits.begin(worker, message, start.limits.init_timeout)
         sent_at = time.perf_counter()
         taken = self._hand_over(start.slot, link, message, sent_at)

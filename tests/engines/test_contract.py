@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
-from joblib import Parallel, delayed, parallel_config
+from joblib import Parallel, cpu_count, delayed, parallel_config
 
 import joblib_stateful
 from contract import ALL, N_JOBS, PROCESSES, Model, count, hang, kill_oneself, on, values
@@ -103,6 +103,17 @@ def test_each_worker_has_its_own_kwargs(engine: Any, log: Path) -> None:
         assert found <= {(slot, n_jobs, f"tag {slot}") for slot in range(n_jobs)}
         assert [info.n_builds for info in executor.workers()] == [1] * n_jobs
     assert count(log, "closed") == n_jobs
+
+
+@on(*ALL)
+def test_each_worker_knows_how_many_threads_it_is_meant_to_use(engine: Any) -> None:
+    n_jobs = 1 if engine == "inline" else N_JOBS
+    with StatefulExecutor(n_jobs=n_jobs, engine=engine) as executor:
+        told = executor.run_on_all(lambda: get_worker_info().n_threads)
+        there = executor.run_on_all(lambda: len(os.sched_getaffinity(0)))
+    # A cluster's workers are elsewhere, and are told nothing: they have what there is.
+    share = max(cpu_count() // n_jobs, 1)
+    assert told == (there if engines.get(engine).is_remote else [share] * n_jobs)
 
 
 @on(*ALL)
