@@ -1,8 +1,8 @@
 """Libraries with threads of their own in two workers: what the variables of ``_thread_limits`` rest on.
 
 Each line is a library: items per second with the first folder's joblib_stateful over those with the second one's, in turn,
-as the median of the rounds; the same by items per second of CPU time, which other work on the machine disturbs less; and how
-many threads of a worker compute. A library that is not installed is left out.
+as the median of the rounds; the same by items per second of CPU time, for beside other work more threads get more of the machine;
+and how many threads of a worker compute. A library that is not installed is left out.
 
     python benchmarks/inner_threads.py --folders . ../before --rounds 5 polars opencv
 """
@@ -147,7 +147,7 @@ class Model:
         self._call = LIBRARIES[name][1]()
         for _ in range(3):
             self._call()
-        self._before = dict(self._times())
+        self._before, self._began = dict(self._times()), time.process_time()
 
     def _times(self) -> Iterator[tuple[str, float]]:
         for task in Path("/proc/self/task").iterdir():
@@ -157,9 +157,10 @@ class Model:
     def __call__(self, _: int) -> None:
         self._call()
 
-    def spent(self) -> list[float]:
-        """Return how many seconds of CPU time each thread has had since the object was built."""
-        return [seconds - self._before.get(name, 0) for name, seconds in self._times()]
+    def spent(self) -> tuple[float, int]:
+        """Return the CPU time since the object was built, and how many threads have had more than a twentieth of it."""
+        each = [seconds - self._before.get(name, 0) for name, seconds in self._times()]
+        return time.process_time() - self._began, sum(seconds > 0.05 * sum(each) for seconds in each)
 
 
 def spent() -> Any:
@@ -179,8 +180,7 @@ def run_here(name: str, seconds: float) -> None:
             n_items += len(list(stateful_map(executor, range(20), batch_size=1)))
         took = time.perf_counter() - started
         each = executor.run_on_all(spent)
-    in_all = sum(map(sum, each))
-    computing = statistics.mean(sum(one > 0.05 * sum(threads) for one in threads) for threads in each)
+    in_all, computing = sum(seconds for seconds, _ in each), statistics.mean(threads for _, threads in each)
     print(json.dumps([n_items / took, n_items / in_all, computing]))
 
 
