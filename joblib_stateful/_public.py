@@ -86,6 +86,10 @@ class WorkerInfo:
         What the latest construction took.
     busy_seconds : float
         Seconds spent in calls, in all its lives.
+    n_threads : int or None
+        How many threads it is meant to use, to be passed on to libraries that take a number:
+        ``inner_max_num_threads``, or else the CPUs over the workers; on a cluster the CPUs of the worker's machine. None
+        for what has not been told yet, and where it can't be known.
     """
 
     index: int
@@ -98,3 +102,4 @@ class WorkerInfo:
     n_builds: int = 0
     init_seconds: float | None = None
     busy_seconds: float = 0.0
+    n_threads: int | None = None

@@ -171,13 +171,20 @@ def _bytes_of(name: str, value: Any) -> int:
 
 
 def check_inner_threads(engine: Engine, inner_max_num_threads: Any) -> None:
-    """Refuse a number of BLAS threads that is none, or that nobody could be told."""
+    """Refuse a number of inner threads that is none, or that nobody could be told."""
     if inner_max_num_threads is None:
         return
-    check_integer("inner_max_num_threads", inner_max_num_threads, 1, " None means CPUs over workers.")
+    advice = ' None means CPUs over workers, "leave" that libraries decide.'
+    if isinstance(inner_max_num_threads, str):
+        if inner_max_num_threads == "leave":  # which is what is done where no process is started
+            return
+        raise ValueError(
+            f"inner_max_num_threads must be an integer of 1 or more, not {inner_max_num_threads!r}.{advice}"
+        )
+    check_integer("inner_max_num_threads", inner_max_num_threads, 1, advice)
     if not engine.takes_env:
         raise ValueError(
-            f"inner_max_num_threads={inner_max_num_threads} is told to BLAS and OpenMP by the environment of a worker's "
+            f"inner_max_num_threads={inner_max_num_threads} is told to libraries by the environment of a worker's "
             f'process, and engine={engine.name!r} starts none. Use engine="loky", or leave inner_max_num_threads out and '
             "set OMP_NUM_THREADS and the like where the program, or the cluster, is started.",
         )

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from .._worker._surroundings import Surroundings
     from ..engines import EngineWorker, Runtime
     from ._spec import PackedSpec
+    from ._thread_limits import ThreadLimits
 
 _log = _safely.Log()
 
@@ -92,7 +93,7 @@ class Driver:
         packed: PackedSpec,
         n_jobs: int,
         runtime: Runtime,
-        envs: Callable[[], Sequence[dict[str, str]]],
+        threads: ThreadLimits,
         *,
         max_tasks: int | None = None,
         idle_timeout: float | None = None,
@@ -101,7 +102,7 @@ class Driver:
     ) -> None:
         engine = runtime.engine
         self.packed, self.n_jobs, self.runtime, self.engine = packed, n_jobs, runtime, engine
-        self._envs, self._depth, self._measures = envs, depth, measures
+        self._threads, self._depth, self._measures = threads, depth, measures
         self.lock = _locks.make_lock()  # guards the scheduler and the workers
         # Entered only to wait: its methods are Python's own, and a Ctrl-C between them and the lock leaves that held.
         self.changed = threading.Condition(self.lock)
@@ -135,7 +136,7 @@ class Driver:
         more = other.n_jobs - self.n_jobs
         if more <= 0:  # another thread was faster
             return []
-        self.packed, self._envs, self.n_jobs = other.packed, other._envs, other.n_jobs
+        self.packed, self._threads, self.n_jobs = other.packed, other._threads, other.n_jobs
         self.links += [None] * more
         self._limits.grow(self.n_jobs)
         decisions = self.scheduler.grow(self.n_jobs)
@@ -234,11 +235,19 @@ class Driver:
             if all(slot.state is State.EMPTY for slot in self.scheduler.slots if slot.index != start.slot):
                 self.environment.forget()
             self.environment.note()
+        threads = self._threads
         try:
             self.runtime.get_ready()
             _room.make_way(self.runtime)
-            worker = self.runtime.open(start.slot, self._envs()[start.slot])
-            message = Build(start.seq, start.slot, start.n_jobs, self.packed.for_slot(start.slot))
+            worker = self.runtime.open(start.slot, threads.env(start.slot))
+            message = Build(
+                start.seq,
+                start.slot,
+                start.n_jobs,
+                self.packed.for_slot(start.slot),
+                depth=self._depth,
+                n_threads=threads.n_threads,
+            )
         except Exception as error:  # noqa: BLE001 - out of file descriptors or memory, or an engine's own trouble
             return self._answer(start.slot, start.seq, Death(reason=f"{type(error).__name__}: {error}"))
         with self.lock:
@@ -250,7 +259,7 @@ class Driver:
                 worker.on_idle_death = partial(_died_idle, weakref.ref(self), start.slot, slot.life)
         if not wanted:  # killed between the decision and now
             return self._answer(start.slot, start.seq, Death(reason="it was killed before it started"))
-        message = link.build(message._replace(depth=self._depth), self.packed.needs, self.surroundings)
+        message = link.build(message, self.packed.needs, self.surroundings)
         watched = self._limits.begin(worker, message, start.limits.init_timeout)
         link.sent[start.seq] = sent_at = time.perf_counter()
         if self._measures is not None:

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from .._measuring._report import Report
     from .._public import WorkerInfo
     from ._pool import WorkerPool
+    from ._thread_limits import InnerThreads
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -98,9 +99,9 @@ class StatefulExecutor(NotCopied, Executor):
         Calls under way at once in one worker. Those of async functions, and of an object whose call is async, are awaited in
         the worker's event loop; others run in so many threads of its process, and must be thread-safe. With engine
         ``"inline"`` there is one at a time.
-    inner_max_num_threads : int, optional
-        Threads that BLAS and OpenMP may use in each worker's process, where the engine starts one (``"loky"``,
-        ``"ray"``). None: the CPUs divided by ``n_jobs``, as in joblib.
+    inner_max_num_threads : int or "leave", optional
+        Threads that libraries may use in each worker's process, where the engine starts one (``"loky"``, ``"ray"``).
+        None: the CPUs divided by ``n_jobs``. ``"leave"``: what they take by themselves.
 
     Raises
     ------
@@ -150,7 +151,7 @@ class StatefulExecutor(NotCopied, Executor):
         max_tasks_per_worker: int | None = None,
         max_worker_memory: int | str | None = None,
         max_concurrency: int = 1,
-        inner_max_num_threads: int | None = None,
+        inner_max_num_threads: InnerThreads = None,
     ) -> None:
         self._engine = engines.get(engine)
         self._limits = _arguments.check_limits(

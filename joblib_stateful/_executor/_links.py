@@ -45,12 +45,13 @@ class Link:
         #: When the messages that it is at were sent, by their numbers.
         self.sent: dict[int, float] = {}
         self._latest = 0  # message that was made
+        self.n_threads: int | None = None  # that it was told
         self._target: str | None = None  # the function that it has
         self._surroundings: Surroundings | None = None  # that it has taken over
 
     def build(self, message: Build, needs: Iterable[Definition], surroundings: Surroundings | None) -> Build:
         """Return a first message with what the worker must know before."""
-        self._surroundings, self._latest = surroundings, message.seq
+        self._surroundings, self._latest, self.n_threads = surroundings, message.seq, message.n_threads
         return message._replace(definitions=self.peer.take(needs), surroundings=surroundings)
 
     def run(self, seq: int, request: Request, parcel: Parcel, width: int) -> Run:

@@ -358,4 +358,5 @@ class WorkerPool:
             n_builds=slot.n_builds,
             init_seconds=slot.init_seconds,
             busy_seconds=slot.busy_seconds,
+            n_threads=None if link is None or slot.state is State.EMPTY else link.n_threads,
         )

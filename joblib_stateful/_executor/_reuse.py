@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ..engines import Engine, Runtime
     from ._pool import WorkerPool
     from ._spec import SpecKey
+    from ._thread_limits import InnerThreads
 
 # joblib's own figure for its idle workers.
 IDLE_SECONDS = 300.0
@@ -155,7 +156,7 @@ def prepare(
     n_jobs: int,
     runtime: Runtime,
     envs: Sequence[dict[str, str]],
-    inner_max_num_threads: int | None = None,
+    inner_max_num_threads: InnerThreads = None,
 ) -> Callable[[], Lease]:
     """Check that an executor can be had, and return how to take one; nothing is started yet.
 

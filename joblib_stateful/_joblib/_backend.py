@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from joblib import Parallel
 
+    from .._executor._thread_limits import InnerThreads
     from .._map._progress import ProgressLike
     from .._scheduling._requests import Limits
     from .._worker._worker import Worker
@@ -61,8 +62,9 @@ class StatefulBackend(ParallelBackendBase):  # type: ignore[misc]  # joblib is u
         See `stateful_map`; an item is one task of joblib, which may be a batch of calls.
     progress : bool, dict, tqdm class or bar, or callable, default False
         See `stateful_map`; one bar per outermost `Parallel` call.
-    inner_max_num_threads : int, optional
-        Threads of BLAS and OpenMP in each worker's process, where the engine starts one.
+    inner_max_num_threads : int or "leave", optional
+        Threads of libraries in each worker's process, where the engine starts one. None: CPUs over workers. ``"leave"``:
+        what they take by themselves.
     nesting_level : int, optional
         Set by joblib.
 
@@ -108,7 +110,7 @@ class StatefulBackend(ParallelBackendBase):  # type: ignore[misc]  # joblib is u
         retries: int = 0,
         max_restarts: int = 3,
         progress: ProgressLike = False,
-        inner_max_num_threads: int | None = None,
+        inner_max_num_threads: InnerThreads = None,
         nesting_level: int | None = None,
         **unknown: Any,
     ) -> None:
@@ -238,6 +240,8 @@ class StatefulBackend(ParallelBackendBase):  # type: ignore[misc]  # joblib is u
         """Warn of options that need a worker, where joblib runs the calls in this process."""
         options = self._options
         unused = [name for name in ("worker_env", "inner_max_num_threads") if options[name] is not None]
+        if options["inner_max_num_threads"] == "leave":  # as it is done here
+            unused.remove("inner_max_num_threads")
         unused += [name for name, value in NO_LIMITS._asdict().items() if getattr(self._limits, name) != value]
         if options["progress"] is not None and options["progress"] is not False:
             unused.append("progress")

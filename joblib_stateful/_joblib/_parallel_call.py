@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from .._executor import _reuse
     from .._executor._pool import WorkerPool
+    from .._executor._thread_limits import InnerThreads
     from .._map._progress import ProgressLike
     from .._worker._surroundings import Surroundings
 
@@ -45,7 +46,7 @@ class Configuration(Protocol):
     """What the call needs of a `StatefulBackend`, whose properties and methods these are."""
 
     nesting_level: int | None
-    inner_max_num_threads: int | None
+    inner_max_num_threads: InnerThreads
 
     @property
     def limits(self) -> Limits:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from .. import engines
     from .._executor._executor import StatefulExecutor
+    from .._executor._thread_limits import InnerThreads
     from .._public import TaskResult
     from .._worker._failure import Failure
     from ._iterator import StatefulMap
@@ -209,7 +210,7 @@ def stateful_map(
     retries: int = _arguments.RETRIES,
     max_restarts: int = _arguments.MAX_RESTARTS,
     max_worker_memory: int | str | None = None,
-    inner_max_num_threads: int | None = None,
+    inner_max_num_threads: InnerThreads = None,
     progress: ProgressLike = False,
     total: int | None = None,
     trace: str | os.PathLike[str] | None = None,
@@ -277,9 +278,9 @@ def stateful_map(
     max_worker_memory : int or str, optional
         Bytes, or a text such as ``"8GB"`` or ``"500MiB"``: a worker whose process holds more after an item is closed, and its
         object built anew. Never in mid-item. Engines ``"loky"`` and ``"ray"``. None: no limit.
-    inner_max_num_threads : int, optional
-        Threads of BLAS and OpenMP in each worker's process, where the engine starts one (``"loky"``, ``"ray"``).
-        None: CPUs over workers, as in joblib.
+    inner_max_num_threads : int or "leave", optional
+        Threads of libraries in each worker's process, where the engine starts one (``"loky"``, ``"ray"``).
+        None: CPUs over workers. ``"leave"``: what they take by themselves.
     progress : bool, dict, tqdm class or bar, or callable, default False
         True shows a `tqdm.auto` bar, a dict gives it arguments; a callable gets the number of items that newly
         finished. Called in the consumer's thread only.

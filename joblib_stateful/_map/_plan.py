@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from .._executor._pool import WorkerPool
+    from .._executor._thread_limits import InnerThreads
     from .._scheduling._requests import Limits, Target
     from .._transport._transport import Transport
     from .._worker._messages import AfterError, Mode
@@ -94,7 +95,7 @@ def make_plan(
     trace: Path | None,
     limits: dict[str, Any],
     max_concurrency: int,
-    inner_max_num_threads: int | None,
+    inner_max_num_threads: InnerThreads,
     progress: ProgressLike,
     total: int | None,
     engine: str | engines.Engine,

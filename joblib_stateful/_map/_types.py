@@ -10,6 +10,7 @@ from .._executor._spec import Factory
 
 if TYPE_CHECKING:
     from .. import engines
+    from .._executor._thread_limits import InnerThreads
     from ._progress import ProgressLike
 
 T = TypeVar("T")
@@ -37,7 +38,7 @@ class MapOptions(TypedDict, total=False):
     max_restarts: int
     max_worker_memory: int | str | None
     max_concurrency: int
-    inner_max_num_threads: int | None
+    inner_max_num_threads: InnerThreads
     progress: ProgressLike
     total: int | None
     engine: str | engines.Engine

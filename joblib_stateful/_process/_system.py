@@ -103,6 +103,13 @@ def most_open() -> int:
     return sys.maxsize if limit == resource.RLIM_INFINITY else limit
 
 
+def usable_cpus() -> int | None:
+    """Return how many CPUs this process may use, or else how many there are; None if that can't be told."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
+
+
 def knows_memory() -> bool:
     """Tell whether `resident_bytes` can tell anything."""
     return resident_bytes() > 0

@@ -42,6 +42,8 @@ class Build(NamedTuple):
         What of the program is to be taken over first; None for nothing.
     depth : int
         How many workers are above this one, each started in the one before.
+    n_threads : int or None
+        How many threads it is meant to use; None: as many as its machine has CPUs.
     """
 
     seq: int
@@ -51,6 +53,7 @@ class Build(NamedTuple):
     definitions: tuple[Any, ...] = ()
     surroundings: Surroundings | None = None
     depth: int = 0
+    n_threads: int | None = None
 
 
 class Run(NamedTuple):

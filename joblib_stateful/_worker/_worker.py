@@ -66,6 +66,7 @@ class Life:
         self.is_async = False  # its calls may be awaited
         self.entered: Any = None  # what is to be left at the end, of an object that is used as by ``async with``
         self.slot, self.n_jobs, self.pid, self.depth = -1, 0, os.getpid(), 0
+        self.n_threads: int | None = None  # that it is meant to use; None: its machine's
         self.kwargs: dict[str, Any] = {}
         self.target: tuple[str, Callable[..., Any], bool] | None = (
             None  # a function, by its name, and if it may be async
@@ -140,7 +141,8 @@ class Worker:
         from .._public import WorkerInfo
 
         life = self.life
-        return WorkerInfo(life.slot, life.n_jobs, life.kwargs, pid=life.pid)
+        n_threads = _system.usable_cpus() if life.n_threads is None else life.n_threads
+        return WorkerInfo(life.slot, life.n_jobs, life.kwargs, pid=life.pid, n_threads=n_threads)
 
     def handle(self, message: Message) -> Reply:
         """Answer one message; raises nothing but a Ctrl-C in the caller's own thread."""
@@ -165,6 +167,7 @@ class Worker:
         self.progress.enter(message.seq, Phase.BUILDING)
         life = self.life
         life.slot, life.n_jobs, life.depth = message.slot, message.n_jobs, message.depth
+        life.n_threads = message.n_threads
         started = time.perf_counter()
         what = "function"
         try:

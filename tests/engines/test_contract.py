@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
-from joblib import Parallel, delayed, parallel_config
+from joblib import Parallel, cpu_count, delayed, parallel_config
 
 import joblib_stateful
 from contract import ALL, N_JOBS, PROCESSES, Model, count, hang, kill_oneself, on, values
@@ -129,6 +129,17 @@ def test_an_executor_reports_workers_that_it_has_lost(engine: Any, log: Path) ->
         executor.warm_up()
         (worker,) = executor.report().workers
         assert (worker.n_items, worker.n_builds, worker.n_deaths) == (0, 2, 1)
+
+
+@on(*ALL)
+def test_each_worker_knows_how_many_threads_it_is_meant_to_use(engine: Any) -> None:
+    n_jobs = 1 if engine == "inline" else N_JOBS
+    with StatefulExecutor(n_jobs=n_jobs, engine=engine) as executor:
+        told = executor.run_on_all(lambda: get_worker_info().n_threads)
+        there = executor.run_on_all(lambda: len(os.sched_getaffinity(0)))
+    # A cluster's workers are elsewhere, and are told nothing: they have what there is.
+    share = max(cpu_count() // n_jobs, 1)
+    assert told == (there if engines.get(engine).is_remote else [share] * n_jobs)
 
 
 @on(*ALL)

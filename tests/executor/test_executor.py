@@ -19,10 +19,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import joblib
 import psutil
 import pytest
-from joblib.parallel import ParallelBackendBase
 
 from joblib_stateful import StatefulExecutor, call_worker, errors, factory, get_worker, get_worker_info
-from joblib_stateful._executor import _making
 from programs import program_text
 from scenes import Gate, Log, Meeting, Scene, engines, new_scene, parallel_engines
 
@@ -963,45 +961,6 @@ def test_close_runs_in_the_workers_own_process_and_thread(scene: Scene) -> None:
 
 
 # --- environment --------------------------------------------------------------------------------------
-
-
-def test_the_variables_that_limit_threads_are_joblibs() -> None:
-    backend = ParallelBackendBase
-    assert set(backend.MAX_NUM_THREADS_VARS) <= set(_making.THREAD_VARIABLES)  # older ones know fewer
-    assert backend.TBB_ENABLE_IPC_VAR == _making.TBB_VARIABLE
-
-
-_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-
-
-def environment(*names: str) -> list[str | None]:
-    return [os.environ.get(name) for name in names]
-
-
-def test_each_worker_has_its_share_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in _LIMITS:
-        monkeypatch.delenv(name, raising=False)
-    for n_jobs in (1, 2):
-        with StatefulExecutor(n_jobs=n_jobs) as executor:
-            share = str(max(joblib.cpu_count() // n_jobs, 1))
-            assert executor.submit(environment, *_LIMITS).result(_PATIENCE) == [share] * 3
-
-
-def test_the_users_own_limit_of_threads_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    with StatefulExecutor(n_jobs=1) as executor:
-        assert executor.submit(environment, "OMP_NUM_THREADS").result(_PATIENCE) == ["7"]
-    with StatefulExecutor(n_jobs=1, inner_max_num_threads=5) as executor:
-        assert executor.submit(environment, *_LIMITS).result(_PATIENCE) == ["5"] * 3
-    with StatefulExecutor(n_jobs=1, inner_max_num_threads=5, worker_env=[{"OMP_NUM_THREADS": "3"}]) as executor:
-        assert executor.submit(environment, *_LIMITS).result(_PATIENCE) == ["3", "5", "5"]
-
-
-def test_the_users_limit_is_the_one_at_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    with StatefulExecutor(n_jobs=1) as executor:
-        monkeypatch.setenv("OMP_NUM_THREADS", "9")
-        assert executor.submit(environment, "OMP_NUM_THREADS").result(_PATIENCE) == ["7"]
 
 
 def test_each_worker_has_its_environment_before_it_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -172,7 +172,8 @@ def test_counts(name: str) -> None:
 
 def test_inner_max_num_threads() -> None:
     refused(ValueError, "inner_max_num_threads must be 1 or more", "0", inner_max_num_threads=0)
-    refused(TypeError, "inner_max_num_threads must be an integer", "'2'", inner_max_num_threads="2")
+    refused(TypeError, "inner_max_num_threads must be an integer", "2.0", inner_max_num_threads=2.0)
+    refused(ValueError, "inner_max_num_threads must be an integer", "'2'", '"leave"', inner_max_num_threads="2")
 
 
 @pytest.mark.parametrize("engine", ["threads", "inline", StartsNone()])
