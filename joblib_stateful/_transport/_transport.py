@@ -95,6 +95,7 @@ class Packing(ABC):
         self.faults: dict[int, BaseException] = {}  # what kept some from being packed, by place
         self.nbytes = 0  # what the values weigh, but for those that a `shortcut` took
         self.is_late = False  # the time for pulling was up before the last value came
+        self.shortcut_nbytes = 0  # what text and bytes that a `shortcut` took weigh
 
     @property
     @abstractmethod
@@ -144,6 +145,7 @@ class Packing(ABC):
                 keep(value)
                 if kind in _SIZED:
                     nbytes += len(value)
+                    self.shortcut_nbytes += len(value)
             else:
                 add(value)
                 if kinds:
@@ -354,6 +356,7 @@ class _PickledPacking(Packing):
         if packer is None:
             if _types_of((value,)) <= _PLAIN:
                 self._plain.append(value)
+                self.shortcut_nbytes += len(value) if type(value) in _SIZED else 0
                 return None
             packer = self._packer = self._make_packer()
             self._frames = [packer.pack(plain) for plain in self._plain]
@@ -377,8 +380,10 @@ class _PickledPacking(Packing):
         """Pack values that are there already."""
         if self._packer is None and _PLAIN.issuperset(kinds := _types_of(values)):
             sized = () if kinds.isdisjoint(_SIZED) else compress(values, map(_SIZED.__contains__, map(type, values)))
-            if sum(map(len, sized)) <= max_bytes:
+            nbytes = sum(map(len, sized))
+            if nbytes <= max_bytes:
                 self._plain += values
+                self.shortcut_nbytes += nbytes
                 return len(values)
         return super().fill(values, max_bytes=max_bytes)
 
@@ -403,7 +408,7 @@ class _PickledPacking(Packing):
         if alone and _is_large(self._plain[0]):
             return self._finish_large()
         frame = pickle.dumps(self._plain[0] if alone else self._plain, PROTOCOL)
-        if len(frame) >= THRESHOLD and any(map(_is_large, self._plain)):
+        if self.shortcut_nbytes >= THRESHOLD and any(map(_is_large, self._plain)):
             return self._finish_large()
         return Parcel((frame,), count, joint=not alone, nbytes=len(frame))
 
