@@ -1,4 +1,9 @@
-"""What values of real libraries cost there and back: each item is sent to a worker and comes back as it is."""
+"""What values of real libraries cost there and back: each item is sent to a worker and comes back as it is.
+
+Each way runs in a process of its own, in turn, and medians are shown; with ``--peak`` how much memory one item of 100 MB takes.
+
+    pip install ".[libraries]" && python benchmarks/libraries.py [--rounds 5] [--before FOLDER] [--picture FILE]
+"""
 
 import argparse
 import array
@@ -141,14 +146,53 @@ def measure_peak(kind: str, megabytes: int) -> dict[str, float]:
     return {"parent, with the item": 1 + (peak - now) / size, "worker": (worker_peak - worker) / size}
 
 
+_COLOURS = {
+    "now": "#4c9f70",
+    "joblib": "#9aa5b1",
+    "Pool": "#c9a227",
+    "torch.multiprocessing": "#3f7fbf",
+    "before": "#d8dee4",
+}
+_NAMES = {"now": "joblib_stateful", "Pool": "multiprocessing.Pool", "before": "the version before"}
+
+
+def draw(rates: dict[str, dict[str, float]]) -> str:
+    """Return a picture of bars, one group for each type."""
+    bar, left, width = 11, 120, 620
+    most = max(rate for row in rates.values() for rate in row.values())
+    parts, top = [], 24
+    at = left
+    for way in _COLOURS:
+        if any(way in row for row in rates.values()):
+            name = _NAMES.get(way, way)
+            parts.append(f'<rect x="{at}" y="4" width="10" height="10" fill="{_COLOURS[way]}"/>')
+            parts.append(f'<text x="{at + 14}" y="13">{name}</text>')
+            at += 30 + 7 * len(name)
+    for kind, row in rates.items():
+        parts.append(f'<text x="{left - 6}" y="{top + bar * len(row) / 2 + 4}" text-anchor="end">{kind}</text>')
+        for way, rate in row.items():
+            length = width * rate / most
+            parts.append(f'<rect x="{left}" y="{top}" width="{length:.1f}" height="{bar - 1}" fill="{_COLOURS[way]}"/>')
+            parts.append(f'<text x="{left + length + 4:.1f}" y="{top + 9}" font-size="9">{rate:,.0f}</text>')
+            top += bar
+        top += 7
+    parts.append(
+        f'<text x="{left}" y="{top + 10}">MB a second, there and back, two workers; a new value for each item</text>'
+    )
+    size = f'width="{left + width + 50}" height="{top + 18}"'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="11" fill="#24292f">'
+    return "\n".join([head, '<rect width="100%" height="100%" fill="#ffffff"/>', *parts, "</svg>"]) + "\n"
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--megabytes", type=int, default=8)
     parser.add_argument("--types", nargs="*", default=list(TYPES))
     parser.add_argument("--before", help="folder of another build, shown as 1")
     parser.add_argument("--same", action="store_true", help="the same object for each item")
     parser.add_argument("--peak", action="store_true", help="memory of one item of 100 MB instead")
+    parser.add_argument("--picture", type=Path, help="where to draw it")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -160,6 +204,7 @@ def main() -> None:
     ways = ["now"] if options.peak else [*WAYS, "torch.multiprocessing"]
     if options.before:
         ways.append("before")
+    rates: dict[str, dict[str, float]] = {}
     for kind in options.types:
         found_all: dict[str, list[dict[str, float]]] = {}
         for _ in range(options.rounds):
@@ -178,6 +223,9 @@ def main() -> None:
             for way, found in found_all.items()
         ]
         print(f"{kind:18}" + "; ".join(row), flush=True)
+        if options.picture:
+            rates[kind] = {way: statistics.median(one["rate"] for one in found) for way, found in found_all.items()}
+            options.picture.write_text(draw(rates))
 
 
 if __name__ == "__main__":
