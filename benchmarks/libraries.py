@@ -162,10 +162,10 @@ def draw(rates: dict[str, dict[str, float]]) -> str:
     most = max(rate for row in rates.values() for rate in row.values())
     parts, top = [], 24
     at = left
-    for way in _COLOURS:
+    for way, colour in _COLOURS.items():
         if any(way in row for row in rates.values()):
             name = _NAMES.get(way, way)
-            parts.append(f'<rect x="{at}" y="4" width="10" height="10" fill="{_COLOURS[way]}"/>')
+            parts.append(f'<rect x="{at}" y="4" width="10" height="10" fill="{colour}"/>')
             parts.append(f'<text x="{at + 14}" y="13">{name}</text>')
             at += 30 + 7 * len(name)
     for kind, row in rates.items():
