@@ -328,7 +328,7 @@ def test_half_an_answer_holds_up_no_other_worker(scene: Scene) -> None:
     def work(item: int) -> Any:
         if item == 0:
             _line.Line.send = send_half  # type: ignore[method-assign]  # in that worker
-            return bytes(10_000_000)
+            return bytes(200_000)  # a larger one goes beside it
         scene.log("half").wait_for(1)
         return item
 
@@ -337,7 +337,7 @@ def test_half_an_answer_holds_up_no_other_worker(scene: Scene) -> None:
         assert [other.result(30) for other in others] == [1, 2, 3, 4, 5]
         assert not first.done()
         scene.gate().open()
-        assert len(first.result(30)) == 10_000_000
+        assert len(first.result(30)) == 200_000
 
 
 def shut_line_and_wait() -> None:

@@ -42,8 +42,14 @@ def bytes_of(size: int) -> Any:
     return lambda: bytes(size)
 
 
-def words_of(size: int) -> Any:
-    return lambda: [b"x" * size, "y"]
+def text_of(size: int) -> Any:
+    """Return what makes text of which pickle needs a copy of twice its size."""
+    return lambda: "\u00e9" * size
+
+
+def changeable(size: int) -> Any:
+    """Return what makes memory of which pickle gets a copy, for it may be changed meanwhile."""
+    return lambda: [bytearray(size), "y"]
 
 
 def array_of(size: int) -> Any:
@@ -102,7 +108,7 @@ def test_items_that_fit_one_by_one_only_all_run(batch_size: int) -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
-@pytest.mark.parametrize("large", [bytes_of(100 * _MB), words_of(100 * _MB), words_of(70 * _MB)])
+@pytest.mark.parametrize("large", [text_of(70 * _MB), changeable(100 * _MB)])
 def test_a_result_too_large_for_a_worker_is_its_items_error(large: Any, batch_size: int) -> None:
     found = run([SMALL, large, SMALL, SMALL, SMALL], batch_size)
     assert [result.ok for result in found] == [True, False, True, True, True]
@@ -113,6 +119,14 @@ def test_a_result_too_large_for_a_worker_is_its_items_error(large: Any, batch_si
     # Those behind it in its batch may run after those that were sent meanwhile.
     assert sorted(result.value[1] for result in found if result.ok) == [1, 3, 4, 5]
     assert len({result.value[2] for result in found if result.ok}) == 1
+
+
+@needs("sendfds")
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_large_bytes_need_no_copy_in_the_worker(batch_size: int) -> None:
+    found = run([SMALL, bytes_of(120 * _MB), SMALL, SMALL], batch_size)
+    assert [result.ok for result in found] == [True] * 4
+    assert len(found[1].value) == 120 * _MB
 
 
 @needs("sendfds")
@@ -153,7 +167,7 @@ def test_an_item_that_dask_has_no_memory_to_receive_is_that_items_error(engine: 
 
 @pytest.mark.parametrize("policy", ["immediate", "wait_others"])
 def test_want_of_memory_in_a_worker_is_raised_like_any_other_error(policy: Any) -> None:
-    for large in (bytes(300 * _MB), bytes_of(100 * _MB)):
+    for large in (bytes(300 * _MB), text_of(70 * _MB)):
         with pytest.raises(errors.TransferError, match="MemoryError"):
             run([SMALL, large, SMALL], 1, policy)
 
@@ -161,7 +175,7 @@ def test_want_of_memory_in_a_worker_is_raised_like_any_other_error(policy: Any) 
 def test_want_of_memory_in_a_worker_is_a_submitted_calls_error(tmp_path: Path) -> None:
     with StatefulExecutor(Tight, 1) as executor:
         before = executor.submit(call_worker, SMALL).result()
-        for function, large in ((call_worker, bytes(300 * _MB)), (call_worker, bytes_of(100 * _MB))):
+        for function, large in ((call_worker, bytes(300 * _MB)), (call_worker, text_of(70 * _MB))):
             with pytest.raises(errors.TransferError, match="MemoryError"):
                 executor.submit(function, large).result()
         assert executor.submit(call_worker, SMALL).result()[2] == before[2]
