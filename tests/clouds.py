@@ -18,6 +18,7 @@ class Cloud:
 
 
 def make_cloud(points: Any) -> Cloud:
+    assert type(points) is memoryview  # at every size
     if bytes(points[:3]) == b"bad":
         raise LookupError("no cloud")
     cloud = Cloud(points)

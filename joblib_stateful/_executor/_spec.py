@@ -13,6 +13,7 @@ from .. import errors
 from .._scheduling._requests import Target, WorkerSpec
 from .._transport._code import source_of
 from .._transport._defining import DefinitionError, needs_of
+from .._transport._shared_memory import SharedFrame
 from .._transport._transport import ByReference, digest
 from .._words import a, short
 from .._worker._lazy import may_be_async
@@ -298,7 +299,10 @@ def pack_function(function: Callable[..., Any], transport: Transport) -> Target:
             f"{name_of(function)} can't be pickled to be sent to the workers: {reason}. {advice}",
         ) from error
     needs = needs_of(definer)
-    if not isinstance(packed, bytes):
+    told = packed
+    if isinstance(packed, SharedFrame):
+        told = packed.head + repr([place.number for place in packed.buffers]).encode()
+    elif not isinstance(packed, bytes):
         return Target(f"id {id(function)}", packed, needs, may_be_async(function))
     versions = repr([(need.key, need.version) for need in needs])
-    return Target(digest(packed + versions.encode()).hex(), packed, needs, may_be_async(function))
+    return Target(digest(told + versions.encode()).hex(), packed, needs, may_be_async(function))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from . import _code_pickler
 from ._defining import MOST_PRESETS, ReferringPickler
 from ._definitions import find
-from ._reducers import NeedsWholeError, Tensors, find_reducers
+from ._reducers import NeedsWholeError, Tensors, find_reducers, registered_reducers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -59,6 +59,7 @@ class Packer:
         self.nbytes = 0
         self._buffer_callback, self._definer = buffer_callback, definer
         self._presets = None if definer is None else definer.presets
+        self._root, self._is_definition = None, False
         self._begin()
 
     def _begin(self, *, is_whole: bool = False) -> None:
@@ -68,27 +69,35 @@ class Packer:
         kind = _code_pickler.Pickler if self._definer is None else ReferringPickler
         self._pickler = self._make_pickler(file, self._buffer_callback, kind)
         if self._definer is not None:
-            self._pickler.definer = self._definer
+            pickler = self._pickler
+            pickler.definer, pickler.root, pickler.is_definition = self._definer, self._root, self._is_definition
         self._tensors: Tensors | None = None
         if found := find_reducers():
             self._pickler.reducers = reducers = {**self._pickler.reducers, **found}
             if torch := sys.modules.get("torch"):
                 self._tensors = Tensors(torch, is_whole=is_whole)
-                reducers |= self._tensors.reducers
+                reducers.update(self._tensors.reducers)
+            reducers.update(registered_reducers())
 
     def pack(self, value: Any) -> Any:
         """Return the frame of a value; after an error, this packer must not be used again."""
         try:
             beginning = self._dump(value)
         except NeedsWholeError:
-            self._forget()
-            self._begin(is_whole=True)
-            beginning = self._dump(value)
+            return self._pack_whole(value)
         pickler, written = self._pickler, self._written
         frame = self._frame(beginning, written)
         written.clear()
         pickler.clear_memo()
         pickler.globals_ref.clear()  # by number of a function's globals, which may be freed and given again
+        return frame
+
+    def _pack_whole(self, value: Any) -> Any:
+        """Return the frame of a value with tensors of which more must travel than seemed so; users' code runs a second time."""
+        self._forget()
+        self._begin(is_whole=True)
+        frame = self._frame(self._dump(value), self._written)
+        self._begin()
         return frame
 
     def _dump(self, value: Any) -> bytes:
@@ -113,7 +122,8 @@ class Packer:
 
     def define(self, value: Any, *, is_root: bool) -> Any:
         """Return the frame of a definition."""
-        self._pickler.root, self._pickler.is_definition = value if is_root else None, True
+        self._root, self._is_definition = value if is_root else None, True
+        self._pickler.root, self._pickler.is_definition = self._root, True
         return self.pack_alone(value)
 
     def pack_alone(self, value: Any) -> Any:

@@ -12,6 +12,7 @@ import importlib
 import pickle
 import sys
 import types
+import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from cloudpickle import cloudpickle as inside
@@ -46,6 +47,21 @@ def find_reducers() -> dict[type, Reduce]:
 _found: dict[type, Reduce] = {}
 
 
+def private(data: Any) -> pickle.PickleBuffer:
+    """Return a buffer of which each worker gets a copy of its own, whatever `Sharing.mode` says of arrays."""
+    buffer = pickle.PickleBuffer(data)
+    _private.add(buffer)
+    return buffer
+
+
+def is_private(buffer: pickle.PickleBuffer) -> bool:
+    """Tell whether a buffer is."""
+    return buffer in _private
+
+
+_private: weakref.WeakSet[pickle.PickleBuffer] = weakref.WeakSet()
+
+
 # --- users' own -----------------------------------------------------------------------------------------
 
 
@@ -65,6 +81,11 @@ def registrations() -> tuple[Registration, ...]:
     return tuple(_registered.values())
 
 
+def registered_reducers() -> dict[type, Reduce]:
+    """Return the users' own, which go before ours."""
+    return {kind: _found[kind] for kind in _registered.copy()}
+
+
 def register_reducer(kind: type, reduce: Callable[[Any], Any]) -> None:
     """Say how values of a class are taken apart when they travel to a worker process and back.
 
@@ -78,7 +99,8 @@ def register_reducer(kind: type, reduce: Callable[[Any], Any]) -> None:
         The class; not for its subclasses. It must be importable.
     reduce : callable
         Is given a value and returns what its ``__reduce__`` might: a tuple of a function that makes it anew, its
-        arguments and so on; or NotImplemented: then it goes as it says itself. It must be importable, too.
+        arguments and so on; or NotImplemented: then it goes as it says itself. It must be importable, too. An argument that
+        is a `pickle.PickleBuffer` arrives as a `memoryview` of bytes that can be written to.
 
     Raises
     ------
@@ -106,10 +128,9 @@ def register_reducer(kind: type, reduce: Callable[[Any], Any]) -> None:
         raise TypeError(f"{_EXAMPLE}: its first argument is a class, and not {kind!r:.100}.")
     if not callable(reduce):
         raise TypeError(f"{_EXAMPLE}: its second argument is a function of one value, and not {reduce!r:.100}.")
-    if kind in _ASKED_NEVER:
+    if kind in _ASKED_NEVER or (kind.__module__ == "numpy" and kind.__name__ in ("ndarray", "memmap")):
         raise TypeError(
-            f"How a {kind.__name__} is pickled can't be changed: pickle knows it by itself. Wrap it in a class of your own, and "
-            "register that."
+            f"How a {kind.__name__} travels can't be changed. Wrap it in a class of your own, and register that."
         )
     registration = Registration(_name_of(kind), _name_of(reduce))
     known = _registered.get(kind)
@@ -175,22 +196,30 @@ def _reduce_registered(reduce: Reduce, value: Any) -> Any:
             "tuple of its arguments"
         )
     function, args, *rest = reduced
-    return _make_registered, (name, function, *args), *rest
+    places = {place for place, arg in enumerate(args) if isinstance(arg, pickle.PickleBuffer)}
+    args = tuple(private(arg) if place in places else arg for place, arg in enumerate(args))
+    return _make_registered, (name, function, places, *args), *rest
 
 
-def _make_registered(name: str, function: Callable[..., Any], *args: Any) -> Any:
+def _make_registered(name: str, function: Callable[..., Any], places: set[int], *args: Any) -> Any:
     try:
-        return function(*args)
+        # What a buffer arrives as depends on its size.
+        return function(*(memoryview(arg) if place in places else arg for place, arg in enumerate(args)))
     except Exception as error:
         raise pickle.UnpicklingError(
             f"what the reducer of {name} returned can't be made anew: {type(error).__name__}: {error}"
         ) from error
 
 
+#: Of which joblib shares no memory; all of these come down to numpy's own arrays.
+SUBCLASSES: list[type] = []
+
+
 # --- numpy ----------------------------------------------------------------------------------------------
 
 
 def _of_numpy(numpy: Any) -> dict[type, Reduce]:
+    SUBCLASSES.extend((numpy.matrix, numpy.recarray, numpy.ma.MaskedArray))
     return {numpy.matrix: _reduce_subclass, numpy.recarray: _reduce_subclass, numpy.ma.MaskedArray: _reduce_masked}
 
 
@@ -208,18 +237,24 @@ def reduce_array(array: Any, least: int) -> Any:
     """
     numpy, dtype = sys.modules["numpy"], array.dtype
     flags = array.flags
-    is_whole = flags.c_contiguous or flags.f_contiguous
+    is_whole = flags.c_contiguous or flags.f_contiguous or (array.ndim > 1 and _has_no_gaps(array))
     # Of such types there is no buffer, or not everywhere.
     is_odd = dtype.kind in "mM" or dtype.isbuiltin == 2  # noqa: PLR2004 - numpy's number for types that others have made
     if array.nbytes < least or dtype.hasobject or (is_whole and not is_odd):
         return array.__reduce_ex__(_PROTOCOL)
-    if not is_whole:
+    if not (flags.c_contiguous or flags.f_contiguous):
         array = numpy.ascontiguousarray(array)
     order = "C" if array.flags.c_contiguous else "F"
     raw = array.reshape(-1, order=order).view(numpy.uint8)
     if not flags.writeable:  # a small one can be written to when it arrives, for numpy then copies
         raw = writable(raw)
     return _make_array, (pickle.PickleBuffer(raw), dtype, array.shape, order)
+
+
+def _has_no_gaps(array: Any) -> bool:
+    """Tell whether an array is one without gaps with its axes in another order; newer versions of numpy keep that."""
+    axes = sorted(range(array.ndim), key=array.strides.__getitem__, reverse=True)
+    return bool(array.transpose(axes).flags.c_contiguous)
 
 
 def _make_array(raw: Any, dtype: Any, shape: Any, order: Any) -> Any:
@@ -302,7 +337,9 @@ def _make_storage(raw: Any) -> Any:
     if not size:
         return torch.UntypedStorage(0)
     # Torch knows no memory that can only be read.
-    return torch.frombuffer(bytearray(raw) if is_readonly else raw, dtype=torch.uint8).untyped_storage()
+    found = torch.frombuffer(bytearray(raw) if is_readonly else raw, dtype=torch.uint8)
+    # A small one is torch's own, which can be resized.
+    return (found.clone() if isinstance(raw, (bytes, bytearray)) else found).untyped_storage()
 
 
 class NeedsWholeError(Exception):
@@ -317,7 +354,7 @@ class _Part:
 
 
 def _reduce_part(part: _Part) -> Any:
-    return _make_storage, (pickle.PickleBuffer(part.tensor.numpy()),)
+    return _make_storage, (private(part.tensor.numpy()),)
 
 
 class Tensors:
@@ -349,18 +386,18 @@ class Tensors:
         if self._sent.get(storage.data_ptr()):  # and this is another class's tensor
             raise NeedsWholeError
         self._sent[storage.data_ptr()] = None
-        return _make_storage, (pickle.PickleBuffer(_bytes_of(storage, 0, storage.nbytes()).numpy()),)
+        return _make_storage, (private(_bytes_of(storage, 0, storage.nbytes()).numpy()),)
 
     def _reduce(self, tensor: Any) -> Any:
         """Return what pickle is given for a tensor."""
         found = None if self._is_whole else self._part_of(tensor)
-        if found is None:
+        if found is None and (tensor.layout is not self._torch.strided or self._is_more(tensor)):
             return tensor.__reduce_ex__(_PROTOCOL)
-        part, offset = found
+        storage, offset = found or (tensor.untyped_storage(), tensor.storage_offset())
         where = offset, tensor.size(), tensor.stride()
-        return _make_tensor, (part, tensor.dtype, where, tensor.requires_grad)
+        return _make_tensor, (storage, tensor.dtype, where, tensor.requires_grad)
 
-    def _part_of(self, tensor: Any) -> tuple[_Part, int] | None:
+    def _part_of(self, tensor: Any) -> tuple[Any, int] | None:
         """Return the part that a tensor looks into, and where in it; None if the whole storage travels."""
         torch = self._torch
         if tensor.layout is not torch.strided or tensor.device.type != "cpu":
@@ -377,7 +414,7 @@ class Tensors:
         if sent is None:
             return None
         for begins, ends, part in sent:
-            if begins <= first and end <= ends:
+            if begins <= first and end <= ends and not (first - begins) % width:
                 return part, (first - begins) // width
         if any(first < ends and begins < end for begins, ends, _ in sent):
             raise NeedsWholeError
@@ -391,9 +428,8 @@ class Tensors:
 
     def _is_more(self, tensor: Any) -> bool:
         """Tell whether there is more to a tensor than its elements."""
-        return bool(
-            tensor.is_conj() or tensor.is_neg() or tensor.is_quantized or tensor.__dict__ or tensor._backward_hooks
-        )
+        is_view = tensor.is_conj() or tensor.is_neg() or tensor.is_quantized
+        return bool(is_view or tensor.device.type != "cpu" or tensor.__dict__ or tensor._backward_hooks)
 
 
 def _make_tensor(storage: Any, dtype: Any, where: Any, requires_grad: bool) -> Any:  # noqa: FBT001 - as pickle calls it
@@ -407,55 +443,48 @@ def _make_tensor(storage: Any, dtype: Any, where: Any, requires_grad: bool) -> A
 
 
 def _of_arrow(arrow: Any) -> dict[type, Reduce]:
-    arrays = {kind for kind in vars(arrow.lib).values() if isinstance(kind, type) and issubclass(kind, arrow.Array)}
-    return {
-        arrow.Table: _reduce_table,
-        arrow.RecordBatch: _reduce_table,
-        **dict.fromkeys({*arrays, arrow.ChunkedArray}, _reduce_column),
-    }
+    # Tables, batches and columns come down to these.
+    arrays = [kind for kind in vars(arrow.lib).values() if isinstance(kind, type) and issubclass(kind, arrow.Array)]
+    return dict.fromkeys(arrays, _reduce_arrow)
 
 
-def _is_slice(value: Any) -> bool:
-    """Tell whether an Arrow value shows much less than what its buffers hold, all of which it would bring along."""
-    return bool(value.get_total_buffer_size() > 2 * value.nbytes + _WHOLE_BYTES)
-
-
-def _reduce_table(table: Any) -> Any:
-    if not _is_slice(table):
-        return table.__reduce_ex__(_PROTOCOL)
+def _reduce_arrow(array: Any) -> Any:
+    # Much less is to be seen of it than what its buffers hold, all of which it would bring along.
+    is_slice = array.get_total_buffer_size() > 2 * array.nbytes + _WHOLE_BYTES
+    if not is_slice or _has_extension(array.type):
+        return array.__reduce_ex__(_PROTOCOL)
+    if not len(array):
+        return _make_empty, (array.type,)
     arrow = sys.modules["pyarrow"]
     from pyarrow import ipc
 
     # What is written is cut to what is shown.
-    sink = arrow.BufferOutputStream()
-    with ipc.new_stream(sink, table.schema) as writer:
-        writer.write(table)
-    return _make_table, (sink.getvalue(), isinstance(table, arrow.Table))
+    sink, batch = arrow.BufferOutputStream(), arrow.record_batch([array], [""])
+    with ipc.new_stream(sink, batch.schema) as writer:
+        writer.write(batch)
+    return _make_arrow, (sink.getvalue(),)
 
 
-def _make_table(raw: Any, is_table: bool) -> Any:  # noqa: FBT001 - as pickle calls it
+def _has_extension(kind: Any) -> bool:
+    """Tell whether a type is one of users', or has one in it: who reads it must have registered that."""
+    arrow = sys.modules["pyarrow"]
+    inner = [kind.field(place).type for place in range(kind.num_fields)]
+    if isinstance(kind, arrow.DictionaryType):
+        inner.append(kind.value_type)
+    return isinstance(kind, arrow.BaseExtensionType) or any(map(_has_extension, inner))
+
+
+def _make_empty(kind: Any) -> Any:
+    import pyarrow as pa
+
+    return pa.array([], kind)
+
+
+def _make_arrow(raw: Any) -> Any:
     from pyarrow import ipc
 
     with ipc.open_stream(raw) as reader:
-        return reader.read_all() if is_table else reader.read_next_batch()
-
-
-def _reduce_column(column: Any) -> Any:
-    if isinstance(column.type, sys.modules["pyarrow"].ExtensionType) or not _is_slice(column):
-        return column.__reduce_ex__(_PROTOCOL)
-    arrow = sys.modules["pyarrow"]
-    is_chunked = isinstance(column, arrow.ChunkedArray)
-    table = arrow.table({"": column})
-    return _make_column, (table, is_chunked)
-
-
-def _make_column(table: Any, is_chunked: bool) -> Any:  # noqa: FBT001 - as pickle calls it
-    import pyarrow as pa
-
-    column = table.column(0)
-    if is_chunked:
-        return column
-    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
+        return reader.read_next_batch().column(0)
 
 
 def _of_polars(polars: Any) -> dict[type, Reduce]:
@@ -463,21 +492,30 @@ def _of_polars(polars: Any) -> dict[type, Reduce]:
 
 
 def _reduce_frame(frame: Any) -> Any:
-    if not _goes_by_arrow(frame, frame.dtypes):
+    if not _goes_by_arrow(frame, frame.schema):
         return frame.__reduce_ex__(_PROTOCOL)
-    return _make_polars, (frame.to_arrow(compat_level=sys.modules["polars"].CompatLevel.newest()),)
+    table = frame.to_arrow(compat_level=sys.modules["polars"].CompatLevel.newest())
+    return _make_frame, (table, _sorted_of(frame.flags))
 
 
 def _reduce_series(series: Any) -> Any:
-    if not _goes_by_arrow(series, [series.dtype]):
+    if not _goes_by_arrow(series, {series.name: series.dtype}):
         return series.__reduce_ex__(_PROTOCOL)
-    column = series.to_arrow(compat_level=sys.modules["polars"].CompatLevel.newest())
-    return _make_polars, (column, series.name)
+    # In a table, for a column by itself has no name.
+    table = series.to_frame().to_arrow(compat_level=sys.modules["polars"].CompatLevel.newest())
+    return _make_series, (table, _sorted_of({series.name: series.flags}))
 
 
-def _goes_by_arrow(value: Any, dtypes: list[Any]) -> bool:
+def _sorted_of(flags: dict[str, dict[str, bool]]) -> dict[str, bool]:
+    """Return which columns are known to be sorted, and whether from the largest on."""
+    return {name: has["SORTED_DESC"] for name, has in flags.items() if has["SORTED_ASC"] or has["SORTED_DESC"]}
+
+
+def _goes_by_arrow(value: Any, schema: Any) -> bool:
     """Tell whether all of a polars value is as it was after Arrow, which has the same buffers; small ones aren't worth it."""
-    return value.estimated_size() >= _WHOLE_BYTES and all(map(_is_of_arrow, dtypes)) and _has_arrow()
+    # A column without a name is given one by Arrow.
+    is_large = value.estimated_size() >= _WHOLE_BYTES
+    return is_large and "" not in schema and all(map(_is_of_arrow, schema.values())) and _has_arrow()
 
 
 @functools.cache
@@ -498,11 +536,21 @@ def _is_of_arrow(dtype: Any) -> bool:
     return numbers or dtype.is_temporal() or dtype in (polars.Boolean, polars.String, polars.Binary)
 
 
-def _make_polars(value: Any, name: str | None = None) -> Any:
+def _make_frame(table: Any, descending: dict[str, bool]) -> Any:
     import polars as pl
 
-    made: Any = pl.from_arrow(value)
-    return made if name is None else made.alias(name)
+    frame: Any = pl.from_arrow(table)
+    if not descending:
+        return frame
+    columns = [
+        column.set_sorted(descending=descending[column.name]) if column.name in descending else column
+        for column in frame
+    ]
+    return pl.DataFrame(columns)  # `with_columns` would start what lazy frames run by
+
+
+def _make_series(table: Any, descending: dict[str, bool]) -> Any:
+    return _make_frame(table, descending).to_series()
 
 
 def _of_jax(jax: Any) -> dict[type, Reduce]:  # noqa: ARG001 - its arrays' class has no public name
@@ -520,6 +568,11 @@ def _make_jax(value: Any, is_weak: bool) -> Any:  # noqa: FBT001 - as pickle cal
     import jax
 
     made: Any = jax.numpy.asarray(value)
+    if made.dtype != value.dtype:  # jax would say nothing
+        raise TypeError(
+            f"an array of {value.dtype} would become one of {made.dtype}, for this process computes without x64. Switch it on in "
+            'each: worker_env=[{"JAX_ENABLE_X64": "1"}, ...], or jax.config.update("jax_enable_x64", True) in the constructor.'
+        )
     if is_weak:  # as jax does it
         made.aval = made.aval.update(weak_type=True)
     return made

@@ -25,6 +25,7 @@ from .._process._system import HAS_LIBC, after_fork, most_open
 from ._code import ComparingPickler
 from ._frames import ROOM, LongPickle, Packer
 from ._memmaps import array_pickler
+from ._reducers import SUBCLASSES, is_private
 from ._segments import Arena, Segment, empty, numbers
 from ._transport import Packing, Pickled, Sharing, digest
 
@@ -335,8 +336,11 @@ class _SettingAside(Packer):
             return True
         if raw.nbytes < self._threshold:
             return True
+        sharing = self._sharing
+        if sharing.mode != "c" and is_private(buffer):
+            sharing = sharing._replace(mode="c")
         try:
-            self.aside.append(self._put(raw, self._sharing))
+            self.aside.append(self._put(raw, sharing))
         except OSError as error:
             self._threshold = sys.maxsize
             self._tell(error)
@@ -374,6 +378,12 @@ class _SharingPacker(_SettingAside):
 
     def _make_pickler(self, file: Any, buffer_callback: Any, kind: Any) -> Any:
         return array_pickler(file, buffer_callback, kind, named=self._sharing.named, is_result=self._in_worker)
+
+    def _begin(self, *, is_whole: bool = False) -> None:
+        super()._begin(is_whole=is_whole)
+        if self._sharing.mode != "c":
+            for kind in SUBCLASSES:
+                self._pickler.reducers.pop(kind, None)
 
     def _frame(self, beginning: bytes, written: list[Any]) -> Any:
         rest = None if self._put_pickle is None else self._laid_aside(self._put_pickle, written)

@@ -88,6 +88,10 @@ class Sharing(NamedTuple):
     named: Literal["read-only", "all"] = "read-only"
 
 
+#: What travels so brings all of it itself.
+IN_LINE = Sharing(threshold=None)
+
+
 class Packing(ABC):
     """Several values on their way into a parcel."""
 
@@ -199,7 +203,7 @@ class Transport(ABC):
         """
         return None
 
-    def pack_with(self, value: Any, definer: Definer | None) -> Any:  # noqa: ARG002 - see above
+    def pack_with(self, value: Any, definer: Definer | None, sharing: Sharing | None = None) -> Any:  # noqa: ARG002 - see above
         """Pack one value, but for its definitions; raises what its pickling raises."""
         return self.pack(value)
 
@@ -292,9 +296,9 @@ class Pickled(Transport):
         """Return what takes definitions out of values."""
         return Definer(self._packer_of_definitions, peer, memory)
 
-    def pack_with(self, value: Any, definer: Definer | None) -> Any:
+    def pack_with(self, value: Any, definer: Definer | None, sharing: Sharing | None = None) -> Any:
         """Pack one value, but for its definitions."""
-        return self.pack(value) if definer is None else self._packer(None, definer).pack_alone(value)
+        return self.pack(value) if definer is None else self._packer(sharing, definer).pack_alone(value)
 
     def unpacker(self, parcel: Parcel) -> Callable[[Any], Any]:
         """Return what unpacks each frame of a parcel."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, assert_never
 from .._process import _safely, _system
 from .._transport._definitions import Peer, active
 from .._transport._noticing import Memory
-from .._transport._transport import ByReference
+from .._transport._transport import IN_LINE, ByReference
 from ._debugging import explain_end
 from ._lazy import AWAITED, UNUSUAL, OverTimeError, is_async, is_async_class, may_be_async
 from ._lazy import run as run_lazy
@@ -481,7 +481,8 @@ class Worker:
         packed = None
         if what in ("", "surroundings"):
             try:
-                packed = self.transport.pack_with(error, self._definer)
+                # What lies in the arena belongs to results.
+                packed = self.transport.pack_with(error, self._definer, IN_LINE)
             except BaseException:  # noqa: BLE001 - then its texts have to do
                 packed = None
         return Failure(packed, _safely.full_name_of(kind), _safely.text_of(error), text, what)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,9 +30,11 @@ def with_buffers(message: Message, change: Callable[[Any], Any]) -> Message:
     def changed(frame: Any) -> Any:
         return frame.with_buffers(change) if isinstance(frame, SharedFrame) else frame
 
-    if isinstance(message, Run) and not message.parcel.joint:
-        frames = tuple(map(changed, message.parcel.frames))
-        message = message._replace(parcel=message.parcel._replace(frames=frames))
+    if isinstance(message, Run):
+        message = message._replace(target=changed(message.target))
+        if not message.parcel.joint:
+            frames = tuple(map(changed, message.parcel.frames))
+            message = message._replace(parcel=message.parcel._replace(frames=frames))
     elif isinstance(message, Build) and message.spec:
         message = message._replace(spec=tuple(map(changed, message.spec)))
     if not isinstance(message, Finish) and message.definitions:
@@ -69,6 +72,9 @@ def arrived_with(message: Message, fds: Sequence[int | None]) -> Arrived:
     """Return the open files that came with a message."""
     numbers = [segment.number for segment in segments_in(message)]
     uses = Counter(number for frame in _frames_of(message) for number in {one.number for one in segments_of((frame,))})
+    if isinstance(message, Run) and message.mode == "batch":
+        # If the call raises, its items are unpacked again for each half of it.
+        uses = Counter(dict.fromkeys(uses, sys.maxsize))
     # What the object is built from stays for its whole life, and is the same for all workers.
     copied = COPIED_BYTES if isinstance(message, Run) else 0
     return Arrived(dict(zip(numbers, fds, strict=True)), uses, copied)
@@ -84,7 +90,10 @@ def _frames_of(message: Message) -> Iterator[Any]:
     if isinstance(message, Finish):
         return
     yield from frames_of(message.definitions)
-    if isinstance(message, Run) and not message.parcel.joint:
-        yield from message.parcel.frames
+    if isinstance(message, Run):
+        if message.target is not None:
+            yield message.target
+        if not message.parcel.joint:
+            yield from message.parcel.frames
     elif isinstance(message, Build):
         yield from message.spec or ()

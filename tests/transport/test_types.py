@@ -7,10 +7,12 @@ import datetime as dt
 import functools
 import gc
 import hashlib
+import operator
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from joblib import Parallel, delayed, parallel_config
 
 from clouds import Cloud, another, as_cloud, make_cloud, reduce_cloud
 from contract import N_JOBS
@@ -73,6 +75,7 @@ ARRAYS: dict[str, Callable[[int], Any]] = {
     "bfloat16": bfloats,
     "objects": lambda size: np.array([dt.date(2000, 1, 1 + day % 28) for day in range(size // 512)], object),
     "big-endian": lambda size: numbers(size).astype(">i8"),
+    "axes in another order": lambda size: numbers(size).reshape(-1, 4, 2).transpose(1, 0, 2),
 }
 TENSORS: dict[str, Callable[[Any, int], Any]] = {
     "tensor": lambda torch, size: torch.arange(size // 8),
@@ -81,6 +84,8 @@ TENSORS: dict[str, Callable[[Any, int], Any]] = {
     "a column of a tensor": lambda torch, size: torch.arange(size // 2).view(-1, 4)[:, 1],
     "expanded": lambda torch, size: torch.arange(4).expand(size // 8, 4),
     "bfloat16 tensor": lambda torch, size: torch.arange(size // 2, dtype=torch.bfloat16),
+    "uint16 tensor": lambda torch, size: torch.ones(size // 2, dtype=torch.uint16),
+    "a row of uint16": lambda torch, size: torch.ones(size * 2, dtype=torch.uint16).view(8, -1)[2],
     "bool": lambda torch, size: torch.arange(size) % 2 == 0,
     "with gradients": lambda torch, size: torch.arange(size // 4, dtype=torch.float32).requires_grad_(),
     "parameter": lambda torch, size: torch.nn.Parameter(torch.arange(size // 4, dtype=torch.float32)),
@@ -122,8 +127,15 @@ MAKERS: dict[str, Callable[[int], Any]] = {
     "Arrow slice": lambda size: table_of(pytest.importorskip("pyarrow"), 4 * size).slice(5, size // 16),
     "Arrow column": lambda size: table_of(pytest.importorskip("pyarrow"), 4 * size).column("b").slice(5, size // 16),
     "Arrow array": lambda size: pytest.importorskip("pyarrow").array(range(size))[5 : size // 8],
+    "empty Arrow slice": lambda size: pytest.importorskip("pyarrow").array(range(size))[:0],
+    "Arrow dictionary slice": lambda size: (
+        pytest.importorskip("pyarrow").array(["a", "bb"] * (size // 4)).dictionary_encode()[5 : size // 16]
+    ),
+    "empty slice of an Arrow table": lambda size: table_of(pytest.importorskip("pyarrow"), size).slice(3, 0),
     "polars frame": lambda size: frame_of(pytest.importorskip("polars"), size),
     "polars slice": lambda size: frame_of(pytest.importorskip("polars"), 4 * size)[5 : size // 32],
+    "sorted polars series": lambda size: pytest.importorskip("polars").Series("n", range(size // 8)).set_sorted(),
+    "polars column without a name": lambda size: pytest.importorskip("polars").DataFrame({"": range(size // 8)}),
     "polars series": lambda size: pytest.importorskip("polars").Series("n", range(size // 8)),
     "polars categories": lambda size: (
         pytest.importorskip("polars")
@@ -176,7 +188,9 @@ def _tell_array(value: Any) -> Any:
         return kind, str(value.dtype), value.shape, extra
     data = repr(value.tolist()).encode() if value.dtype.hasobject else value.tobytes()
     is_fortran = value.flags.f_contiguous and not value.flags.c_contiguous
-    return kind, str(value.dtype), value.shape, is_fortran, digest(data)
+    axes = sorted(range(value.ndim), key=value.strides.__getitem__, reverse=True)
+    strides = value.strides if value.transpose(axes).flags.c_contiguous and value.ndim > 1 else None
+    return kind, str(value.dtype), value.shape, is_fortran, strides, digest(data)
 
 
 def _tell_tensor(value: Any) -> Any:
@@ -200,14 +214,16 @@ def _tell_arrow(value: Any) -> Any:
     is_table = isinstance(value, arrow.Table)
     sink = arrow.BufferOutputStream()
     csv.write_csv(value if is_table else arrow.table({"": value}), sink)
-    return type(value).__name__, str(value.schema if is_table else value.type), digest(sink.getvalue())
+    chunks = [value.column(0).num_chunks] if is_table else getattr(value, "num_chunks", None)
+    return type(value).__name__, str(value.schema if is_table else value.type), chunks, digest(sink.getvalue())
 
 
 def _tell_polars(value: Any) -> Any:
     if type(value).__name__ == "LazyFrame":  # with the data; not by its result, for which polars opens files for good
         return "LazyFrame", digest(value.serialize())
     frame = value.to_frame() if type(value).__name__ == "Series" else value
-    return type(value).__name__, str(frame.schema), digest(frame.write_json().encode())
+    is_sorted = [(flags["SORTED_ASC"], flags["SORTED_DESC"]) for flags in frame.flags.values()]
+    return type(value).__name__, str(frame.schema), is_sorted, digest(frame.write_json().encode())
 
 
 def tell_and_return(value: Any) -> Any:
@@ -230,11 +246,19 @@ def test_the_same_value_arrives_and_comes_back_at_every_size(name: str) -> None:
             assert tell(back) == expected, (engine, label)
 
 
-# Those that hold many small objects are in their pickle; the rest is beside it.
-@pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
-@pytest.mark.parametrize(
-    "name", [name for name in MAKERS if name not in ("objects", "one number", "without elements", "expanded")]
+# They hold many small objects, or next to nothing.
+IN_THE_PICKLE = (
+    "objects",
+    "one number",
+    "without elements",
+    "expanded",
+    "empty Arrow slice",
+    "empty slice of an Arrow table",
 )
+
+
+@pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
+@pytest.mark.parametrize("name", [name for name in MAKERS if name not in IN_THE_PICKLE])
 def test_what_is_large_does_not_go_through_the_line(name: str) -> None:
     (frame,) = SharedMemory().pack_all([MAKERS[name](4 * LARGE)])[0].frames
     assert isinstance(frame, SharedFrame)
@@ -290,6 +314,7 @@ def test_tensors_of_one_item_that_share_memory_still_do(n: int) -> None:
         "a view within another": lambda base: [base[2:9], base[3:4]],
         "a view of another type": lambda base: [base[2:8], base.view(torch.int32)[2:8]],
         "a view and a parameter": lambda base: [base[3:9], torch.nn.Parameter(base)],
+        "views of other widths": lambda base: [base.view(torch.uint8)[1:200], base[1:3]],
         "rows": lambda base: list(base.view(8, -1)),
         "columns": lambda base: list(base.view(-1, 8).t()),
     }
@@ -307,6 +332,17 @@ def test_tensors_of_one_item_that_share_memory_still_do(n: int) -> None:
                 assert all(torch.equal(one, other) for one, other in zip(found[0], expected[0], strict=True)), name
 
 
+def resized(tensor: Any) -> Any:
+    return list(tensor.resize_(10).size()), tensor
+
+
+def test_a_small_tensor_can_be_resized_there_and_here() -> None:
+    torch = pytest.importorskip("torch")
+    ((size, back),) = stateful_map(resized, [torch.zeros(3)], n_jobs=1)
+    assert size == [10]
+    assert list(back.resize_(20).size()) == [20]
+
+
 def weigh(tensors: Any) -> int:
     return sum({one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in tensors}.values())
 
@@ -321,6 +357,93 @@ def test_no_row_brings_the_other_rows_along() -> None:
         whole // 50,
     ]
     assert list(stateful_map(weigh, ([row] for row in base), n_jobs=1)) == [whole // 100] * 100
+
+
+# --- large values in other places than items -------------------------------------------------------------
+
+
+class Holder:
+    def __init__(self, held: Any) -> None:
+        self.held = held
+
+    def __call__(self, item: int) -> float:
+        return float(self.held[item])
+
+
+def closing_over(held: Any) -> Callable[[int], float]:
+    return lambda item: float(held[item])
+
+
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+@pytest.mark.parametrize("make", [closing_over, Holder, lambda held: functools.partial(operator.getitem, held)])
+@pytest.mark.parametrize("name", ["bytes", "float64", "tensor"])
+def test_a_function_may_hold_what_is_large(name: str, make: Any, size: int) -> None:
+    for first in (1, 2):  # it may lie in the same place the second time
+        held = MAKERS[name](size)
+        if name != "bytes":
+            held[0] = first
+        function = make(held)
+        found = list(stateful_map(function, [0, 3, 0], n_jobs=2, batch_size=1))
+        assert found == [held[0], held[3], held[0]]
+        del function, held
+
+
+def test_a_function_may_hold_views_of_one_tensor() -> None:
+    torch = pytest.importorskip("torch")
+    base = torch.arange(100_000.0)
+
+    def add(item: int, one: Any = base[:10], other: Any = base[4:12]) -> float:
+        one[4] = item
+        return float(other[0])
+
+    assert list(stateful_map(add, [1, 2], n_jobs=1)) == [1, 2]
+
+
+def first_of_each(values: list[Any]) -> list[Any]:
+    if any(value[0] == 107 for value in values):
+        raise ValueError("the guilty one")
+    return [value[0] for value in values]
+
+
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+@pytest.mark.parametrize("kind", ["bytes", "array", "tuple"])
+def test_of_a_call_with_large_items_only_the_guilty_one_fails(kind: str, size: int) -> None:
+    def item(first: int) -> Any:
+        if kind == "bytes":
+            return bytes([first]) * size
+        return (first, b"x" * size) if kind == "tuple" else np.full(size // 8, first)
+
+    items = [item(107 if place == 3 else 111) for place in range(7)]
+    options: dict[str, Any] = {"n_jobs": 2, "pass_as": "batch", "batch_size": 5, "on_error": "deferred"}
+    found = list(stateful_map(first_of_each, items, **options))
+    assert [result.ok for result in found] == [place != 3 for place in range(7)]
+    assert isinstance(found[3].exception, ValueError)
+
+
+def raise_with(value: Any) -> None:
+    raise ValueError(value, "tail")
+
+
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+@pytest.mark.parametrize("name", ["bytes", "str", "float64", "tensor"])
+def test_an_exception_may_hold_what_is_large(name: str, size: int) -> None:
+    (found,) = stateful_map(raise_with, [MAKERS[name](size)], n_jobs=1, on_error="deferred")
+    assert type(found.exception) is ValueError
+    assert tell(found.exception.args[0]) == tell(MAKERS[name](size))
+
+
+def add_one(value: Any) -> float:
+    value += 1
+    return float(value[0])
+
+
+@pytest.mark.parametrize("mode", ["r", "r+", "c"])
+@pytest.mark.parametrize("name", ["tensor", "masked, without a mask"])
+def test_what_joblib_shares_no_memory_of_is_each_tasks_own(name: str, mode: str) -> None:
+    value = MAKERS[name](SIZES["5 MB"])
+    with parallel_config(backend="stateful", n_jobs=2, mmap_mode=mode):
+        found = Parallel()(delayed(add_one)(value) for _ in range(6))
+    assert found == [float(value[0]) + 1] * 6
 
 
 # --- users' own -------------------------------------------------------------------------------------------
@@ -381,7 +504,7 @@ def test_bad_reducers_are_refused() -> None:
         register_reducer("Cloud", reduce_cloud)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"its second argument is a function of one value, and not None"):
         register_reducer(Cloud, None)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"How a list is pickled can't be changed"):
+    with pytest.raises(TypeError, match=r"How a list travels can't be changed"):
         register_reducer(list, reduce_cloud)
     # The last one is in a module that travels by value.
     for kind, reduce in [(Local, reduce_cloud), (Cloud, lambda _: None), (Cloud, tell)]:
