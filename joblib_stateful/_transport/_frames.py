@@ -12,13 +12,12 @@ import copyreg
 import io
 import itertools
 import pickle
-import sys
 from typing import TYPE_CHECKING, Any
 
 from . import _code_pickler
 from ._defining import MOST_PRESETS, ReferringPickler
 from ._definitions import find
-from ._reducers import NeedsWholeError, Tensors, find_reducers, registered_reducers
+from ._reducers import NeedsWholeError, Tensors, find_reducers, registered_reducers, tensors_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -74,8 +73,8 @@ class Packer:
         self._tensors: Tensors | None = None
         if found := find_reducers():
             self._pickler.reducers = reducers = {**self._pickler.reducers, **found}
-            if torch := sys.modules.get("torch"):
-                self._tensors = Tensors(torch, is_whole=is_whole)
+            self._tensors = tensors_of(found, is_whole=is_whole)
+            if self._tensors is not None:
                 reducers.update(self._tensors.reducers)
             reducers.update(registered_reducers())
 

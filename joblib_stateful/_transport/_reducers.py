@@ -33,7 +33,7 @@ def find_reducers() -> dict[type, Reduce]:
     for entry in _waiting[:]:
         name, table = entry
         module = sys.modules.get(name)
-        if module is None or getattr(module.__spec__, "_initializing", False):
+        if module is None or getattr(getattr(module, "__spec__", None), "_initializing", False):
             continue
         with contextlib.suppress(ValueError):  # another thread was faster
             _waiting.remove(entry)
@@ -139,8 +139,8 @@ def register_reducer(kind: type, reduce: Callable[[Any], Any]) -> None:
             f"{kind.__qualname__} has a reducer already: {'.'.join(known.reduce)}. There can be one; register it once, in the "
             "module that defines it."
         )
-    _registered[kind] = registration
     _found[kind] = functools.partial(_reduce_registered, reduce)
+    _registered[kind] = registration
 
 
 _EXAMPLE = "register_reducer(MyClass, reduce_my_class)"
@@ -153,13 +153,14 @@ _ASKED_NEVER = frozenset(
 def _name_of(found: Any) -> tuple[str, str]:
     """Return the module and the name that others can import something by."""
     module, name = getattr(found, "__module__", None), getattr(found, "__qualname__", None)
-    is_by_value = module == "__main__" or (module and inside._is_registered_pickle_by_value(sys.modules[module]))
+    home = sys.modules.get(module or "")
+    is_by_value = home is None or module == "__main__" or inside._is_registered_pickle_by_value(home)
     if module and name and not is_by_value and _named(module, name) is found:
         return module, name
     raise ValueError(
         f"{name or found!r} can't be imported by others, so that worker processes would not know it: it is defined in a "
-        "script, a notebook, a function, by lambda, or in a module that travels by value. Put it into a module, under its own name, and register it there: "
-        f"{_EXAMPLE}"
+        "script, a notebook, a function, by lambda, or in a module that travels by value. Put it into a module, under its own "
+        f"name, and register it there: {_EXAMPLE}"
     )
 
 
@@ -290,10 +291,10 @@ def _reduce_masked(array: Any) -> Any:
     if array._baseclass is not numpy.ndarray or array.dtype.hasobject:
         return array.__reduce_ex__(_PROTOCOL)
     # As numpy, which makes a whole mask of none.
-    return _make_masked, (array.data, numpy.ma.getmaskarray(array), array._fill_value, array.flags.f_contiguous)
+    return _make_masked, (array.data, numpy.ma.getmaskarray(array), array._fill_value)
 
 
-def _make_masked(data: Any, mask: Any, fill_value: Any, is_fortran: bool) -> Any:  # noqa: ARG001, FBT001 - the layout is the data's
+def _make_masked(data: Any, mask: Any, fill_value: Any) -> Any:
     import numpy as np
 
     array: Any = np.ma.MaskedArray(data, mask)
@@ -305,6 +306,8 @@ def _make_masked(data: Any, mask: Any, fill_value: Any, is_fortran: bool) -> Any
 
 
 def _of_torch(torch: Any) -> dict[type, Reduce]:
+    import numpy as np  # noqa: F401 - by which a storage's memory is had; else all goes as it says itself
+
     # Tensors, parameters and modules come down to these; torch itself writes each tensor's storage to a file of its own.
     return {torch.storage.TypedStorage: _reduce_typed, _Part: _reduce_part}
 
@@ -321,7 +324,7 @@ def _make_typed(untyped: Any, dtype: Any) -> Any:
 
 
 def _is_plain(storage: Any) -> bool:
-    return storage.device.type == "cpu" and "numpy" in sys.modules  # by which its memory is had
+    return bool(storage.device.type == "cpu")
 
 
 def _bytes_of(storage: Any, first: int, size: int) -> Any:
@@ -355,6 +358,11 @@ class _Part:
 
 def _reduce_part(part: _Part) -> Any:
     return _make_storage, (private(part.tensor.numpy()),)
+
+
+def tensors_of(found: dict[type, Reduce], *, is_whole: bool) -> Tensors | None:
+    """Return what pickles tensors, if torch is among what was found."""
+    return Tensors(sys.modules["torch"], is_whole=is_whole) if _Part in found else None
 
 
 class Tensors:
