@@ -17,14 +17,15 @@ from typing import TYPE_CHECKING, Any
 from . import _code_pickler
 from ._defining import MOST_PRESETS, ReferringPickler
 from ._definitions import find
-from ._reducers import NeedsWholeError, Tensors, find_reducers, registered_reducers, tensors_of
+from ._reducers import find_reducers, registered_reducers, tensors_of
+from ._reducing import PROTOCOL, NeedsWholeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ._defining import Definer
+    from ._tensors import Tensors
 
-PROTOCOL = 5
 # Pickle's own opcodes: a frame begins with the number of names that it was packed with, as an integer that is dropped. When
 # it is unpacked something is put before it, which takes so many of them into the memo where the frame finds them.
 _POP, _INT, _EXTENSION, _MEMOIZE, _PROTO = b"0", b"K", b"\x84", b"\x94", b"\x80\x05"

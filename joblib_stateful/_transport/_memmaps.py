@@ -8,8 +8,8 @@ import sys
 from functools import partial
 from typing import Any, Literal
 
-from ._frames import PROTOCOL
-from ._reducers import reduce_array, writable
+from ._arrays import reduce_array, writable
+from ._reducing import PROTOCOL
 from ._transport import THRESHOLD, digest
 
 _Named = Literal["none", "read-only", "all"]

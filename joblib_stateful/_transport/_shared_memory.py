@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._process import _locks
 from .._process._system import HAS_LIBC, after_fork, most_open
+from ._arrays import SUBCLASSES
 from ._code import ComparingPickler
 from ._frames import ROOM, LongPickle, Packer
 from ._memmaps import array_pickler
-from ._reducers import SUBCLASSES, is_private
+from ._reducing import is_private
 from ._segments import Arena, Segment, empty, numbers
 from ._transport import Packing, Pickled, Sharing, digest
 

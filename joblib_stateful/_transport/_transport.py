@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from . import _code_pickler
 from ._code import ComparingPickler
 from ._defining import Definer, needs_of
-from ._frames import PROTOCOL, Packer, Unpacker
+from ._frames import Packer, Unpacker
+from ._reducing import PROTOCOL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Hashable, Iterable, Iterator

@@ -22,7 +22,7 @@ from distributed.protocol import to_serialize
 
 from ... import errors
 from ..._process import _locks
-from ..._transport._frames import PROTOCOL
+from ..._transport._reducing import PROTOCOL
 from ..._transport._shared_memory import Stored
 from ..._worker._messages import Death, Finish, Finished, Run
 from .._base import Engine, Runtime

@@ -13,7 +13,7 @@ from array import array
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
 
 from ..._process._system import CLOEXEC, HAS_POLL, IS_WINDOWS, NO_SIGNAL, NO_WAIT, SENDS_FILES, raise_no_signal
-from ..._transport._frames import PROTOCOL
+from ..._transport._reducing import PROTOCOL
 from ..._transport._transport import Parcel
 from ..._worker._messages import Ran, Run
 
