@@ -183,6 +183,12 @@ class _Call:
     def start(self, has_ended: Callable[[], bool]) -> None:
         self._task = asyncio.get_running_loop().create_task(self._run(has_ended))
 
+        def end(_: object) -> None:
+            if not self.done.is_set():  # it was cancelled before it came to anything
+                self.fail(_ended() if has_ended() else asyncio.CancelledError())
+
+        self._task.add_done_callback(end)
+
     def fail(self, error: BaseException) -> None:
         self._error = error
         self.done.set()

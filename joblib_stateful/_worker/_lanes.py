@@ -50,7 +50,7 @@ class Lanes:
                 worker = self._workers.get(number)
                 if worker is None:
                     worker = self._workers[number] = self._another(number)
-                thread = self._idle.pop() if self._idle else _Thread(self._serve)
+                thread = self._idle_thread() or _Thread(self._serve)
             except BaseException:
                 self.lock.release()
                 raise
@@ -60,10 +60,17 @@ class Lanes:
         thread.todo.put((worker, work))
 
     def end(self) -> None:
-        """Have the threads end."""
+        """Have the threads end; what is started meanwhile, or later, by another thread is still done."""
         self._is_over = True
-        for thread in self._idle:
+        while thread := self._idle_thread():
             thread.todo.put(None)
+
+    def _idle_thread(self) -> _Thread | None:
+        """Take an idle thread; whoever takes it gives it something to do, or has it end."""
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return None
 
     def _serve(self, thread: _Thread) -> None:
         while (todo := thread.todo.get()) is not None:
@@ -79,6 +86,10 @@ class Lanes:
             del todo, worker, work, behind  # hold nothing while waiting
             self._idle.append(thread)
             if self._is_over:
+                try:
+                    self._idle.remove(thread)
+                except ValueError:  # somebody has taken it
+                    continue
                 return
 
 

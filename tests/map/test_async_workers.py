@@ -24,6 +24,7 @@ from joblib_stateful import (
     get_worker_info,
     stateful_map,
 )
+from joblib_stateful._worker._event_loop import _Call
 from scenes import Log, Scene, engines, new_scene, orders, parallel_engines
 
 PATIENCE = 30.0
@@ -321,6 +322,21 @@ def test_what_a_coroutine_raises_is_its_items_error_alone(engine: str, error: An
     assert [result.value for result in found] == [0, None, 2, None, 4]
     assert {type(result.exception) for result in found if not result.ok} == {error}
     assert log.lines == ["built", "closed"]
+
+
+def test_a_call_that_is_cancelled_before_it_has_begun_is_over() -> None:
+    async def cancel_at_once() -> _Call:
+        call = _Call(lambda: None, None)
+        call.start(lambda: False)
+        call.cancel()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        return call
+
+    call = asyncio.run(cancel_at_once())
+    assert call.done.is_set()
+    with pytest.raises(asyncio.CancelledError):
+        call.result()
 
 
 @parallel_engines
