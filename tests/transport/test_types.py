@@ -7,6 +7,7 @@ import datetime as dt
 import functools
 import gc
 import hashlib
+import itertools
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -72,7 +73,6 @@ ARRAYS: dict[str, Callable[[int], Any]] = {
     "matrix": lambda size: np.matrix(numbers(size).reshape(2, -1)),
     "masked": lambda size: np.ma.masked_array(numbers(size), numbers(size) % 3 == 0, fill_value=7),
     "masked, without a mask": lambda size: np.ma.masked_array(numbers(size).astype(float)),
-    "bfloat16": bfloats,
     "objects": lambda size: np.array([dt.date(2000, 1, 1 + day % 28) for day in range(size // 512)], object),
     "big-endian": lambda size: numbers(size).astype(">i8"),
     "axes in another order": lambda size: numbers(size).reshape(-1, 4, 2).transpose(1, 0, 2),
@@ -116,13 +116,7 @@ def frame_of(polars: Any, size: int) -> Any:
     return polars.DataFrame({"a": range(n), "b": [f"{i:07d}" for i in range(n)], "c": [day] * n, "d": [[1, 2]] * n})
 
 
-MAKERS: dict[str, Callable[[int], Any]] = {
-    **PLAIN,
-    **ARRAYS,
-    **{name: functools.partial(with_torch, make) for name, make in TENSORS.items()},
-    "module": lambda size: module_of(pytest.importorskip("torch"), size),
-    "state dict": lambda size: module_of(pytest.importorskip("torch"), size).state_dict(),
-    "data frame": lambda size: pytest.importorskip("pandas").DataFrame({"a": numbers(size // 2), "b": "text"}),
+ARROW: dict[str, Callable[[int], Any]] = {
     "Arrow table": lambda size: table_of(pytest.importorskip("pyarrow"), size),
     "Arrow slice": lambda size: table_of(pytest.importorskip("pyarrow"), 4 * size).slice(5, size // 16),
     "Arrow column": lambda size: table_of(pytest.importorskip("pyarrow"), 4 * size).column("b").slice(5, size // 16),
@@ -132,6 +126,8 @@ MAKERS: dict[str, Callable[[int], Any]] = {
         pytest.importorskip("pyarrow").array(["a", "bb"] * (size // 4)).dictionary_encode()[5 : size // 16]
     ),
     "empty slice of an Arrow table": lambda size: table_of(pytest.importorskip("pyarrow"), size).slice(3, 0),
+}
+POLARS: dict[str, Callable[[int], Any]] = {
     "polars frame": lambda size: frame_of(pytest.importorskip("polars"), size),
     "polars slice": lambda size: frame_of(pytest.importorskip("polars"), 4 * size)[5 : size // 32],
     "sorted polars series": lambda size: pytest.importorskip("polars").Series("n", range(size // 8)).set_sorted(),
@@ -146,10 +142,28 @@ MAKERS: dict[str, Callable[[int], Any]] = {
         pytest.importorskip("polars").Series("n", range(size // 16)).cast(pytest.importorskip("polars").Decimal(30, 2))
     ),
     "lazy frame": lambda size: frame_of(pytest.importorskip("polars"), size).lazy().select("a", "b"),
+}
+OTHERS: dict[str, Callable[[int], Any]] = {
+    "bfloat16": bfloats,
+    "data frame": lambda size: pytest.importorskip("pandas").DataFrame({"a": numbers(size // 2), "b": "text"}),
     "image": lambda size: pytest.importorskip("PIL.Image").new("RGB", (32, size // 96), (1, 2, 3)),
     "jax": lambda size: pytest.importorskip("jax.numpy").full(size // 4, 3.0),
     "jax bfloat16": lambda size: pytest.importorskip("jax.numpy").zeros(size // 2, "bfloat16"),
 }
+# Those of one library go to the same workers, for one that imports torch takes longer to start than all of them.
+GROUPS: dict[str, dict[str, Callable[[int], Any]]] = {
+    "plain": PLAIN,
+    "numpy": ARRAYS,
+    "torch": {
+        **{name: functools.partial(with_torch, make) for name, make in TENSORS.items()},
+        "module": lambda size: module_of(pytest.importorskip("torch"), size),
+        "state dict": lambda size: module_of(pytest.importorskip("torch"), size).state_dict(),
+    },
+    "pyarrow": ARROW,
+    "polars": POLARS,
+    **{name: {name: make} for name, make in OTHERS.items()},
+}
+MAKERS = {name: make for group in GROUPS.values() for name, make in group.items()}
 
 
 def tell(value: Any) -> Any:  # noqa: PLR0911 - a case for each library
@@ -231,19 +245,17 @@ def tell_and_return(value: Any) -> Any:
 
 
 @pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
-@pytest.mark.parametrize("name", MAKERS)
-def test_the_same_value_arrives_and_comes_back_at_every_size(name: str) -> None:
-    for label, size in SIZES.items():
+@pytest.mark.parametrize("group", GROUPS)
+def test_the_same_value_arrives_and_comes_back_at_every_size(group: str) -> None:
+    for (name, make), (label, size) in itertools.product(GROUPS[group].items(), SIZES.items()):
         if name in ("sparse", "objects") and size > LARGE:
             continue  # they take seconds to be told, and are no larger in their pickle
-        value = MAKERS[name](size)
+        value = make(size)
         expected = tell(value)
-        # One after the other to the same workers, for the start of one takes longer than all of them. Where nothing travels
-        # the size is of no matter.
-        for engine in ("loky", "threads", "inline") if label == "1 kB" else ("loky",):
+        for engine in ("loky", "threads", "inline") if label == "1 kB" else ("loky",):  # elsewhere nothing travels
             ((there, back),) = stateful_map(tell_and_return, [value], n_jobs=N_JOBS, engine=engine)
-            assert there == expected, (engine, label)
-            assert tell(back) == expected, (engine, label)
+            assert there == expected, (name, label, engine)
+            assert tell(back) == expected, (name, label, engine)
 
 
 # They hold many small objects, or next to nothing.
