@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
@@ -98,6 +99,31 @@ def new_scene(tmp_path: Path) -> Scene:
     folder = tmp_path / f"scene-{uuid.uuid4().hex}"
     folder.mkdir()
     return Scene(folder)
+
+
+class CountingCalls:
+    """A worker that knows how many calls of it are under way, the most that were, and the thread that it was built in.
+
+    Items that can be called are called with it.
+    """
+
+    awaited: ClassVar[int]  # so many calls at once are all
+
+    def __init__(self) -> None:
+        self.lock, self.n_here, self.most = threading.Lock(), 0, 0
+        self.all_are_here, self.thread = threading.Event(), threading.get_ident()
+
+    def __call__(self, item: Any) -> Any:
+        with self.lock:
+            self.n_here += 1
+            self.most = max(self.most, self.n_here)
+            if self.n_here == self.awaited:
+                self.all_are_here.set()
+        try:
+            return item(self) if callable(item) else item
+        finally:
+            with self.lock:
+                self.n_here -= 1
 
 
 def crash() -> None:

@@ -299,11 +299,11 @@ def _make_room_for(new: _Entry, found: Lease | None) -> tuple[list[_Entry], list
 def _tell(entry: _Entry, new: _Entry) -> None:
     one, other = _text_of(entry), _text_of(new)
     if one == other:
-        other = f"another {other} (from other kwargs or code, or with other options)"
+        other += " with other kwargs, code or options"
     _log.warning(
-        "%s and %s are used in turn: from now on both keep their workers, where the one made way for the other before. "
-        "joblib_stateful.shutdown() frees what they hold; with a StatefulExecutor for each it is you who decides how long "
-        "that stays.",
+        "Workers for %s and workers for %s are used in turn. So far the first ended when the others were needed; from now on both "
+        "stay. joblib_stateful.shutdown() frees what they hold; with a StatefulExecutor for each you decide how long its "
+        "workers live.",
         one,
         other,
     )
@@ -311,7 +311,7 @@ def _tell(entry: _Entry, new: _Entry) -> None:
 
 def _text_of(entry: _Entry) -> str:
     build = entry.pool.packed.spec.build
-    return "a pool without objects" if build is None else getattr(build, "__qualname__", None) or repr(build)
+    return "plain functions" if build is None else getattr(build, "__qualname__", None) or repr(build)
 
 
 def _unlist(which: Callable[[_Entry], bool]) -> list[_Entry]:

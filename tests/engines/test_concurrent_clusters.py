@@ -20,7 +20,7 @@ from joblib_stateful._worker._messages import Build, Built, Death, Ran, Run
 from joblib_stateful._worker._progress_page import Progress
 from joblib_stateful.engines import _remote
 from joblib_stateful.engines._mailbox import Mailbox
-from scenes import Log, Scene, new_scene, orders
+from scenes import CountingCalls, Log, Scene, new_scene, orders
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -37,24 +37,8 @@ def scene(tmp_path: Path) -> Scene:
     return new_scene(tmp_path)
 
 
-class Counting:
-    """Knows the most calls of it that were under way, and the thread that it was built in; items are called with it."""
-
-    def __init__(self) -> None:
-        self.lock, self.n_here, self.most = threading.Lock(), 0, 0
-        self.all_are_here, self.thread = threading.Event(), threading.get_ident()
-
-    def __call__(self, item: Any) -> Any:
-        with self.lock:
-            self.n_here += 1
-            self.most = max(self.most, self.n_here)
-            if self.n_here == N_AT_ONCE:
-                self.all_are_here.set()
-        try:
-            return item(self) if callable(item) else item
-        finally:
-            with self.lock:
-                self.n_here -= 1
+class Counting(CountingCalls):
+    awaited = N_AT_ONCE
 
 
 def meet(worker: Counting) -> int:

@@ -254,7 +254,7 @@ def test_of_two_workers_in_turn_none_makes_way_twice(
         take_turns(engine, scene, *(Model, Other) * 3)
     assert scene.log().lines[3:] == ["built Model"]
     (message,) = caplog.messages
-    assert "Other and Model are used in turn" in message
+    assert message.startswith("Workers for Other and workers for Model are used in turn")
     assert "shutdown()" in message
     joblib_stateful.shutdown()
     assert count(scene.log(), "closed") == 3
@@ -346,5 +346,5 @@ def test_two_threads_that_want_more_slots_at_once(monkeypatch: pytest.MonkeyPatc
 def test_two_of_one_name_that_are_used_in_turn_can_be_told_apart(caplog: pytest.LogCaptureFixture) -> None:
     for name in ("one", "other", "one"):
         list(stateful_map(Named, range(2), shared_kwargs={"name": name}, n_jobs=1, engine="threads"))
-    assert "Named and another Named (from other kwargs" in caplog.text
+    assert "Named and workers for Named with other kwargs, code or options are" in caplog.text
     joblib_stateful.shutdown()

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from joblib_stateful import StatefulExecutor, TaskResult, call_worker, errors, get_worker, get_worker_info, stateful_map
-from scenes import Scene, engines, new_scene, parallel_engines
+from scenes import CountingCalls, Scene, engines, new_scene, parallel_engines
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,24 +27,8 @@ def scene(tmp_path: Path) -> Scene:
     return new_scene(tmp_path)
 
 
-class Counting:
-    """Knows how many calls of it are under way, and the most that were."""
-
-    def __init__(self) -> None:
-        self.lock, self.n_here, self.most = threading.Lock(), 0, 0
-        self.all_are_here = threading.Event()
-
-    def __call__(self, item: Any) -> Any:
-        with self.lock:
-            self.n_here += 1
-            self.most = max(self.most, self.n_here)
-            if self.n_here == N_AT_ONCE:
-                self.all_are_here.set()
-        try:
-            return item(self) if callable(item) else item
-        finally:
-            with self.lock:
-                self.n_here -= 1
+class Counting(CountingCalls):
+    awaited = N_AT_ONCE
 
 
 def meet(worker: Counting) -> int:
