@@ -148,6 +148,32 @@ def test_idle_actors_make_way(engine: Any, log: Path) -> None:
 
 
 @pytest.mark.usefixtures("ray_cluster")
+def test_an_actor_is_killed_when_it_stands(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is killed while Ray is making it may keep its CPU for good, and the next ones wait for ever."""
+    import ray
+
+    states: list[str] = []
+
+    def kill(actor: Any) -> None:
+        states.append(ray._private.state.actors(actor._ray_actor_id.hex())["State"])
+        really_kill(actor)
+
+    really_kill = ray.kill
+    monkeypatch.setattr(ray, "kill", kill)
+    for _ in range(3):
+        executor = StatefulExecutor(Model, N_JOBS, shared_kwargs={"log": log}, engine="ray")
+        futures = [executor.submit(call_worker, 1) for _ in range(N_JOBS)]
+        executor.shutdown(kill_workers=True)
+        assert all(future.cancelled() for future in futures)
+    deadline = time.monotonic() + 60
+    while len(states) < 3 * N_JOBS:
+        assert time.monotonic() < deadline, states
+        time.sleep(0.01)
+    assert set(states) == {"ALIVE"}
+    assert count(log, "built") == 0
+
+
+@pytest.mark.usefixtures("ray_cluster")
 def test_idle_actors_stay_where_there_is_room(log: Path) -> None:
     engine = engines.RayEngine(num_cpus=0.5)
     for _ in range(2):
