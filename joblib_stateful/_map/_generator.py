@@ -44,16 +44,17 @@ class _Backend(ParallelBackendBase):  # type: ignore[misc]  # joblib is untyped
     def __init__(self, pool: WorkerPool) -> None:
         super().__init__(nesting_level=0)
         self._pool = pool
+        #: The batch of the task that joblib is about to submit: calling that would set up joblib's context only to ask for it.
+        self.batch: Batch
 
     def effective_n_jobs(self, n_jobs: int) -> int:
         """Say two for one: joblib runs a call inline when a backend reports one worker."""
         return max(2, n_jobs)
 
-    def submit(self, func: Callable[[], list[Batch]], callback: Callable[[Batch], None]) -> Batch:
-        """Have a batch run. joblib's task, called here, gives it back."""
-        (batch,) = func()
-        batch.send(self._pool, callback)
-        return batch
+    def submit(self, func: Callable[[], Any], callback: Callable[[Batch], None]) -> Batch:  # noqa: ARG002 - joblib's interface
+        """Have a batch run."""
+        self.batch.send(self._pool, callback)
+        return self.batch
 
     def retrieve_result_callback(self, out: Batch) -> list[Batch]:
         """Return what joblib shall yield for the task."""
@@ -84,9 +85,10 @@ class BatchGenerator:
 
     def __init__(self, pool: WorkerPool, *, ordered: bool) -> None:
         with _start_method_left_open():
+            self._backend = _Backend(pool)
             self._parallel = _Fed(
                 n_jobs=pool.n_jobs,
-                backend=_Backend(pool),
+                backend=self._backend,
                 return_as="generator" if ordered else "generator_unordered",
                 pre_dispatch=1,
                 batch_size=1,
@@ -102,7 +104,8 @@ class BatchGenerator:
 
     def send(self, batch: Batch) -> None:
         """Have a batch run."""
-        tasks: Iterator[Any] = iter(((_itself, (batch,), {}),))
+        self._backend.batch = batch
+        tasks: Iterator[Any] = iter((_TASK,))
         if self._batches is None:
             self._batches = self._parallel(tasks)
         else:
@@ -132,5 +135,9 @@ class _LeftError(BaseException):
     """Ends joblib's generator, as nothing that it catches would."""
 
 
-def _itself(batch: Batch) -> Batch:
-    return batch
+def _nothing() -> None:
+    pass
+
+
+# All of joblib's tasks: what each is about is the batch that it is submitted for.
+_TASK: Any = (_nothing, (), {})

@@ -223,7 +223,8 @@ class Assignment:
 
     def _start_workers(self) -> Decisions:
         """Start a worker for each slot to be warmed, and for each waiting job that none is being built for."""
-        if not self.jobs.common and not self.jobs.own and not self._slots.has_warm:  # as behind most messages
+        has_work = self.jobs.common or self.jobs.own or self._slots.has_warm
+        if not has_work or not self._slots.indices(State.EMPTY):  # as behind most messages
             return []
         decisions: Decisions = [self._start(slot) for slot in self._slots.to_be_warm if slot.state is State.EMPTY]
         own = [(jobs[0], self._slots[index]) for index, jobs in self.jobs.own.items()]
