@@ -388,16 +388,12 @@ class _SharingPacker(_SettingAside):
         in_worker: bool,
     ) -> None:
         self._put_pickle, self._in_worker = put_pickle, in_worker
+        if sharing.mode != "c":
+            self._left_out = SUBCLASSES
         super().__init__(put, sharing, definer)
 
     def _make_pickler(self, file: Any, buffer_callback: Any, kind: Any) -> Any:
         return array_pickler(file, buffer_callback, kind, named=self._sharing.named, is_result=self._in_worker)
-
-    def _begin(self, *, is_whole: bool = False) -> None:
-        super()._begin(is_whole=is_whole)
-        if self._sharing.mode != "c":
-            for kind in SUBCLASSES:
-                self._pickler.reducers.pop(kind, None)
 
     def _frame(self, beginning: bytes, written: list[Any]) -> Any:
         rest = None if self._put_pickle is None else self._laid_aside(self._put_pickle, written)
