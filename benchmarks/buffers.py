@@ -8,7 +8,10 @@ With ``--arrival`` something else is shown: what it takes a worker to get an arr
 look at its first number, to read all of it, to write all of it, or to change each number; copied at once, and as
 ratios to that mapped privately. It is for finding the size up to which arrays are copied.
 
-    python benchmarks/buffers.py [--rounds 3] [--arrival]
+With ``--again``: the processor's time that the caller needs to pack an array of 20 MB for the first time, and each time
+again, when it is only compared with what was written; in pieces of several sizes, which matters for arrays with gaps.
+
+    python benchmarks/buffers.py [--rounds 3] [--arrival | --again]
 """
 
 import argparse
@@ -113,14 +116,55 @@ def show_arrivals(rounds: int) -> None:
         print(f"{kilobytes:>8} KiB{row}", flush=True)
 
 
+AGAIN = {
+    "contiguous": lambda: np.ones(2_500_000),
+    "dates": lambda: np.ones(2_500_000, np.int64).view("M8[s]"),
+    "a column": lambda: np.ones((2_500_000, 2))[:, 0],
+    "few columns": lambda: np.ones((800_000, 4))[:, :3],
+    "reversed": lambda: np.ones(2_500_000)[::-1],
+    "of two bytes": lambda: np.ones(20_000_000, np.int16)[::2],
+    "records": lambda: np.ones(2_500_000, [("a", "i4"), ("b", "f8")])[::2],
+    "other axes": lambda: np.ones((1000, 50, 50)).transpose(2, 0, 1)[:, ::-1],
+}
+PIECES = (64, 256, 1024, 4096)
+
+
+def pack(array: Any, times: int) -> Iterator[float]:
+    """Yield the milliseconds of the processor that packing takes each time."""
+    from joblib_stateful._transport._shared_memory import SharedMemory
+
+    transport, frames = SharedMemory(), []
+    for _ in range(times):
+        started = time.process_time()
+        frames.append(transport.pack_shared(array))
+        yield (time.process_time() - started) * 1e3
+
+
+def show_again(rounds: int) -> None:
+    from joblib_stateful._transport import _contents
+
+    print(f"{'ms':14}{'first':>8}" + "".join(f"{kilobytes:>8} KiB" for kilobytes in PIECES))
+    for name, make in AGAIN.items():
+        array, row, first = make(), "", 0.0
+        for kilobytes in PIECES:
+            _contents._COMPARED_BYTES = kilobytes << 10
+            first, *again = pack(array, 2 * rounds + 1)
+            row += f"{statistics.median(again):>12.1f}"
+        print(f"{name:14}{first:>8.1f}{row}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--arrival", action="store_true")
+    parser.add_argument("--again", action="store_true")
     options = parser.parse_args()
     if options.arrival:
         show_arrivals(options.rounds)
+        return
+    if options.again:
+        show_again(options.rounds)
         return
     if options.one:
         way, direction, kilobytes = options.one

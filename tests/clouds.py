@@ -42,3 +42,15 @@ def as_cloud(points: Any) -> Cloud:
 
 def another(cloud: Cloud) -> Any:
     return cloud.is_anew, Cloud(bytearray(cloud.points))
+
+
+def make_masked(data: Any, mask: Any) -> Any:
+    import numpy as np
+
+    masked: Any = np.ma.MaskedArray(data, mask)
+    masked.is_anew = True
+    return masked
+
+
+def reduce_masked(masked: Any) -> Any:
+    return make_masked, (masked.data.tolist(), masked.mask.tolist())

@@ -6,6 +6,7 @@ import pickle
 import sys
 from typing import TYPE_CHECKING, Any
 
+from ._contents import gapped_buffer
 from ._reducing import PROTOCOL
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def reduce_array(array: Any, least: int) -> Any:
     """Return what pickle is given for a plain array: as numpy says, or its bytes where it would copy them into the pickle.
 
     Numpy does so with dates, with types of others (bfloat16), and with what has gaps, of which it makes a copy in C order.
+    Here there is one only where it is needed (`gapped_buffer`).
 
     Parameters
     ----------
@@ -41,8 +43,8 @@ def reduce_array(array: Any, least: int) -> Any:
     if array.nbytes < least or dtype.hasobject or (is_whole and not is_odd):
         return array.__reduce_ex__(PROTOCOL)
     if not (flags.c_contiguous or flags.f_contiguous):
-        array = numpy.ascontiguousarray(array)
-    order = "C" if array.flags.c_contiguous else "F"
+        return _make_array, (gapped_buffer(array), dtype, array.shape, "C")
+    order = "C" if flags.c_contiguous else "F"
     raw = array.reshape(-1, order=order).view(numpy.uint8)
     if not flags.writeable:  # a small one can be written to when it arrives, for numpy then copies
         raw = writable(raw)
@@ -66,7 +68,8 @@ class _Writable:
     """Looks like memory that can be written to, for a pickler that only reads it."""
 
     def __init__(self, held: Any) -> None:
-        self._held, interface = held, held.__array_interface__
+        interface = held.__array_interface__
+        self.base = held  # as an array says whose memory it looks into
         self.__array_interface__ = {**interface, "data": (interface["data"][0], False)}
 
 

@@ -55,6 +55,9 @@ class _Chunks:
 class Packer:
     """A pickler for one value after the other."""
 
+    #: Classes whose values go as they say themselves, unless users say how.
+    _left_out: Sequence[type] = ()
+
     def __init__(self, buffer_callback: Any = None, definer: Definer | None = None) -> None:
         self.nbytes = 0
         self._buffer_callback, self._definer = buffer_callback, definer
@@ -74,6 +77,8 @@ class Packer:
         self._tensors: Tensors | None = None
         if found := find_reducers():
             self._pickler.reducers = reducers = {**self._pickler.reducers, **found}
+            for left_out in self._left_out:
+                reducers.pop(left_out, None)
             self._tensors = tensors_of(found, is_whole=is_whole)
             if self._tensors is not None:
                 reducers.update(self._tensors.reducers)

@@ -30,8 +30,8 @@ def array_pickler(
     ----------
     file : object with a method ``write``
         Where it writes to.
-    buffer_callback : callable or None
-        Takes buffers that shall be out of line.
+    buffer_callback : callable
+        Takes buffers that shall be out of line; for the others it asks whether one `stays_in_line`.
     named : {"none", "read-only", "all"}
         Which arrays in files travel by the name of their file.
     is_result : bool, default False
@@ -79,7 +79,8 @@ def _reduce_by_value(array: Any, *, is_result: bool) -> Any:
     reduced = reduce_array(array, THRESHOLD)
     if is_result and not array.flags.writeable and _is_memory_read_only(array):
         function, (buffer, *rest), *state = reduced
-        if isinstance(buffer, pickle.PickleBuffer):  # else it is copied, and can be written to
+        # Else it is copied, and can be written to.
+        if isinstance(buffer, pickle.PickleBuffer) and buffer.raw().readonly:
             raw = writable(numpy.frombuffer(buffer.raw(), dtype=numpy.uint8))
             return function, (pickle.PickleBuffer(raw), *rest), *state
     return reduced

@@ -16,24 +16,25 @@ import sys
 import tempfile
 import warnings
 import weakref
-from functools import cache
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._process import _locks
-from .._process._system import HAS_LIBC, after_fork, most_open
+from .._process._system import after_fork, most_open
 from ._arrays import SUBCLASSES
 from ._code import ComparingPickler
+from ._contents import contents_of, is_same, stays_in_line
 from ._frames import ROOM, LongPickle, Packer
 from ._memmaps import array_pickler
 from ._reducing import is_private
 from ._segments import Arena, Segment, empty, numbers
-from ._transport import Packing, Pickled, Sharing, digest
+from ._transport import THRESHOLD, Packing, Pickled, Sharing, digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Iterator
 
     from ._arrivals import Arrived
+    from ._contents import Contents
     from ._defining import Definer
     from ._segments import Pieces
 
@@ -146,8 +147,10 @@ class SharedMemory(Pickled):
         # A worker's warnings would be seen by nobody who looks for them.
         return _SharingPacker(self._set_aside, put_pickle, sharing, definer, in_worker=self.arena is not None)
 
-    def _set_aside(self, buffer: memoryview, sharing: Sharing) -> Any:
-        return self._store.segment_of(buffer, sharing) if self.arena is None else self.arena.write((buffer,))
+    def _set_aside(self, contents: Contents, sharing: Sharing) -> Any:
+        if self.arena is None:
+            return self._store.segment_of(contents, sharing)
+        return self.arena.write((contents.in_memory(),))
 
     def _set_aside_pickle(self, pieces: Pieces, sharing: Sharing) -> Any:
         return self._store.make_private(pieces, sharing) if self.arena is None else self.arena.write(pieces)
@@ -312,6 +315,9 @@ def copied_out(frame: Any, arena: Arena) -> Any:
 class _ResultPacker(Packer):
     """A pickler for results that go in line, perhaps to another machine."""
 
+    def __init__(self, definer: Definer | None = None) -> None:
+        super().__init__(stays_in_line, definer)
+
     def _make_pickler(self, file: Any, buffer_callback: Any, kind: Any) -> Any:
         return array_pickler(file, buffer_callback, kind, named="none", is_result=True)
 
@@ -323,30 +329,37 @@ class _SettingAside(Packer):
     """
 
     def __init__(
-        self, put: Callable[[memoryview, Sharing], Any], sharing: Sharing, definer: Definer | None = None
+        self, put: Callable[[Contents, Sharing], Any], sharing: Sharing, definer: Definer | None = None
     ) -> None:
         self.aside: list[Any] = []  # where they are
         self._put, self._sharing = put, sharing
         self._threshold = sys.maxsize if sharing.threshold is None else max(sharing.threshold, 1)
-        super().__init__(self._stays_in_line, definer)
+        # Smaller ones, of which there are many, stand for nothing else (`reduce_array`).
+        self._least = min(self._threshold, THRESHOLD)
+        super().__init__(self._take_buffer, definer)
 
-    def _stays_in_line(self, buffer: pickle.PickleBuffer) -> bool:
-        try:
-            raw = buffer.raw()
-        except BufferError:  # it has gaps
+    def _take_buffer(self, buffer: pickle.PickleBuffer) -> bool:
+        """Put a buffer aside if it is large and there is room; return whether it stays in line."""
+        if buffer.raw().nbytes < self._least:
             return True
-        if raw.nbytes < self._threshold:
-            return True
+        contents = contents_of(buffer)
+        if contents.nbytes >= self._threshold and self._put_aside(contents, self._sharing_of(buffer)):
+            return False
+        contents.in_memory()  # where the pickler takes it from
+        return True
+
+    def _sharing_of(self, buffer: pickle.PickleBuffer) -> Sharing:
         sharing = self._sharing
-        if sharing.mode != "c" and is_private(buffer):
-            sharing = sharing._replace(mode="c")
+        return sharing._replace(mode="c") if sharing.mode != "c" and is_private(buffer) else sharing
+
+    def _put_aside(self, contents: Contents, sharing: Sharing) -> bool:
         try:
-            self.aside.append(self._put(raw, sharing))
+            self.aside.append(self._put(contents, sharing))
         except OSError as error:
             self._threshold = sys.maxsize
             self._tell(error)
-            return True
-        return False
+            return False
+        return True
 
     def _forget(self) -> None:
         self.aside.clear()
@@ -367,7 +380,7 @@ class _SharingPacker(_SettingAside):
 
     def __init__(
         self,
-        put: Callable[[memoryview, Sharing], Any],
+        put: Callable[[Contents, Sharing], Any],
         put_pickle: Callable[[Pieces, Sharing], Any] | None,
         sharing: Sharing,
         definer: Definer | None,
@@ -375,16 +388,12 @@ class _SharingPacker(_SettingAside):
         in_worker: bool,
     ) -> None:
         self._put_pickle, self._in_worker = put_pickle, in_worker
+        if sharing.mode != "c":
+            self._left_out = SUBCLASSES
         super().__init__(put, sharing, definer)
 
     def _make_pickler(self, file: Any, buffer_callback: Any, kind: Any) -> Any:
         return array_pickler(file, buffer_callback, kind, named=self._sharing.named, is_result=self._in_worker)
-
-    def _begin(self, *, is_whole: bool = False) -> None:
-        super()._begin(is_whole=is_whole)
-        if self._sharing.mode != "c":
-            for kind in SUBCLASSES:
-                self._pickler.reducers.pop(kind, None)
 
     def _frame(self, beginning: bytes, written: list[Any]) -> Any:
         rest = None if self._put_pickle is None else self._laid_aside(self._put_pickle, written)
@@ -414,9 +423,6 @@ class _SharingPacker(_SettingAside):
             _warn_once(error, "they are copied through pipes instead, which is slower")
 
 
-# So much of two buffers is compared at a time where that makes copies of it.
-_COMPARED_BYTES = 1 << 20
-
 _warned: list[bool] = []
 
 
@@ -442,28 +448,27 @@ class _Store:
         self._alive: weakref.WeakSet[Any] = weakref.WeakSet()  # also those whose place has had other contents since
         _stores.add(self)
 
-    def segment_of(self, buffer: memoryview, sharing: Sharing) -> Any:
+    def segment_of(self, contents: Contents, sharing: Sharing) -> Any:
         """Return a segment with the bytes of a buffer; raises OSError if there is no room for it."""
-        address = _address_of(buffer)
-        if address is None:
-            return self._make(buffer, sharing)
-        key = (address, buffer.nbytes, sharing.mode, sharing.folder)
+        place = contents.place()
+        if place is None:
+            return self._make(contents.in_memory(), sharing)
+        key = (*place, sharing.mode, sharing.folder)
         with self._lock:
             found = self._segments.get(key)
-            if found is None or not _is_same(buffer, found):
-                found = self._segments[key] = self._make(buffer, sharing)
+            if found is None or not is_same(contents, found):
+                found = self._segments[key] = self._make(contents.in_memory(), sharing)
                 self._alive.add(found)
             elif sharing.held is not None:
-                _hold(sharing.held, key, found, buffer.obj)
+                _hold(sharing.held, key, found, contents.owner)
         return found
 
-    def like(self, buffer: memoryview, sharing: Sharing) -> Any:
+    def like(self, contents: Contents, sharing: Sharing) -> Any:
         """Return the segment with the bytes of a buffer, wherever that lies in memory; or a digest of them."""
-        address = _address_of(buffer)
-        if address is not None:
+        if contents.place() is not None:
             with contextlib.suppress(OSError), self._finding:  # no room: packing says so
-                return self._find(buffer, sharing) or self.segment_of(buffer, sharing)
-        return digest(buffer)
+                return self._find(contents, sharing) or self.segment_of(contents, sharing)
+        return digest(contents.in_memory())
 
     def make_private(self, pieces: Pieces, sharing: Sharing) -> Any:
         """Return a segment that is for one parcel, and each worker's own; raises OSError if there is no room for it."""
@@ -472,13 +477,13 @@ class _Store:
         self._alive.add(made)
         return made
 
-    def _find(self, buffer: memoryview, sharing: Sharing) -> Any:
+    def _find(self, contents: Contents, sharing: Sharing) -> Any:
         with self._lock:
             alive = list(self._alive)
-        alive = [found for found in alive if found.size == buffer.nbytes and found.mode == sharing.mode]
+        alive = [found for found in alive if found.size == contents.nbytes and found.mode == sharing.mode]
         # The oldest one, so that it is the same one as long as a key keeps it.
         for found in sorted(alive, key=attrgetter("number")):
-            if _is_same(buffer, found):
+            if is_same(contents, found):
                 return found
         return None
 
@@ -548,35 +553,3 @@ def _make_segment(pieces: Pieces, sharing: Sharing) -> Segment:
         segment = Segment(pieces, sharing.mode, elsewhere)
         _warn_once(error, f"they lie in {elsewhere or 'memory'} instead")
         return segment
-
-
-def _address_of(buffer: memoryview) -> int | None:
-    numpy = sys.modules.get("numpy")
-    if numpy is None:  # then it is hardly an array that is used again
-        return None
-    address: int = numpy.frombuffer(buffer, dtype=numpy.uint8).__array_interface__["data"][0]
-    return address
-
-
-def _is_same(buffer: memoryview, segment: Any) -> bool:
-    # 11 ms for 200 MB; comparing arrays would make a third one.
-    with segment.view() as view:
-        if HAS_LIBC:
-            return bool(_memcmp()(_address_of(buffer), _address_of(view), segment.size) == 0)
-        return _are_same(buffer, view)
-
-
-def _are_same(buffer: memoryview, view: memoryview) -> bool:
-    starts = range(0, view.nbytes, _COMPARED_BYTES)
-    pieces = ((one[at : at + _COMPARED_BYTES] for one in (buffer, view)) for at in starts)
-    return all(bytes(one) == bytes(other) for one, other in pieces)
-
-
-@cache
-def _memcmp() -> Any:
-    """Return C's function."""
-    import ctypes  # which workers never need
-
-    found = ctypes.CDLL(None).memcmp
-    found.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
-    return found

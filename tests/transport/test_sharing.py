@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from joblib import Parallel, delayed, parallel_config
@@ -20,7 +20,8 @@ from joblib import Parallel, delayed, parallel_config
 import joblib_stateful
 from joblib_stateful import StatefulExecutor, call_worker, get_worker, shutdown, stateful_map
 from joblib_stateful._transport._segments import _Spares, spares
-from joblib_stateful._transport._shared_memory import SharedMemory
+from joblib_stateful._transport._shared_memory import SharedFrame, SharedMemory, Stored
+from joblib_stateful._transport._transport import Sharing
 from joblib_stateful.engines.loky._shared_numbers import SharedNumbers
 from needs import needs
 from programs import program_text
@@ -507,6 +508,172 @@ def test_a_fork_does_not_find_its_parents_segments_which_that_will_write_to() ->
         os._exit(own is segment or segment in key)
     assert os.waitpid(pid, 0)[1] == 0
     assert transport.pack_shared(array).buffers == (segment,)
+
+
+RECORD = [("a", "i1"), ("b", "f8")]
+# Arrays with gaps, or of which numpy hands out no buffer, made of an array that stays.
+ODD: dict[str, Callable[[Any], Any]] = {
+    "contiguous": lambda base: base,
+    "Fortran order": lambda base: base.reshape(-1, 8).T,
+    "a column": lambda base: base.reshape(-1, 2)[:, 0],
+    "few columns": lambda base: base.reshape(-1, 8)[:, 2:5],
+    "part of Fortran order": lambda base: base.reshape(-1, 8).T[:, ::2],
+    "reversed": lambda base: base[::-1],
+    "reversed along two axes": lambda base: base.reshape(-1, 4, 4)[:, ::-1, ::-2],
+    "axes in another order": lambda base: base.reshape(-1, 4, 4).transpose(1, 2, 0)[::-1],
+    "repeated": lambda base: np.broadcast_to(base[: SIZE >> 2], (3, SIZE >> 2)),
+    "one number, repeated": lambda base: np.broadcast_to(base[:1], (SIZE,)),
+    "dates": lambda base: base.view("M8[s]"),
+    "frozen dates": lambda base: np.lib.stride_tricks.as_strided(base.view("M8[s]"), writeable=False),
+    "dates in Fortran order": lambda base: base.view("M8[s]").reshape(-1, 8).T,
+    "axes of dates in another order": lambda base: base.view("M8[s]").reshape(-1, 4, 4).transpose(1, 0, 2),
+    "a column of durations": lambda base: base.view("m8[ms]").reshape(-1, 2)[:, 1],
+    "big-endian": lambda base: base.view(">f8")[::3],
+    "records": lambda base: base.view([("a", "i4"), ("b", "i4"), ("c", "f8")])[::2],
+    "records with padding": lambda base: base.view(np.dtype(RECORD, align=True))[::2],
+    "a field": lambda base: base.view([("a", "i4"), ("b", "f4")])["b"],
+    "text": lambda base: np.ndarray(SIZE, "S7", base)[::2],
+    "bfloat16": lambda base: base.view(pytest.importorskip("ml_dtypes").bfloat16),
+    "a column of bfloat16": lambda base: base.view(pytest.importorskip("ml_dtypes").bfloat16).reshape(-1, 4)[:, 2],
+}
+every_odd = pytest.mark.parametrize("make", ODD.values(), ids=ODD)
+
+
+def assert_travels(transport: SharedMemory, array: Any) -> None:
+    arrived = transport.unpack(as_arrived(transport.pack_shared(array)))
+    assert (arrived.dtype, arrived.shape, arrived.flags.writeable) == (array.dtype, array.shape, True)
+    # Bytes of others make numbers that are not equal to themselves.
+    plain = f"V{array.itemsize}"
+    assert arrived.view(plain).tobytes() == array.view(plain).tobytes()
+
+
+def as_arrived(frame: Any) -> Any:
+    """Return a frame as it is in a worker."""
+    return frame.with_buffers(lambda one: bytearray(one.view())) if isinstance(frame, SharedFrame) else frame
+
+
+@every_odd
+def test_an_array_is_written_once_as_long_as_it_does_not_change(make: Callable[[Any], Any]) -> None:
+    base, transport = np.arange(float(SIZE)), SharedMemory()
+    (first,) = (kept := transport.pack_shared(make(base))).buffers
+    scratch = np.ones(2 * SIZE)  # so that copies lie elsewhere
+    assert transport.pack_shared(make(base)).buffers == (first,)
+    assert first in cast("Any", transport.identify(make(base)))
+    assert_travels(transport, make(base))
+    base[:] = base[::-1].copy()
+    assert transport.pack_shared(make(base)).buffers != (first,)
+    assert first not in cast("Any", transport.identify(make(base)))
+    assert_travels(transport, make(base))
+    del kept, scratch
+
+
+@every_odd
+def test_what_is_used_again_is_held_as_long_as_what_it_looks_into(make: Callable[[Any], Any]) -> None:
+    held: dict[Any, Any] = {}
+    base, transport = np.arange(float(SIZE)), SharedMemory(Sharing(mode="r", held=held))
+    before = open_segments()
+    for _ in range(3):
+        frame = transport.pack_shared(make(base))
+        assert (transport.pack_shared(make(base)).buffers, len(held)) == (frame.buffers, 1)
+        del frame
+    assert len(open_segments() - before) == CAN_COUNT
+    del base
+    assert not held
+    wait_for(lambda: not open_segments() - before)
+
+
+def test_parts_of_one_array_are_not_taken_for_each_other() -> None:
+    base, transport = np.zeros(8 * SIZE), SharedMemory()
+    base[::3] = 1  # which some of them see
+    parts = [base[::2], base[1::2], base[::4], base[: 4 * SIZE : 2], base[::-2], base.reshape(-1, 2)[:, :1], base]
+    frames = [transport.pack_shared(part) for part in parts]
+    for part, frame in zip(parts, frames, strict=True):
+        np.testing.assert_array_equal(np.frombuffer(frame.buffers[0].view()), part.ravel())
+    again = [transport.pack_shared(part).buffers for part in parts]
+    assert again == [frame.buffers for frame in frames]
+
+
+def test_an_array_that_lies_where_another_lay_is_not_taken_for_that() -> None:
+    transport, memory = SharedMemory(), bytearray(16 * SIZE)
+    frames = []
+    for number in range(4):
+        array = np.frombuffer(memory)
+        array[:] = number
+        frames.append(transport.pack_shared(array[::2]))
+        del array
+    assert len({frame.buffers for frame in frames}) == 4
+    assert [np.frombuffer(frame.buffers[0].view())[-1] for frame in frames] == [0, 1, 2, 3]
+
+
+def test_the_smallest_difference_of_arrays_with_gaps_is_seen() -> None:
+    base, transport = np.zeros(16 * SIZE, np.uint8), SharedMemory()
+    frame = transport.pack_shared(base[::2])
+    for place in (0, 8 * SIZE, 16 * SIZE - 2):
+        base[place] = 1
+        assert transport.pack_shared(base[::2]).buffers != frame.buffers
+        base[place] = 0
+    base[1] = 1  # in a gap
+    (segment,) = transport.pack_shared(base[::2]).buffers
+    assert not np.frombuffer(segment.view(), np.uint8).any()
+
+
+def test_an_array_with_gaps_that_there_is_no_room_for_goes_in_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> Any:
+        raise OSError("no room")
+
+    monkeypatch.setattr("joblib_stateful._transport._shared_memory._make_segment", refuse)
+    monkeypatch.setattr("joblib_stateful._transport._shared_memory._warned", [True])
+    transport, array = SharedMemory(), np.arange(4.0 * SIZE)[::-2]
+    frame = transport.pack_shared([array, array[::2]])
+    assert isinstance(frame, bytes)
+    np.testing.assert_equal(transport.unpack(frame), [array, array[::2]])
+    assert transport.identify(array) == transport.identify(array.copy()[::1].repeat(2)[::2])
+    assert transport.identify(array) != transport.identify(array + 1)
+
+
+@pytest.mark.parametrize("threshold", [None, 1 << 30, 1 << 10, 1])
+@pytest.mark.parametrize("size", [0, 1, 100, SIZE])
+def test_arrays_with_gaps_are_unchanged_whatever_is_shared(size: int, threshold: int | None) -> None:
+    base = np.arange(4.0 * size)
+    parts = [base[::2], base.reshape(-1, 4)[:, 1:3], base[::-1], np.broadcast_to(3.0, (size,)), np.array(5.0)[...]]
+    for transport in (SharedMemory(Sharing(threshold)), Stored(Sharing(threshold)), Stored(is_far=True)):
+        np.testing.assert_equal(transport.unpack(as_arrived(transport.pack_shared(parts))), parts)
+
+
+@in_memfds
+@pytest.mark.parametrize("mmap_mode", ["r", "c", "r+"])
+def test_an_array_with_gaps_that_every_task_gets_is_written_once(mmap_mode: str) -> None:
+    base = np.ones(2 * MAPPED)
+    column = base.reshape(-1, 2)[:, 0]
+    before, seen = open_segments(), set[int]()
+
+    def tasks() -> Iterator[Any]:
+        for number in range(20):
+            seen.update(open_segments() - before)
+            yield delayed(look)(column, number)
+
+    def look(array: Any, number: int) -> float:
+        return float(array[number])
+
+    with parallel_config(backend="stateful", n_jobs=2, mmap_mode=mmap_mode):
+        assert Parallel(batch_size=1)(tasks()) == [1.0] * 20
+        assert len(seen) == 1
+        column[:] = 2
+        assert Parallel(batch_size=1)(tasks()) == [2.0] * 20
+
+
+def test_a_view_with_gaps_of_a_buffer_that_is_filled_again_and_again_is_never_stale() -> None:
+    buffer = np.zeros(2 * SIZE)
+    column = buffer[::2]
+
+    def refill() -> Iterator[Any]:
+        for number in range(12):
+            buffer[:] = number // 2
+            yield column
+
+    for batch_size in (1, 3):
+        results = stateful_map(lambda array: (array[0], array[-1]), refill(), n_jobs=2, batch_size=batch_size)
+        assert list(results) == [(number // 2, number // 2) for number in range(12)]
 
 
 def test_equal_arrays_of_several_threads_are_the_same_to_all() -> None:

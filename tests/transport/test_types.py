@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from joblib import Parallel, delayed, parallel_config
 
-from clouds import Cloud, another, as_cloud, make_cloud, reduce_cloud
+from clouds import Cloud, another, as_cloud, make_cloud, reduce_cloud, reduce_masked
 from contract import N_JOBS
 from joblib_stateful import errors, register_reducer, stateful_map
-from joblib_stateful._transport._reducers import _found, _registered
+from joblib_stateful._transport._reducers import _found, _registered, find_reducers
 from joblib_stateful._transport._shared_memory import SharedFrame, SharedMemory
 
 np = pytest.importorskip("numpy")
@@ -505,6 +505,21 @@ def test_a_reducer_that_fails_is_that_items_error(points: bytes, said: str, dire
 def test_a_reducer_may_leave_a_value_to_itself() -> None:
     ((was_anew, _),) = stateful_map(another, [Cloud(b"own")], n_jobs=1)
     assert not was_anew
+
+
+@pytest.mark.parametrize("mode", [None, "r", "r+", "c"])
+def test_a_reducer_of_the_users_own_for_a_class_of_numpys_holds_in_each_of_joblibs_modes(mode: str | None) -> None:
+    find_reducers()
+    before = _found[np.ma.MaskedArray]
+    register_reducer(np.ma.MaskedArray, reduce_masked)
+    try:
+        with parallel_config(backend="stateful", n_jobs=2, mmap_mode=mode):
+            masked = np.ma.MaskedArray([1, 2], [True, False])
+            found = Parallel()(delayed(lambda arrived: hasattr(arrived, "is_anew"))(masked) for _ in range(2))
+        assert found == [True, True]
+    finally:
+        del _registered[np.ma.MaskedArray]
+        _found[np.ma.MaskedArray] = before
 
 
 @pytest.mark.usefixtures("registered")

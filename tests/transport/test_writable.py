@@ -387,6 +387,9 @@ def test_a_result_that_looks_into_memory_that_cannot_be_changed_can_be() -> None
         "strided": lambda: np.frombuffer(bytes(96))[::2],
         "broadcast": lambda: np.broadcast_to(np.frombuffer(bytes(24)), (2, 3)),
         "large": lambda: np.frombuffer(bytes(800_000)),
+        "large, strided": lambda: np.frombuffer(bytes(range(250)) * 8000, np.uint8)[::2],
+        "large, times": lambda: np.frombuffer(bytes(800_000), "M8[ns]"),
+        "large, some times": lambda: np.frombuffer(bytes(range(250)) * 8000, "M8[ns]")[::-2],
     }
     results = stateful_map(lambda make: make(), makes.values(), n_jobs=1, batch_size=1)
     for (name, make), result in zip(makes.items(), results, strict=True):
