@@ -54,3 +54,15 @@ def make_masked(data: Any, mask: Any) -> Any:
 
 def reduce_masked(masked: Any) -> Any:
     return make_masked, (masked.data.tolist(), masked.mask.tolist())
+
+
+def make_records(values: Any, dtype: Any) -> Any:
+    import numpy as np
+
+    records: Any = np.array(values, dtype).view(np.recarray)
+    records.is_anew = True
+    return records
+
+
+def reduce_records(records: Any) -> Any:
+    return make_records, (records.tolist(), records.dtype.descr)

@@ -164,11 +164,13 @@ _ASKED_NEVER = frozenset(
 
 def _name_of(found: Any) -> tuple[str, str]:
     """Return the module and the name that others can import something by."""
-    module, name = getattr(found, "__module__", None), getattr(found, "__qualname__", None)
-    home = sys.modules.get(module or "")
-    is_by_value = home is None or module == "__main__" or inside._is_registered_pickle_by_value(home)
-    if module and name and not is_by_value and _named(module, name) is found:
-        return module, name
+    module, name = str(getattr(found, "__module__", "")), str(getattr(found, "__qualname__", ""))
+    # Of a package a class may name a part that is only imported when it is asked for (numpy.rec).
+    home = module if module in sys.modules else module.partition(".")[0]
+    there = sys.modules.get(home)
+    is_by_value = there is None or home == "__main__" or inside._is_registered_pickle_by_value(there)
+    if name and not is_by_value and _named(home, name) is found:
+        return home, name
     raise ValueError(
         f"{name or found!r} can't be imported by others, so that worker processes would not know it: it is defined in a "
         "script, a notebook, a function, by lambda, or in a module that travels by value. Put it into a module, under its own "

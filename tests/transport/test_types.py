@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import datetime as dt
 import functools
 import gc
 import hashlib
 import itertools
 import operator
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from joblib import Parallel, delayed, parallel_config
 
-from clouds import Cloud, another, as_cloud, make_cloud, reduce_cloud, reduce_masked
+from clouds import Cloud, another, as_cloud, make_cloud, reduce_cloud, reduce_masked, reduce_records
 from contract import N_JOBS
 from joblib_stateful import errors, register_reducer, stateful_map
 from joblib_stateful._transport._reducers import _found, _registered, find_reducers
@@ -507,19 +509,37 @@ def test_a_reducer_may_leave_a_value_to_itself() -> None:
     assert not was_anew
 
 
+@contextlib.contextmanager
+def registered_for(kind: type, reduce: Callable[[Any], Any]) -> Iterator[None]:
+    """Have a reducer of the user's own for a class that has one of ours."""
+    before = find_reducers()[kind]
+    register_reducer(kind, reduce)
+    try:
+        yield
+    finally:
+        del _registered[kind]
+        _found[kind] = before
+
+
 @pytest.mark.parametrize("mode", [None, "r", "r+", "c"])
 def test_a_reducer_of_the_users_own_for_a_class_of_numpys_holds_in_each_of_joblibs_modes(mode: str | None) -> None:
-    find_reducers()
-    before = _found[np.ma.MaskedArray]
-    register_reducer(np.ma.MaskedArray, reduce_masked)
-    try:
-        with parallel_config(backend="stateful", n_jobs=2, mmap_mode=mode):
-            masked = np.ma.MaskedArray([1, 2], [True, False])
-            found = Parallel()(delayed(lambda arrived: hasattr(arrived, "is_anew"))(masked) for _ in range(2))
-        assert found == [True, True]
-    finally:
-        del _registered[np.ma.MaskedArray]
-        _found[np.ma.MaskedArray] = before
+    with (
+        registered_for(np.ma.MaskedArray, reduce_masked),
+        parallel_config(backend="stateful", n_jobs=2, mmap_mode=mode),
+    ):
+        masked = np.ma.MaskedArray([1, 2], [True, False])
+        found = Parallel()(delayed(lambda arrived: hasattr(arrived, "is_anew"))(masked) for _ in range(2))
+    assert found == [True, True]
+
+
+def test_a_class_may_name_a_part_of_its_package_that_nobody_has_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "numpy.rec", raising=False)
+    with registered_for(np.recarray, reduce_records):
+        records = np.zeros(2, [("a", "f8"), ("b", "i8")]).view(np.recarray)
+        ((was_anew, back),) = stateful_map(lambda one: (hasattr(one, "is_anew"), one.copy()), [records], n_jobs=1)
+    assert was_anew
+    assert back.is_anew
+    assert back.a.tolist() == [0.0, 0.0]
 
 
 @pytest.mark.usefixtures("registered")
