@@ -241,9 +241,6 @@ class StatefulMap(NotCopied, Generic[T]):
                     return (self._ready or self._later).pop()
             elif results is not None and results.is_ready:
                 self._take(results)
-                self._lay_out()
-                with suppress(IndexError):  # nothing of it is to be given
-                    return (self._ready or self._later).pop()
             elif self._has_room() and self._pull():
                 continue
             elif results is not None and results.n_running:
@@ -261,16 +258,12 @@ class StatefulMap(NotCopied, Generic[T]):
         raise StopIteration
 
     def _look(self) -> None:
-        """Do what is to be done between two results."""
+        """Do what is to be done between two results, and lay out those that can be given before it is done again."""
         while self._news:
             self._note(self._news.popleft())
         self._check()
         self._show(self._n_finished)
         self._pull_if_starving()
-        self._lay_out()
-
-    def _lay_out(self) -> None:
-        """Have those results given by any thread that can be before the next look."""
         keep = self._n_to_keep() if self._later else 0
         # Nothing is taken back from `_ready`, for another thread may be about to take it.
         self._ready[:0] = self._later[keep:]
