@@ -151,9 +151,8 @@ _COLOURS = {
     "joblib": "#9aa5b1",
     "Pool": "#c9a227",
     "torch.multiprocessing": "#3f7fbf",
-    "before": "#d8dee4",
 }
-_NAMES = {"now": "joblib_stateful", "Pool": "multiprocessing.Pool", "before": "the version before"}
+_NAMES = {"now": "joblib_stateful", "Pool": "multiprocessing.Pool"}
 
 
 def draw(rates: dict[str, dict[str, float]]) -> str:
@@ -189,7 +188,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--megabytes", type=int, default=8)
     parser.add_argument("--types", nargs="*", default=list(TYPES))
-    parser.add_argument("--before", help="folder of another build, shown as 1")
+    parser.add_argument("--before", help="folder of another build, which takes turns; it is not in the picture")
     parser.add_argument("--same", action="store_true", help="the same object for each item")
     parser.add_argument("--peak", action="store_true", help="memory of one item of 100 MB instead")
     parser.add_argument("--picture", type=Path, help="where to draw it")
@@ -224,7 +223,11 @@ def main() -> None:
         ]
         print(f"{kind:18}" + "; ".join(row), flush=True)
         if options.picture:
-            rates[kind] = {way: statistics.median(one["rate"] for one in found) for way, found in found_all.items()}
+            rates[kind] = {
+                way: statistics.median(one["rate"] for one in found)
+                for way, found in found_all.items()
+                if way in _COLOURS
+            }
             options.picture.write_text(draw(rates))
 
 
