@@ -53,8 +53,10 @@ class _Backend(ParallelBackendBase):  # type: ignore[misc]  # joblib is untyped
 
     def submit(self, func: Callable[[], Any], callback: Callable[[Batch], None]) -> Batch:  # noqa: ARG002 - joblib's interface
         """Have a batch run."""
-        self.batch.send(self._pool, callback)
-        return self.batch
+        batch = self.batch
+        del self.batch  # or the last one would live, with its results, until joblib's objects are collected as garbage
+        batch.send(self._pool, callback)
+        return batch
 
     def retrieve_result_callback(self, out: Batch) -> list[Batch]:
         """Return what joblib shall yield for the task."""

@@ -537,11 +537,18 @@ after_fork(_start_anew)
 
 
 def _hold(held: dict[Any, Any], key: Any, segment: Any, owner: Any) -> None:
-    """Keep a segment as long as the array is there that it was made from."""
+    """Keep a segment as long as the array is there that it was made from; of several parts of that, no more than it weighs."""
     while getattr(owner, "base", None) is not None and hasattr(owner.base, "__array_interface__"):
         owner = owner.base
+    held.pop(key, None)  # it is the latest one now
     with contextlib.suppress(TypeError):  # it can't be referred to weakly
         held[key] = segment, weakref.ref(owner, lambda _: held.pop(key, None))
+    room = max(getattr(owner, "nbytes", 0), segment.size)
+    for other, (kept, whose) in reversed(list(held.items())):
+        if whose() is owner:
+            room -= kept.size
+            if room < 0:
+                held.pop(other, None)
 
 
 def _make_segment(pieces: Pieces, sharing: Sharing) -> Segment:

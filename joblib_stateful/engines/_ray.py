@@ -7,8 +7,8 @@ and order are those of every engine. Nothing is ever connected or started by its
 from __future__ import annotations
 
 import concurrent.futures
-import math
 import pickle
+import time
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import ray
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 # How often a message under way looks whether the connection is still there: where it is closed meanwhile, Ray wakes nobody.
 _LOOK_SECONDS = 2.0
 # Ray may keep what an actor asks for as long as the connection lasts, if that is killed while its process is just there and has
-# not been told what it is for (2.60). So it is made first, unless there is no place for it for so long.
-_MAKING_SECONDS = 10.0
+# not been told what it is for (2.60). So it is made first. One that takes so long (a second is usual) waits for a place.
+_MAKING_SECONDS = 3.0
 _CLOSED = "it belonged to a connection to Ray that has been closed"
 
 
@@ -76,6 +76,7 @@ class RayWorker(RemoteWorker):
         super().__init__(runtime.max_concurrency)
         self._runtime, self._env = runtime, dict(env)
         self._actor: Any = None
+        self._asked = 0.0  # when Ray was asked for it
         self._is_made = False  # by Ray, which has found a place for it
         self._session = ""
 
@@ -86,8 +87,9 @@ class RayWorker(RemoteWorker):
         self._runtime.engine.check()  # or Ray would start a cluster of its own
         if self._actor is None:
             self._session = _session()
+            self._asked = time.monotonic()
             self._actor = self._runtime.make_actor(self._env)
-            died = self._wait(self._actor.__ray_ready__.remote(), _MAKING_SECONDS)
+            died = self._wait(self._actor.__ray_ready__.remote())
             if isinstance(died, Death):
                 return died
             self._is_made = True
@@ -101,27 +103,26 @@ class RayWorker(RemoteWorker):
         return reply
 
     def end(self) -> None:
-        """Kill the actor; if Ray is just making it, whoever waits for that does it then."""
-        if self._is_made and ray.is_initialized():
+        """Kill the actor; if Ray may just be making it, whoever waits for that does it in a moment."""
+        is_waiting = self._actor is not None and time.monotonic() > self._asked + _MAKING_SECONDS
+        if (self._is_made or is_waiting) and ray.is_initialized():
             ray.kill(self._actor)
 
     def explain(self) -> str:
         """Say what it asks for and what there is, as long as Ray has not placed it."""
         return "" if self._is_made else self._runtime.why_not_scheduled()
 
-    def _wait(self, answer: Any, patience: float = math.inf) -> Any:
+    def _wait(self, answer: Any) -> Any:
         """Return what Ray is asked for; a `Death` if the connection is closed meanwhile.
 
-        A thread that is in `ray.get` then never comes back, whatever its time limit. When this worker has been gone for as long
-        as there is patience, the actor is killed, and what it is asked for raises.
+        A thread that is in `ray.get` then never comes back, whatever its time limit. What is asked of an actor that is killed raises.
         """
         future = answer.future()
         while not concurrent.futures.wait([future], _LOOK_SECONDS).done:
             if not ray.is_initialized() or self._session != _session():
                 return Death(self.pid, reason=_CLOSED)
-            patience -= _LOOK_SECONDS * self.is_gone
-            if patience <= 0:
-                ray.kill(self._actor)
+            if self.is_gone:
+                self.end()
         return future.result()
 
 

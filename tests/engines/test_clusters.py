@@ -22,6 +22,8 @@ from joblib_stateful._worker._messages import Build, Built, Run
 from programs import program_text
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from conftest import RunProgram
 
 pytestmark = pytest.mark.cluster
@@ -147,10 +149,19 @@ def test_idle_actors_make_way(engine: Any, log: Path) -> None:
     assert list(stateful_map(abs, range(10), engine=another)) == list(range(10))
 
 
+def until(condition: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 @pytest.mark.usefixtures("ray_cluster")
 def test_an_actor_is_killed_when_it_stands(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is killed while Ray is making it may keep its CPU for good, and the next ones wait for ever."""
     import ray
+
+    from joblib_stateful.engines import _ray
 
     states: list[str] = []
 
@@ -160,17 +171,32 @@ def test_an_actor_is_killed_when_it_stands(log: Path, monkeypatch: pytest.Monkey
 
     really_kill = ray.kill
     monkeypatch.setattr(ray, "kill", kill)
-    for _ in range(3):
-        executor = StatefulExecutor(Model, N_JOBS, shared_kwargs={"log": log}, engine="ray")
-        futures = [executor.submit(call_worker, 1) for _ in range(N_JOBS)]
-        executor.shutdown(kill_workers=True)
-        assert all(future.cancelled() for future in futures)
-    deadline = time.monotonic() + 60
-    while len(states) < 3 * N_JOBS:
-        assert time.monotonic() < deadline, states
-        time.sleep(0.01)
-    assert set(states) == {"ALIVE"}
+    monkeypatch.setattr(_ray, "_MAKING_SECONDS", 60.0)
+    executor = StatefulExecutor(Model, N_JOBS, shared_kwargs={"log": log}, engine="ray")
+    futures = [executor.submit(call_worker, 1) for _ in range(N_JOBS)]
+    executor.shutdown(kill_workers=True)
+    assert all(future.cancelled() for future in futures)
+    until(lambda: len(states) >= N_JOBS)
+    assert set(states) <= {"ALIVE", "DEAD"}
     assert count(log, "built") == 0
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_an_actor_that_waits_for_a_place_is_killed_soon(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or it would stand in the queue before the next ones."""
+    import ray
+
+    from joblib_stateful.engines import _ray
+
+    def pending() -> list[Any]:
+        return [actor for actor in ray._private.state.actors().values() if actor["State"] not in ("ALIVE", "DEAD")]
+
+    monkeypatch.setattr(_ray, "_MAKING_SECONDS", 1.0)
+    executor = StatefulExecutor(Model, 1, shared_kwargs={"log": log}, engine=engines.RayEngine(num_gpus=1))
+    executor.submit(call_worker, 1)
+    until(pending)
+    executor.shutdown(kill_workers=True)
+    until(lambda: not pending())
 
 
 @pytest.mark.usefixtures("ray_cluster")

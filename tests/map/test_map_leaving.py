@@ -450,7 +450,7 @@ def test_what_nobody_took_goes_with_the_map(*, engine: str, ordered: bool) -> No
     try:
         results.close()
         results.close()
-        while len(alive) > 8:  # what the workers were at, and have let go by now
+        while alive:  # what the workers are at comes later, and goes
             assert time.monotonic() < deadline
             time.sleep(0.01)
     finally:

@@ -582,6 +582,21 @@ def test_what_is_used_again_is_held_as_long_as_what_it_looks_into(make: Callable
     wait_for(lambda: not open_segments() - before)
 
 
+@pytest.mark.parametrize("axis", [0, 1], ids=["rows", "columns"])
+def test_of_the_windows_of_one_array_no_more_is_held_than_it_weighs(axis: int) -> None:
+    held: dict[Any, Any] = {}
+    base, transport = np.arange(2.0 * SIZE).reshape(512, -1), SharedMemory(Sharing(mode="r", held=held))
+    width = base.shape[axis] // 4
+    for start in range(base.shape[axis] - width):
+        window = base[start : start + width] if axis == 0 else base[:, start : start + width]
+        frame = transport.pack_shared(window)
+        assert transport.pack_shared(window).buffers == frame.buffers
+        assert frame.buffers[0] in [segment for segment, _ in held.values()]
+        assert sum(segment.size for segment, _ in held.values()) <= base.nbytes
+    del frame
+    assert len(held) == 4
+
+
 def test_parts_of_one_array_are_not_taken_for_each_other() -> None:
     base, transport = np.zeros(8 * SIZE), SharedMemory()
     base[::3] = 1  # which some of them see
