@@ -208,9 +208,11 @@ def test_verbose_prints_as_joblib_does(engine: str, capfd: pytest.CaptureFixture
     with stateful(n_jobs=2, engine=engine):
         # All at once: else joblib learns that there are four only behind a task, and that may be the last one.
         Parallel(verbose=11, pre_dispatch="all")(delayed(abs)(-n) for n in range(4))
-    shown = "".join(capfd.readouterr())
+    shown, deadline = "", time.monotonic() + 20
+    while "4 out of   4" not in shown:  # the call may be over before the thread has printed that counts its last task
+        assert time.monotonic() < deadline, shown
+        shown += "".join(capfd.readouterr())
     assert "Using backend StatefulBackend with 2 concurrent workers." in shown
-    assert "4 out of   4" in shown
 
 
 def test_pre_dispatch_and_batch_size(scene: Scene) -> None:
