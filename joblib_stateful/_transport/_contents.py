@@ -110,12 +110,16 @@ def stays_in_line(buffer: pickle.PickleBuffer) -> bool:
 
 def is_same(contents: Contents, segment: Any) -> bool:
     """Tell whether a segment of the same size holds the same."""
-    end = 0
     with segment.view() as view:
-        for piece in contents.pieces():
-            start, end = end, end + piece.nbytes
-            if not _are_same(piece, view[start:end]):
-                return False
+        return _lies_in(view, contents)
+
+
+def _lies_in(view: memoryview, contents: Contents) -> bool:
+    end = 0
+    for piece in contents.pieces():
+        start, end = end, end + piece.nbytes
+        if not _are_same(piece, view[start:end]):
+            return False
     return True
 
 
