@@ -74,10 +74,10 @@ else:
         Finalised()
         executor.submit(abs, -2)
     gc.set_threshold(700)
-    gc.collect()
+    while len(seen) < 120:
+        gc.collect()  # does nothing while another thread collects
     for future in list(futures):  # noqa: PERF101 - finalisers add some
         assert future.result(timeout=40) == 1
-    assert len(seen) >= 120
 executor.shutdown()
 shutdown()
 print("done")
