@@ -162,8 +162,11 @@ class Costs(NamedTuple):
     call: float
     item: float
     most: float = math.inf
+    n_free: int = 0  # first items, of which a call costs 1 us
 
-    def seconds(self, size: int) -> float:
+    def seconds(self, size: int, first: int) -> float:
+        if first + size <= self.n_free:
+            return 1e-6
         return (self.call * math.ceil(size / self.most) + self.item * size) / 1e3
 
 
@@ -174,6 +177,7 @@ MODELS = {
     "sentences on a GPU": Costs(8, 0.3, 64),
     "a client": Costs(50, 0.01),
     "tiny items": Costs(0.2, 0.001),
+    "first items free": Costs(8, 0.3, 64, n_free=20),
 }
 
 
@@ -182,17 +186,17 @@ def simulated(costs: Costs, count: int, noise: float, seed: int, fixed: int | No
     chance, sizes = random.Random(seed), CallSizes(N_JOBS, fixed or "auto", "auto")
     left, clock = count, [0.0] * N_JOBS
     under_way: list[tuple[float, int, float]] = []
-    waiting: list[list[int]] = [[] for _ in range(N_JOBS)]
+    waiting: list[list[tuple[int, int]]] = [[] for _ in range(N_JOBS)]
     now = 0.0
     while left or under_way or any(waiting):
         while left and sum(map(len, waiting)) < N_JOBS:
             size = min(sizes.next_batch(left, left), left)
+            min(waiting, key=len).append((size, count - left))
             left -= size
-            min(waiting, key=len).append(size)
         for slot in range(N_JOBS):
             if clock[slot] <= now and any(waiting):
-                size = max(waiting, key=len).pop(0)
-                seconds = costs.seconds(size) * chance.lognormvariate(0, noise) + 2e-4
+                size, first = max(waiting, key=len).pop(0)
+                seconds = costs.seconds(size, first) * chance.lognormvariate(0, noise) + 2e-4
                 clock[slot] = now + seconds
                 heapq.heappush(under_way, (clock[slot], size, seconds))
         now, size, seconds = heapq.heappop(under_way)
@@ -220,6 +224,10 @@ def show_constants(seeds: int) -> None:
         {"_WORTH_A_STEP": 1.02},
         {"_N_DOUBTED": 2},
         {"_N_DOUBTED": 6},
+        {"_CHANGED": 1.5},
+        {"_CHANGED": 2.0},
+        {"_CHANGED": 10.0},
+        {"_CHANGED": math.inf},
     )
     for noise in (0.05, 0.3):
         for count in (500, 5000):

@@ -149,7 +149,7 @@ class Batch:
                 errors[self._n_taken] = found.errors[self._n_taken]
             del self._found[self._n_taken]
             self._n_taken += 1
-        return Outcome(range(start, self._n_taken), values, errors, is_dropped=outcome.is_dropped)
+        return outcome._replace(positions=range(start, self._n_taken), values=values, errors=errors)
 
     @property
     def is_known(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Literal
 
-from ._batching import BUFFER_BYTES, Batching
+from ._batching import BUFFER_BYTES, OVERTIME, Batching
 
 if TYPE_CHECKING:
     from .._scheduling._requests import Outcome
@@ -21,6 +21,10 @@ _STEP, _WORTH_A_STEP = 2, 1.05
 # no more, so many: what is settled is settled for the whole map, and one that stayed at single items had a fifth of what it
 # could have.
 _N_MEASURED, _N_DOUBTED = 2, 4
+# Where the best of `_N_DOUBTED` calls has so many times as many items per second as when the size was settled, or so many times
+# fewer, items are no longer what they were, and the search begins anew. A map whose first items cost nothing had a fifth of
+# what it could have, and has 70 to 97 %; 1.5 to 10 are level (`benchmarks/calls.py --constants`).
+_CHANGED = 3.0
 # No call shall take longer: nothing of it is seen, and what is dropped goes on for as long.
 _MOST_SECONDS = 2.0
 _MOST_ITEMS = 8192
@@ -66,9 +70,12 @@ class CallSizes(Batching):
         if self._n_unmeasured:
             self._n_unmeasured -= 1
             return
-        if self._is_settled or size != self.batch:
+        if size != self.batch:
             return
         self._rates.append(rate)
+        if self._is_settled:
+            self._watch(size, seconds)
+            return
         rate, n_measured = max(self._rates), len(self._rates)
         gain = rate / self._best_rate if self._best_rate else math.inf
         needed = 1 if gain > _WORTH_A_LEAP else _N_MEASURED if gain >= _WORTH_A_STEP else _N_DOUBTED
@@ -84,6 +91,20 @@ class CallSizes(Batching):
             factor //= 2
         self._size = min(size * factor, self._limit)
         self._is_settled = self._size == size
+
+    def _watch(self, size: int, seconds: float) -> None:
+        """Begin anew if items are no longer what they were when the size was settled."""
+        if seconds > OVERTIME * _MOST_SECONDS and size > 1:
+            self._begin_anew(max(1, int(size * _MOST_SECONDS / seconds)))
+        elif len(self._rates) == _N_DOUBTED:
+            change = max(self._rates) / self._best_rate if self._best_rate else math.inf
+            self._rates.clear()
+            if not 1 / _CHANGED < change < _CHANGED:
+                self._begin_anew(size)
+
+    def _begin_anew(self, size: int) -> None:
+        self._rates.clear()
+        self._size, self._best_rate, self._is_settled = size, 0.0, False
 
     def _find_batch(self) -> int:
         if self._fixed_batch != "auto":

@@ -282,6 +282,7 @@ class StatefulMap(NotCopied, Generic[T]):
         """Take what has come next, and make of it what is to be given."""
         first, outcome = results.take()
         self._n_taken += len(outcome.positions)
+        self._note_errors(first, outcome)  # whoever brings it may not have said so yet
         if outcome.is_dropped:
             self._check_that_we_dropped()
             return
@@ -312,7 +313,7 @@ class StatefulMap(NotCopied, Generic[T]):
         ]
 
     def _check_that_we_dropped(self) -> None:
-        if not (self._group.stopping or self._is_closed):
+        if not (self._group.stopping or self._is_closed or self._fatal):
             raise ShutdownError(
                 "The executor was shut down while a map was under way, with cancel_futures=True or kill_workers=True, so "
                 "the rest of its results will never come. End the map first, with close(), or let it run to its end."
@@ -351,16 +352,19 @@ class StatefulMap(NotCopied, Generic[T]):
 
     def _note_outcome(self, results: Results, batch: Batch, outcome: Outcome) -> None:
         results.note(batch, outcome)
-        self._fatal = self._fatal or outcome.fatal
         if not outcome.is_dropped:
             self._n_finished += len(outcome.positions)
-        if outcome.errors and not self._first_errors:
-            self._first_errors = {batch.first + position: error for position, error in outcome.errors.items()}
-            explain_batch_size(self._plan, self._first_errors)
+        self._note_errors(batch.first, outcome)
         if self._plan.batching.is_of_calls:
             self._plan.batching.note_outcome(outcome)
         elif batch.is_known:
             self._plan.batching.note_back(batch.size, batch.n_run, batch.seconds, batch.result_bytes)
+
+    def _note_errors(self, first: int, outcome: Outcome) -> None:
+        self._fatal = self._fatal or outcome.fatal
+        if outcome.errors and not self._first_errors:
+            self._first_errors = {first + position: error for position, error in outcome.errors.items()}
+            explain_batch_size(self._plan, self._first_errors)
 
     def _check(self) -> None:
         """Raise, or stop feeding, if something went wrong."""

@@ -124,6 +124,59 @@ def test_what_was_no_call_of_that_size_counts_for_nothing(how: dict[str, Any]) -
     assert sizes.batch == before
 
 
+# --- items that are no longer what they were ------------------------------------------------------------
+
+
+def settled(seconds_of: Callable[[int], float]) -> CallSizes:
+    sizes = CallSizes(1, "auto", "auto")
+    play(sizes, seconds_of)
+    assert not sizes.is_growing
+    return sizes
+
+
+def test_calls_grow_though_the_first_items_cost_nothing() -> None:
+    sizes = CallSizes(1, "auto", "auto")
+    play(sizes, lambda size: 1e-6, n_calls=2)  # nothing will ever be as fast
+    found = play(sizes, up_to(32))
+    assert 32 <= found[-1] <= 512
+    assert not sizes.is_growing
+
+
+def test_calls_grow_when_items_become_cheap() -> None:
+    sizes = settled(lambda size: 0.5 * size)
+    before = sizes.batch
+    found = play(sizes, up_to(64))
+    assert before < 64 <= found[-1] <= 1024
+    assert not sizes.is_growing
+
+
+@pytest.mark.parametrize("times", [10, 1000])
+def test_calls_shrink_when_they_take_long(times: int) -> None:
+    sizes = settled(up_to(256))
+    before = sizes.batch
+    item_seconds = times * 0.01 / 256
+
+    def seconds_of(size: int) -> float:
+        return item_seconds * size
+
+    found = play(sizes, seconds_of)
+    assert found[0] == before
+    assert [seconds_of(size) <= 2 * _MOST_SECONDS for size in found[1:]] == [True] * (len(found) - 1)
+    assert not sizes.is_growing
+
+
+def test_a_size_stays_where_items_vary() -> None:
+    n_calls = 0
+
+    def seconds_of(size: int) -> float:
+        nonlocal n_calls
+        n_calls += 1
+        return up_to(32)(size) * (1 + n_calls % 2)
+
+    sizes = settled(seconds_of)
+    assert set(play(sizes, seconds_of, n_calls=200)) == {sizes.batch}
+
+
 # --- limits ---------------------------------------------------------------------------------------------
 
 

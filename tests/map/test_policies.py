@@ -12,6 +12,7 @@ import pytest
 
 from conftest import ENGINES
 from joblib_stateful import TaskResult, errors, stateful_map
+from joblib_stateful._map._batches import Inbox
 from scenes import Scene, engines, new_scene, orders, parallel_engines, policies
 
 if TYPE_CHECKING:
@@ -186,6 +187,32 @@ def test_immediate_drops_the_results_that_are_there(engine: str, tmp_path: Path)
     with pytest.raises(Mine):
         next(results)
     assert list(results) == []
+
+
+@parallel_engines
+def test_nothing_is_given_behind_an_error_of_which_no_word_has_come(
+    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene, put = new_scene(tmp_path), Inbox.put
+
+    def keep_back(inbox: Inbox, news: Any = None) -> None:
+        """Wake the consumer when the outcome with the error is there, as if the thread were switched before it says so."""
+        put(inbox, None if isinstance(news, tuple) and news[1].errors else news)
+
+    monkeypatch.setattr(Inbox, "put", keep_back)
+    results = stateful_map(
+        Player,
+        ["a", ("raise after", "go", 7), "b"],
+        n_jobs=2,
+        shared_kwargs={"scene": scene},
+        engine=engine,
+        batch_size=3,
+        route=lambda item: int(isinstance(item, tuple)),  # so the batch comes back in two parts
+    )
+    assert next(results) == "a"
+    scene.gate("go").open()
+    with pytest.raises(Mine):
+        next(results)
 
 
 @parallel_engines
