@@ -13,7 +13,7 @@ from .. import errors
 from .._scheduling._requests import Target, WorkerSpec
 from .._transport._code import source_of
 from .._transport._defining import DefinitionError, needs_of
-from .._transport._shared_memory import SharedFrame
+from .._transport._setting_aside import SharedFrame
 from .._transport._transport import ByReference, digest
 from .._words import a, short
 from .._worker._lazy import may_be_async

@@ -13,7 +13,6 @@ import itertools
 import mmap
 import os
 import sys
-import tempfile
 import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -67,6 +66,8 @@ def _open_once(what: str, folder: str | None) -> int:
 
 
 def _temporary_file(folder: str | None) -> Any:
+    import tempfile  # takes each worker 3 ms, and most programs need it not at all
+
     try:
         return tempfile.TemporaryFile(dir=folder)
     except FileNotFoundError:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 _HERE = os.path.dirname(os.path.dirname(__file__)) + os.sep  # noqa: PTH120 - no pathlib in workers
-_CALLER = os.path.join(_HERE, "_worker", "_worker.py")  # noqa: PTH118 - see above
+# The modules that call users' code.
+_CALLERS = tuple(os.path.join(_HERE, "_worker", name) for name in ("_worker.py", "_passing.py"))  # noqa: PTH118 - see above
 
 
 def text_of_traceback(error: BaseException) -> str:
@@ -54,7 +55,7 @@ def _shown(names: list[str]) -> list[int]:
     homes = tuple(_homes())
     first = next((at for at, name in enumerate(names) if not name.startswith(homes)), len(names))
     shown = [at for at in range(first, len(names)) if not names[at].startswith(_HERE)]
-    if names[-1].startswith(_HERE) and names[-1] != _CALLER:  # it was raised there
+    if names[-1].startswith(_HERE) and names[-1] not in _CALLERS:  # it was raised there
         shown.append(len(names) - 1)
     return shown
 

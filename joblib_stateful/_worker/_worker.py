@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
 from contextvars import ContextVar, copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any, assert_never
@@ -33,19 +32,19 @@ from ._messages import (
     Finish,
     Finished,
     Message,
-    Mode,
     Phase,
     Ran,
     Reply,
     Run,
 )
+from ._passing import passing, refusing
 from ._progress_page import Progress
 from ._shortage import RESULT, UNTOLD
 from ._signals import calls_users, held, raising
 from ._tracebacks import strip, text_of_traceback
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from .._public import WorkerInfo
     from .._transport._defining import Definer
@@ -379,7 +378,7 @@ class Worker:
         if message.target_id is None:
             target = life.object
             if not callable(target):  # an executor's need not be, and a factory may return anything
-                return _refuse(target)
+                return refusing(target)
         else:
             if message.target is not None:
                 target = self.transport.unpack(message.target)
@@ -389,7 +388,7 @@ class Worker:
                 raise LookupError("the function that is called was lost on its way")
             target = life.target[1]
         self._target = target
-        return _MODES[message.mode](target)
+        return passing(target, message.mode)
 
     def _outside(self, call: Callable[[Any], Any], message: Run) -> Callable[[Any], Any]:
         """Return a call that is awaited if it is to be, and during which the worker's other messages go on."""
@@ -529,59 +528,6 @@ def _unlocked(lock: threading.Lock, call: Callable[[Any], Any]) -> Callable[[Any
             lock.acquire()
 
     return call_unlocked
-
-
-def _refuse(target: Any) -> Callable[[Any], Any]:
-    def call(_: Any) -> Any:
-        raise TypeError(
-            f"stateful_map calls each worker's object with the items, but it is of type {type(target).__name__}, which "
-            "can't be called. Give its class a __call__ method, or have factory's function return a callable.",
-        )
-
-    return call
-
-
-def _a_type(value: Any) -> str:
-    from .._words import a  # most workers never need it
-
-    return a(type(value).__name__)
-
-
-def _with_item(target: Callable[..., Any]) -> Callable[[Any], Any]:
-    return target
-
-
-def _with_args(target: Callable[..., Any]) -> Callable[[Any], Any]:
-    def call(item: Any) -> Any:
-        is_sequence = isinstance(item, Sequence) or (hasattr(item, "__len__") and hasattr(item, "__getitem__"))
-        if not is_sequence or isinstance(item, Mapping):
-            raise TypeError(
-                f'pass_as="args" calls worker(*item), but this item is {_a_type(item)}, not a sequence. '
-                'Yield tuples from the input, or use pass_as="item".',
-            )
-        return target(*item)
-
-    return call
-
-
-def _with_kwargs(target: Callable[..., Any]) -> Callable[[Any], Any]:
-    def call(item: Any) -> Any:
-        if not isinstance(item, Mapping):
-            raise TypeError(
-                f'pass_as="kwargs" calls worker(**item), but this item is {_a_type(item)}, not a mapping. '
-                'Yield dicts from the input, or use pass_as="item".',
-            )
-        return target(**item)
-
-    return call
-
-
-_MODES: dict[Mode, Callable[[Callable[..., Any]], Callable[[Any], Any]]] = {
-    "item": _with_item,
-    "args": _with_args,
-    "kwargs": _with_kwargs,
-    "batch": _with_item,
-}
 
 
 # --- who am I ------------------------------------------------------------------------------------------

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._transport._arrivals import COPIED_BYTES, Arrived
 from .._transport._definitions import frames_of
-from .._transport._shared_memory import NamedFile, SharedFrame, ToCopy, copied_out, segments_of
+from .._transport._setting_aside import SharedFrame
+from .._transport._shared_memory import copied_out, segments_of
+from .._transport._stores import NamedFile, ToCopy
 from .._worker._messages import Build, Finish, Run
 
 if TYPE_CHECKING:

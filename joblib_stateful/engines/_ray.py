@@ -23,7 +23,7 @@ from ._remote import Host, RemoteWorker
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from .._transport._shared_memory import Blob
+    from .._transport._stores import Blob
     from .._transport._transport import Transport
     from .._worker._messages import Message, Refused, Reply
 

@@ -20,7 +20,8 @@ from joblib import Parallel, delayed, parallel_config
 import joblib_stateful
 from joblib_stateful import StatefulExecutor, call_worker, get_worker, shutdown, stateful_map
 from joblib_stateful._transport._segments import _Spares, spares
-from joblib_stateful._transport._shared_memory import SharedFrame, SharedMemory, Stored
+from joblib_stateful._transport._setting_aside import SharedFrame
+from joblib_stateful._transport._shared_memory import SharedMemory, Stored
 from joblib_stateful._transport._transport import Sharing
 from joblib_stateful.engines.loky._shared_numbers import SharedNumbers
 from needs import needs
@@ -636,8 +637,8 @@ def test_an_array_with_gaps_that_there_is_no_room_for_goes_in_line(monkeypatch: 
     def refuse(*_: Any) -> Any:
         raise OSError("no room")
 
-    monkeypatch.setattr("joblib_stateful._transport._shared_memory._make_segment", refuse)
-    monkeypatch.setattr("joblib_stateful._transport._shared_memory._warned", [True])
+    monkeypatch.setattr("joblib_stateful._transport._stores._make_segment", refuse)
+    monkeypatch.setattr("joblib_stateful._transport._stores._warned", [True])
     transport, array = SharedMemory(), np.arange(4.0 * SIZE)[::-2]
     frame = transport.pack_shared([array, array[::2]])
     assert isinstance(frame, bytes)

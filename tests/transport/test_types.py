@@ -21,7 +21,8 @@ from clouds import Cloud, another, as_cloud, make_cloud, reduce_cloud, reduce_ma
 from contract import N_JOBS
 from joblib_stateful import errors, register_reducer, stateful_map
 from joblib_stateful._transport._reducers import _found, _registered, find_reducers
-from joblib_stateful._transport._shared_memory import SharedFrame, SharedMemory
+from joblib_stateful._transport._setting_aside import SharedFrame
+from joblib_stateful._transport._shared_memory import SharedMemory
 
 np = pytest.importorskip("numpy")
 

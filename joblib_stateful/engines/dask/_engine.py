@@ -33,7 +33,7 @@ from ._actor import Room
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
-    from ..._transport._shared_memory import Blob
+    from ..._transport._stores import Blob
     from ..._worker._messages import Message, Refused, Reply
 
 _log = logging.getLogger("joblib_stateful")

@@ -8,7 +8,7 @@ import os
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from ..._transport._segments import Arena, Range
-from ..._transport._shared_memory import SharedFrame
+from ..._transport._setting_aside import SharedFrame
 from ..._worker._messages import Ran
 from .._buffers import without_arena
 from ._line import NoRoomError, decode
