@@ -22,7 +22,6 @@ import functools
 import inspect
 import itertools
 import time
-import warnings
 import weakref
 from collections import deque
 from concurrent.futures import CancelledError, Executor, Future, wait
@@ -33,15 +32,15 @@ from .._copies import NotCopied
 from .._measuring._measures import Measures, clock
 from .._process import _safely
 from .._scheduling._requests import Group, Limits, Request
-from .._transport import _code
 from .._transport._noticing import Memory
 from .._worker._lazy import calls_object, is_async_class, may_be_async
 from . import _arguments, _exit
 from ._futures import Resolver
 from ._making import make_pool
 from ._nesting import check_call
+from ._old_code import CodeWatch
 from ._replies import add_note, packing_error_of
-from ._spec import PackedSpec, factory, make_spec, name_of, version_of
+from ._spec import PackedSpec, factory, make_spec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
@@ -186,7 +185,8 @@ class StatefulExecutor(NotCopied, Executor):
         self._group = Group()
         # For `stop`: what sets a future stands for its call.
         self._resolvers: weakref.WeakKeyDictionary[Future[Any], Resolver] = weakref.WeakKeyDictionary()
-        self._reloads, self._version = _code.reloads(), version_of(spec, runtime.transport)
+        #: For `stateful_map`.
+        self.code = CodeWatch(self._pool)
         self._memory = Memory()
         # Dropped without shutdown(): what was submitted is finished, then the workers end.
         self._finalizer = weakref.finalize(self, _close, self._pool)
@@ -423,7 +423,7 @@ class StatefulExecutor(NotCopied, Executor):
                 f"{name}() takes a function to be run in a worker, and {item} can't be called. To call the worker's object "
                 f"with it, write executor.{name}({before}call_worker, {item})."
             )
-        self._warn_of_reloads(_code.reloads(at_new_ones=False), 5)
+        self.code.look_again()
         self.warn_of_changes(4)
         runtime = self._pool.runtime
         check_call(fn, runtime)
@@ -446,27 +446,6 @@ class StatefulExecutor(NotCopied, Executor):
         )
         self._pool.accept(request)
         return future
-
-    def warn_of_old_code(self) -> None:
-        """Warn if the workers' code has been edited since they were made from it; once each time. For `stateful_map`."""
-        self._warn_of_reloads(_code.reloads(), 8)
-        spec, before = self._pool.packed.spec, self._version
-        self._version = version_of(spec, self._pool.runtime.transport)
-        if self._version != before:
-            _warn_of_old_code(
-                f"{name_of(spec.build)}, or something that it uses, has changed since this executor was made, and its "
-                "objects are built from what it was then.",
-                7,
-            )
-
-    def _warn_of_reloads(self, present: _code.Reloads, stacklevel: int) -> None:
-        before, self._reloads = self._reloads, present
-        if present != before and self._pool.has_started:
-            _warn_of_old_code(
-                f"The module {present.latest} was loaded again, and the workers of this executor still have what it was "
-                "before.",
-                stacklevel,
-            )
 
     def workers(self) -> list[WorkerInfo]:
         """Return a `WorkerInfo` per slot."""
@@ -636,15 +615,6 @@ def _first_of(failed: dict[int, BaseException]) -> BaseException:
 
 def _close(pool: WorkerPool) -> None:
     _exit.call_from_finaliser(functools.partial(pool.close, wait=False))
-
-
-def _warn_of_old_code(what: str, stacklevel: int) -> None:
-    warnings.warn(
-        f"{what} Shut it down and make a new one; a class that is given to stateful_map itself, or to the backend, is "
-        "built anew in such a case.",
-        RuntimeWarning,
-        stacklevel=stacklevel,
-    )
 
 
 def as_builder(worker: Any) -> Any:

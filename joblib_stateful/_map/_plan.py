@@ -215,7 +215,7 @@ def _open_owned(
 ) -> tuple[engines.Runtime, int, Callable[[], tuple[WorkerPool, Callable[[], None]]]]:
     """Return what a map needs of an executor that the caller owns."""
     pool = executor.pool
-    executor.warn_of_old_code()
+    executor.code.look()
     if pool.packed.spec.build is None:
         raise TypeError(
             "This StatefulExecutor was made without a worker, so that there is no object to call with the items. "
