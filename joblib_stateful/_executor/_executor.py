@@ -20,10 +20,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-import itertools
-import time
 import weakref
-from collections import deque
 from concurrent.futures import CancelledError, Executor, Future, wait
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
@@ -36,6 +33,7 @@ from .._transport._noticing import Memory
 from .._worker._lazy import calls_object, is_async_class, may_be_async
 from . import _arguments, _exit
 from ._futures import Resolver
+from ._lazily import map_lazily
 from ._making import make_pool
 from ._nesting import check_call
 from ._old_code import CodeWatch
@@ -539,21 +537,7 @@ class StatefulExecutor(NotCopied, Executor):
         """
         if buffersize is None:
             return super().map(fn, *iterables, timeout=timeout, chunksize=chunksize)
-        if not isinstance(buffersize, int):
-            raise TypeError(f"buffersize must be an integer or None, and is {_words.short(buffersize)}")
-        if buffersize < 1:
-            raise ValueError(f"buffersize must be None or > 0, and is {buffersize}")
-        end = None if timeout is None else time.monotonic() + timeout
-        args = zip(*iterables, strict=False)
-        under_way = deque(self.submit(fn, *each) for each in itertools.islice(args, buffersize))
-        owner = weakref.ref(self)  # which may go before its results
-
-        def submit_next() -> None:
-            executor = owner()
-            if executor is not None:
-                under_way.extend(executor.submit(fn, *each) for each in itertools.islice(args, 1))
-
-        return _results(under_way, submit_next, end)
+        return map_lazily(self, fn, iterables, timeout, buffersize)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, kill_workers: bool = False) -> None:  # noqa: FBT001, FBT002 - the standard library's signature
         """Take no more calls and end the workers.
@@ -621,19 +605,3 @@ def as_builder(worker: Any) -> Any:
     """Return a class so that its objects need not be callable: here functions use them, by `get_worker`."""
     made_from = worker.func if isinstance(worker, functools.partial) else worker
     return factory(worker) if inspect.isclass(made_from) else worker
-
-
-def _results(under_way: deque[Future[T]], submit_next: Callable[[], None], end: float | None) -> Iterator[T]:
-    """Return results in order, and have one more call made for each that is taken; cancel what nobody takes."""
-    try:
-        yield from _taken(under_way, submit_next, end)
-    finally:
-        for future in under_way:
-            future.cancel()
-
-
-def _taken(under_way: deque[Future[T]], submit_next: Callable[[], None], end: float | None) -> Iterator[T]:
-    while under_way:
-        submit_next()
-        # The future is let go before its result is taken.
-        yield under_way.popleft().result(None if end is None else end - time.monotonic())
