@@ -39,7 +39,10 @@ _log = _safely.Log()
 
 # After Ctrl-C, what runs has this long to end before its worker is killed.
 _INTERRUPT_GRACE = 0.5
-_DROPPED = "This task was dropped, because its Parallel call ended before it ran."
+_DROPPED = (
+    "This task was dropped before it had run, because its Parallel call ended; or the main thread did, while another one "
+    "ran the call: the main thread can join() that one."
+)
 
 
 class Configuration(Protocol):

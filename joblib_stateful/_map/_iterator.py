@@ -315,8 +315,9 @@ class StatefulMap(NotCopied, Generic[T]):
     def _check_that_we_dropped(self) -> None:
         if not (self._group.stopping or self._is_closed or self._fatal):
             raise ShutdownError(
-                "The executor was shut down while a map was under way, with cancel_futures=True or kill_workers=True, so "
-                "the rest of its results will never come. End the map first, with close(), or let it run to its end."
+                "The executor was shut down while a map was under way, with cancel_futures=True or kill_workers=True, or "
+                "the main thread came to its end while another one ran the map, so the rest of its results will never come. "
+                "End the map first, with close(), or let it run to its end: the main thread can join() the other one."
             )
 
     @property

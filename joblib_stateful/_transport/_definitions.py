@@ -189,9 +189,9 @@ class Peer:
         """Return the globals that functions from one module share."""
         if self._is_near:
             return own_namespaces[name].globals  # type: ignore[no-any-return]  # see there
-        found = self._namespaces.get(name)
-        if found is None:
-            found = self._namespaces[name] = dict(base)
+        found = self._namespaces.setdefault(name, {})
+        for known, value in base.items():
+            found.setdefault(known, value)  # one of its globals may have come, and made it, ahead of its functions
         return found
 
     def entry(self, owner: str, name: str) -> Any:

@@ -198,6 +198,39 @@ def test_workers_die_with_a_killed_parent_while_c_code_holds_the_gil(program: St
     running.leaves_nothing(within=3)
 
 
+@pytest.mark.parametrize("way", ["map", "Parallel"])
+def test_a_thread_that_outlives_the_main_one_is_told_why_its_map_ends(program: StartProgram, way: str) -> None:
+    running = program(
+        """
+        from joblib import Parallel, delayed, parallel_config
+        from joblib_stateful.errors import ShutdownError
+
+        def run(work=Worker()):
+            items = [0, *['hang'] * 4]
+            if sys.argv[2] == "map":
+                results = stateful_map(work, items, n_jobs=2, batch_size=1)
+            else:
+                with parallel_config(backend="stateful", n_jobs=2):
+                    results = Parallel(return_as="generator")(delayed(work)(item) for item in items)
+            next(results)
+            begun.set()
+            try:
+                next(results)
+            except ShutdownError as error:
+                print(error, flush=True)
+
+        begun = threading.Event()
+        threading.Thread(target=run).start()
+        begun.wait()
+        """,
+        way,
+    )
+    code, out, err = running.ends_within(20)
+    assert (code, err) == (0, "")
+    assert "the main thread can join() " in out
+    running.leaves_nothing()
+
+
 def test_sigterm_for_the_whole_group(program: StartProgram) -> None:
     """As a service manager or a batch system ends a job: the workers are hit as well."""
     running = program("list(stateful_map(Worker, ['hang'] * 4, n_jobs=2, batch_size=1, retries=9))")

@@ -267,6 +267,16 @@ def test_the_code_of_a_worker_shares_its_globals() -> None:
         assert [executor.submit(remember, 1).result() for _ in range(2)] == [1, 2]
 
 
+def test_globals_that_come_ahead_of_a_function_leave_it_the_name_of_its_module() -> None:
+    def name_module(_: int) -> str:
+        class Made(Trouble):
+            pass
+
+        return Made.__module__
+
+    assert list(stateful_map(name_module, [1], n_jobs=1)) == [__name__]
+
+
 def test_functions_as_items_and_within_results() -> None:
     by = 3
     functions = [lambda x: x * by, remember, Point, Rememberer().remember]
