@@ -235,8 +235,8 @@ class RemoteError(StatefulError):
         self.type_name, self.message, self.remote_traceback = type_name, message, remote_traceback
         super().__init__(
             f"{type_name}: {message}\n(The worker raised this {type_name}, which could not be pickled or "
-            "rebuilt here, so that this RemoteError stands for it. Give the exception picklable attributes "
-            "and a __reduce__ that fits its constructor to receive it itself.)",
+            "rebuilt here, so that this RemoteError stands for it. Give the exception picklable attributes, "
+            "or a __reduce__ that leaves out the others, to receive it itself.)",
         )
 
     def __reduce__(self) -> tuple[Any, ...]:

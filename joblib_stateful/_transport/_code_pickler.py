@@ -23,6 +23,7 @@ import cloudpickle
 from cloudpickle import cloudpickle as inside
 
 from ._code import reduce_count, resolve_what_travels
+from ._exceptions import reduce_exception
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -156,11 +157,16 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it is not typed
 
     def reducer_override(self, found: Any) -> Any:
         """Return how an object is reduced; called for all but those of built-in types."""
-        reduce = self.reducers.get(type(found))
+        reduce = self.reducer_of(type(found))
         if reduce is not None:
             return reduce(found)
         resolve_what_travels(found)
         return super().reducer_override(found)
+
+    def reducer_of(self, kind: Any) -> Callable[[Any], Any] | None:
+        """Return how objects of a type are reduced, if not as they say themselves."""
+        found = self.reducers.get(kind)
+        return reduce_exception if found is None and issubclass(kind, BaseException) else found
 
 
 def dumps(value: Any, protocol: int) -> bytes:

@@ -379,7 +379,7 @@ class ReferringPickler(Pickler):
         if isinstance(found, _FUNCTION):
             return super().reducer_override(found)
         reduced = self._object(kind, found)
-        reduce = self.reducers.get(kind) if reduced is NotImplemented else None
+        reduce = self.reducer_of(kind) if reduced is NotImplemented else None
         return reduced if reduce is None else reduce(found)
 
     def _object(self, kind: Any, found: Any) -> Any:
@@ -392,7 +392,7 @@ class ReferringPickler(Pickler):
             return definer.cached_function(found)
         elif self.is_definition or kind is object:
             return definer.global_reference(found)
-        if kind not in self.reducers:
+        if self.reducer_of(kind) is None:
             self._ordinary.add(kind)
         return NotImplemented
 

@@ -37,14 +37,6 @@ class Connected(Exception):  # noqa: N818 - users name theirs as they like
         self.connection = socket.socket()
 
 
-class HttpError(Exception):
-    """Needs keyword arguments, as many clients' errors do."""
-
-    def __init__(self, *, status: int, url: str) -> None:
-        super().__init__(f"{status} for {url}")
-        self.status, self.url = status, url
-
-
 class FitsItself(Exception):  # noqa: N818 - users name theirs as they like
     """Needs arguments too, and says how it is rebuilt."""
 
@@ -93,8 +85,6 @@ class Does:
                 raise Refuses("original text")
             case "raise connected":
                 raise Connected("lost it")
-            case "raise http":
-                raise HttpError(status=404, url="/a")
             case "raise fits":
                 raise FitsItself(404, "/a")
             case "raise group":
@@ -139,7 +129,6 @@ def with_neighbours(bad: Any, built: BuildLog) -> TaskResult[Any]:
     [
         ("raise refuses", "test_serialisation.Refuses", "original text"),
         ("raise connected", "test_serialisation.Connected", "lost it"),
-        ("raise http", "test_serialisation.HttpError", "404 for /a"),
         ("raise own module", "only_in_the_worker.Odd", "strange"),
         ("raise bad group", "ExceptionGroup", "several (2 sub-exceptions)"),
     ],

@@ -222,13 +222,6 @@ class Mine(Exception):  # noqa: N818 - users name theirs as they like
         self.extra = extra
 
 
-class NeedsTwo(Exception):  # noqa: N818 - users name theirs as they like
-    """Can be pickled, but not rebuilt: its arguments don't fit its constructor."""
-
-    def __init__(self, one: str, two: str) -> None:
-        super().__init__(f"{one} and {two}")
-
-
 class TurnsIntoText(Exception):  # noqa: N818 - users name theirs as they like
     def __reduce__(self) -> Any:
         return str, ("no exception",)
@@ -259,8 +252,6 @@ class Does:
                 return SuddenEnd()
             case "raise with lock":
                 raise Mine("locked", threading.Lock())
-            case "raise needs two":
-                raise NeedsTwo("this", "that")
             case "raise text":
                 raise TurnsIntoText("original text")
             case "raise sudden end":
@@ -356,7 +347,6 @@ def test_a_result_that_cannot_be_loaded_in_the_parent(item: str, cause: str, bui
     ("item", "type_name", "message"),
     [
         ("raise with lock", "test_transport.Mine", "locked"),
-        ("raise needs two", "test_transport.NeedsTwo", "this and that"),
         ("raise text", "test_transport.TurnsIntoText", "original text"),
         ("raise sudden end", "test_transport.EndsSuddenly", "quick"),
     ],

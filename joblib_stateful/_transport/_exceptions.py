@@ -1,0 +1,46 @@
+"""Exceptions arrive as they were, and their constructor is not called a second time.
+
+Python makes an exception anew by a call of its class with `args`: with what the constructor has given to that of `Exception`, and not
+with what it was given itself. Clients' errors often take more, by keyword, and a text that was made of them once would be made of
+itself.
+"""
+
+from __future__ import annotations
+
+import copyreg
+from types import FunctionType
+from typing import Any
+
+# Py_TPFLAGS_HEAPTYPE: of all classes but those that are compiled into the interpreter or an extension.
+_MADE_AT_RUN_TIME = 1 << 9
+
+
+def reduce_exception(error: BaseException) -> Any:
+    """Return how an exception is made anew, or NotImplemented: as it says itself."""
+    kind = type(error)
+    if not _has_own_constructor(kind):
+        return NotImplemented
+    args = BaseException.args.__get__(error)  # type: ignore[attr-defined]  # for typeshed it is a plain attribute
+    return copyreg.__newobj__, (kind, *args), object.__getstate__(error), None, None, restore  # type: ignore[attr-defined]  # typeshed doesn't know them
+
+
+def restore(error: BaseException, state: Any) -> None:
+    """Give an exception what it had, also one that forbids to set its attributes."""
+    own, slots = state if type(state) is tuple else (state, None)
+    if own:
+        object.__getattribute__(error, "__dict__").update(own)
+    for name, value in (slots or {}).items():
+        BaseException.__setattr__(error, name, value)
+
+
+def _has_own_constructor(kind: Any) -> bool:
+    """Tell whether a class is made anew as all exceptions are, has a constructor in Python, and nothing besides in C."""
+    compiled = next(base for base in kind.__mro__ if not base.__flags__ & _MADE_AT_RUN_TIME)
+    return (
+        compiled.__basicsize__ == BaseException.__basicsize__
+        and isinstance(kind.__init__, FunctionType)
+        and not isinstance(kind.__new__, FunctionType)
+        and kind.__reduce__ is BaseException.__reduce__
+        and kind.__reduce_ex__ is object.__reduce_ex__
+        and kind.__setstate__ is BaseException.__setstate__
+    )
