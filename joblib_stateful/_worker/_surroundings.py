@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # What a worker itself is deep in calls when it runs an item, and some more to report an error by.
 _LOWEST_RECURSION_LIMIT = 100
 # Changed by themselves, without a meaning for workers: by test runners, terminals and shells, and by the import of joblib,
-# scikit-learn, Ray and TensorFlow.
+# scikit-learn, Ray, TensorFlow, Polars and JAX, which set them in a worker as well, when it imports them.
 _NOISE = (
     "PYTEST_CURRENT_TEST",
     "PYTEST_VERSION",
@@ -38,6 +38,9 @@ _NOISE = (
     "KMP_DUPLICATE_LIB_OK",
     "RAY_CLIENT_MODE",
     "TF2_BEHAVIOR",
+    "_RJEM_MALLOC_CONF",
+    "TF_CPP_MIN_LOG_LEVEL",
+    "TPU_SKIP_MDS_QUERY",
 )
 
 

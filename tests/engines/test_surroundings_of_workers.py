@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import os
 import subprocess
 import sys
@@ -273,6 +273,23 @@ def test_what_changes_by_itself_costs_no_object(built: BuildLog, monkeypatch: py
             monkeypatch.setenv(name, value)
         list(stateful_map(Asker, [0], n_jobs=1, shared_kwargs={"log": built}))
     assert len(built) == 1
+
+
+@pytest.mark.parametrize("library", ["sklearn", "polars", "jax"])
+def test_what_a_library_sets_when_it_is_imported_costs_no_worker(library: str) -> None:
+    if importlib.util.find_spec(library) is None:  # imported here, it would set them for the program below as well
+        pytest.skip(f"{library} is not installed")
+    script = f"""
+import os
+from joblib_stateful import stateful_map
+def pid(_):
+    return os.getpid()
+before = list(stateful_map(pid, [0], n_jobs=1))
+import {library}
+print(before == list(stateful_map(pid, [0], n_jobs=1)))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "True"), done.stderr
 
 
 def test_an_executor_of_the_callers_warns_once(built: BuildLog, monkeypatch: pytest.MonkeyPatch) -> None:
