@@ -167,7 +167,6 @@ class StatefulExecutor(NotCopied, Executor):
         runtime = self._engine.make_concurrent_runtime(
             n_slots, _arguments.check_concurrency(self._engine, max_concurrency)
         )
-        check_call(worker, runtime)
         self._measures = Measures()
         self._pool = make_pool(
             PackedSpec(spec, runtime.transport),
@@ -200,6 +199,14 @@ class StatefulExecutor(NotCopied, Executor):
     def limits(self) -> Limits:
         """Limits of the calls; for `stateful_map`."""
         return self._limits
+
+    def check_worker(self) -> None:
+        """Raise `EngineError` if workers can't build their objects yet, for their class's module is being imported.
+
+        When there is something to do, and not when it is made: services make theirs once, in the module that has the class.
+        """
+        if not self._pool.has_started:
+            check_call(self._pool.packed.spec.build, self._pool.runtime)
 
     def warn_of_changes(self, stacklevel: int = 3) -> None:
         """Warn, once, if the environment has changed since the workers were started."""
@@ -424,6 +431,7 @@ class StatefulExecutor(NotCopied, Executor):
         self.code.look_again()
         self.warn_of_changes(4)
         runtime = self._pool.runtime
+        self.check_worker()
         check_call(fn, runtime)
         future: Future[T] = Future()
         resolver = self._resolvers[future] = Resolver(future, _KILLED)
@@ -488,6 +496,7 @@ class StatefulExecutor(NotCopied, Executor):
         """
         if self._pool.is_closed:
             raise errors.ShutdownError("This executor is shut down, so that nothing can be built; make a new one.")
+        self.check_worker()
         self._pool.warm_up(self._limits)
 
     def map(

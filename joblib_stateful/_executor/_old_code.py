@@ -6,6 +6,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 from .._transport import _code
+from .._transport._transport import ByReference
 from ._spec import name_of, version_of
 
 if TYPE_CHECKING:
@@ -28,9 +29,10 @@ class CodeWatch:
     def look(self) -> None:
         """Look at all that the objects are built from; for `stateful_map`."""
         self._look_at(_code.reloads(), 8)
-        spec, before = self._pool.packed.spec, self._version
-        self._version = version_of(spec, self._pool.runtime.transport)
-        if self._version != before:
+        spec, transport, before = self._pool.packed.spec, self._pool.runtime.transport, self._version
+        self._version = version_of(spec, transport)
+        # Within one process objects are built from what the class is then.
+        if self._version != before and (self._pool.has_started or not isinstance(transport, ByReference)):
             _warn(
                 f"{name_of(spec.build)}, or something that it uses, has changed since this executor was made, and its "
                 "objects are built from what it was then.",

@@ -215,6 +215,7 @@ def _open_owned(
 ) -> tuple[engines.Runtime, int, Callable[[], tuple[WorkerPool, Callable[[], None]]]]:
     """Return what a map needs of an executor that the caller owns."""
     pool = executor.pool
+    executor.check_worker()
     executor.code.look()
     if pool.packed.spec.build is None:
         raise TypeError(

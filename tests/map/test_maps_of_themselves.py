@@ -27,7 +27,9 @@ MAPS = {
     "class": "list(stateful_map(Doubler, range(3), n_jobs=2, engine=ENGINE))",
     "factory": "list(stateful_map(factory(Doubler.make), range(3), n_jobs=2, engine=ENGINE))",
     "partial": "list(stateful_map(functools.partial(double, by=2), range(3), n_jobs=2, engine=ENGINE))",
-    "executor": "StatefulExecutor(Doubler, 2, engine=ENGINE)",
+    "executor": "StatefulExecutor(Doubler, 2, engine=ENGINE).submit(abs, 1)",
+    "warm_up": "StatefulExecutor(Doubler, 2, engine=ENGINE).warm_up()",
+    "executor's map": "list(stateful_map(StatefulExecutor(Doubler, 2, engine=ENGINE), range(3)))",
     "submit": "StatefulExecutor(n_jobs=2, engine=ENGINE).submit(double, 1).result()",
     "backend": "parallel(double)",
     "backend's worker": "parallel(abs, worker=Doubler)",
@@ -51,13 +53,16 @@ MODULE = """
         def make(cls):
             return cls()
         def __call__(self, item):
-            return 2 * item
+            return doubled(item)
 
     def parallel(function, **options):
         with parallel_config(backend="stateful", n_jobs=2, engine=ENGINE, **options):
             return Parallel()(delayed(function)(item) for item in range(3))
 
     RESULT = {call}
+
+    def doubled(item):
+        return 2 * item
 """
 
 PROGRAM = """
@@ -89,6 +94,25 @@ def test_a_map_of_a_module_that_is_being_imported_is_refused(way: str, run_progr
     assert "its module mapping is still being imported" in done.out
     assert '__name__ == "__main__"' in done.out
     assert len((tmp_path / "log").read_text().split()) == 1  # no worker has imported it
+
+
+@pytest.mark.parametrize("name", ["loky", "threads"])
+def test_an_executor_may_be_made_while_the_module_of_its_class_is_imported(
+    name: str, run_program: RunProgram, tmp_path: Path
+) -> None:
+    write_module(tmp_path, "StatefulExecutor(Doubler, 2, engine=ENGINE)")
+    program = """
+        import warnings
+        from joblib_stateful import call_worker, stateful_map
+        import mapping
+        warnings.simplefilter("error")
+        print(list(stateful_map(mapping.RESULT, range(3))), mapping.RESULT.submit(call_worker, 4).result())
+        mapping.RESULT.shutdown()
+    """
+    done = run_program(program, limit=LIMIT, env={"ENGINE": name, "LOG": str(tmp_path / "log")})
+    assert (done.code, done.out) == (0, "[0, 2, 4] 8\n"), done.err
+    # Each worker has imported it, and with it made an executor that starts nothing.
+    assert len((tmp_path / "log").read_text().split()) <= (3 if name == "loky" else 1)
 
 
 def test_a_map_in_a_package_that_is_being_imported_is_refused(run_program: RunProgram, tmp_path: Path) -> None:
