@@ -35,9 +35,9 @@ def restore(error: BaseException, state: Any) -> None:
 
 def _has_own_constructor(kind: Any) -> bool:
     """Tell whether a class is made anew as all exceptions are, has a constructor in Python, and nothing besides in C."""
-    compiled = next(base for base in kind.__mro__ if not base.__flags__ & _MADE_AT_RUN_TIME)
+    compiled = (base for base in kind.__mro__ if not base.__flags__ & _MADE_AT_RUN_TIME)
     return (
-        compiled.__basicsize__ == BaseException.__basicsize__
+        max(base.__basicsize__ for base in compiled) == BaseException.__basicsize__
         and isinstance(kind.__init__, FunctionType)
         and not isinstance(kind.__new__, FunctionType)
         and kind.__reduce__ is BaseException.__reduce__

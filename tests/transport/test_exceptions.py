@@ -62,6 +62,13 @@ class FrozenData(Exception):  # noqa: N818 - see above
     where: str = "here"
 
 
+class OfSeveral(KeyError, AttributeError):  # noqa: N818 - see above
+    """Has a name in C, which its second base sets."""
+
+    def __init__(self, text: str) -> None:
+        AttributeError.__init__(self, text, name="it")
+
+
 class HasProperty(Exception):  # noqa: N818 - see above
     """Has an attribute that can't be set behind its constructor."""
 
@@ -97,6 +104,7 @@ MADE: dict[str, Any] = {
     "data by keyword": lambda: Data(code=1),
     "frozen data": lambda: FrozenData(code=2),
     "property": lambda: HasProperty(code=3),
+    "of several": lambda: OfSeveral("a"),
     # Whose arguments fit, or that have more in C than others.
     "plain": lambda: ValueError("a", 1),
     "file": lambda: FileNotFoundError(2, "no such file", "name"),
@@ -111,7 +119,9 @@ both = pytest.mark.parametrize("name", MADE)
 def described(error: BaseException) -> tuple[Any, ...]:
     """Return all that can be seen of an exception."""
     slots = {
-        name: getattr(error, name) for name in ("code", "filename", "value", "reason", "path") if hasattr(error, name)
+        name: getattr(error, name)
+        for name in ("code", "filename", "name", "value", "reason", "path")
+        if hasattr(error, name)
     }
     own = {name: value for name, value in vars(error).items() if name != "__notes__"}
     return type(error).__name__, error.args, str(error), repr(error), own, slots
