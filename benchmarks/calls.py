@@ -163,11 +163,15 @@ class Costs(NamedTuple):
     item: float
     most: float = math.inf
     n_free: int = 0  # first items, of which a call costs 1 us
+    spread: float = (
+        0.0  # of the items' lengths; in a call all take as long as the longest one, as texts do that are padded
+    )
 
-    def seconds(self, size: int, first: int) -> float:
+    def seconds(self, lengths: Sequence[float], first: int) -> float:
+        size = len(lengths)
         if first + size <= self.n_free:
             return 1e-6
-        return (self.call * math.ceil(size / self.most) + self.item * size) / 1e3
+        return (self.call * math.ceil(size / self.most) + self.item * size * max(lengths)) / 1e3
 
 
 MODELS = {
@@ -178,12 +182,14 @@ MODELS = {
     "a client": Costs(50, 0.01),
     "tiny items": Costs(0.2, 0.001),
     "first items free": Costs(8, 0.3, 64, n_free=20),
+    "padded texts on a CPU": Costs(8, 5, spread=0.7),
 }
 
 
 def simulated(costs: Costs, count: int, noise: float, seed: int, fixed: int | None = None) -> float:
     """Return the seconds that N_JOBS workers take for so many items; one call of each waits, as in a map."""
     chance, sizes = random.Random(seed), CallSizes(N_JOBS, fixed or "auto", "auto")
+    lengths = [chance.lognormvariate(0, costs.spread) if costs.spread else 1.0 for _ in range(count)]
     left, clock = count, [0.0] * N_JOBS
     under_way: list[tuple[float, int, float]] = []
     waiting: list[list[tuple[int, int]]] = [[] for _ in range(N_JOBS)]
@@ -196,7 +202,7 @@ def simulated(costs: Costs, count: int, noise: float, seed: int, fixed: int | No
         for slot in range(N_JOBS):
             if clock[slot] <= now and any(waiting):
                 size, first = max(waiting, key=len).pop(0)
-                seconds = costs.seconds(size, first) * chance.lognormvariate(0, noise) + 2e-4
+                seconds = costs.seconds(lengths[first : first + size], first) * chance.lognormvariate(0, noise) + 2e-4
                 clock[slot] = now + seconds
                 heapq.heappush(under_way, (clock[slot], size, seconds))
         now, size, seconds = heapq.heappop(under_way)
