@@ -182,7 +182,7 @@ MODELS = {
     "a client": Costs(50, 0.01),
     "tiny items": Costs(0.2, 0.001),
     "first items free": Costs(8, 0.3, 64, n_free=20),
-    "padded texts on a CPU": Costs(8, 5, spread=0.7),
+    "padded texts": Costs(8, 5, spread=0.7),
 }
 
 
