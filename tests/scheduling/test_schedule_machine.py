@@ -392,8 +392,13 @@ class ScheduleMachine(RuleBasedStateMachine):
     def drop_running(self, data: st.DataObject) -> None:
         slot = data.draw(st.integers(0, len(self.scheduler.slots) - 1))
         running = list(self.scheduler.slots[slot].jobs.values())
-        self.carry_out(self.scheduler.drop_running(slot))  # others may be sent there at once
+        # Others may be sent there at once if they have waited for one that was to be alone.
+        may_be_others = self.scheduler.work.has_alone
+        self.carry_out(self.scheduler.drop_running(slot))
         assert all(job.call.settled for job in running)
+        assert (
+            may_be_others or slot not in self.lives or all(job.call.settled for job in self.lives[slot].jobs.values())
+        )
 
     def stop(self, data: st.DataObject) -> None:
         calls = self.scheduler.work.calls_of()
