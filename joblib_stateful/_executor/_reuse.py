@@ -55,7 +55,6 @@ class _Entry:
     n_leases = 0
     n_wanted = 0  # slots, by its latest user
     has_left_overs = False  # of an earlier user
-    listed = True  # False: to be ended by its last user
     alarm: _timers.Alarm | None = None
 
     def __init__(self, key: _Key, pool: WorkerPool, spec_id: SpecKey, reloads: Reloads, *, is_stateless: bool) -> None:
@@ -139,15 +138,20 @@ class Lease:
             entry.n_leases -= 1
             if entry.n_leases == 0:
                 entry.source = source
-                end = not entry.listed
-                if not end:
+                end = entry in _leaving
+                if end:
+                    _leaving.remove(entry)
+                else:
                     entry.alarm = _timers.call_after(IDLE_SECONDS, lambda: _let_go(entry))
         if end:
             _end([entry], wait=False)
 
 
-_lock = _locks.make_lock()  # guards the two below and the entries
+_lock = _locks.make_lock()  # guards the three below and the entries
 _entries: list[_Entry] = []
+# In use, and for nobody else: ended by their last user. Held here, so that garbage that holds a lease never holds all of the
+# executor, too: what is in garbage has lost its weak references and open files when a lease in there is released.
+_leaving: list[_Entry] = []
 _turns = Turns()
 
 
@@ -222,8 +226,10 @@ def _lease(new: _Entry) -> Lease:
             if present is None or present.pool.is_closed or (present is there and not fits):
                 if present is not None:
                     _entries.remove(present)
-                    present.listed = False
-                    replaced = present if present.n_leases == 0 else None  # its user has given it back meanwhile
+                    if present.n_leases:
+                        _leaving.append(present)
+                    else:  # its user has given it back meanwhile
+                        replaced = present
                 _entries.append(new)
             found = _take(new)  # another thread's, if that was faster
         if replaced is not None:
@@ -249,9 +255,8 @@ def shutdown() -> None:
     >>> joblib_stateful.shutdown()
     """
     with _lock:
-        for entry in _entries:
-            entry.listed = False
         free = _unlist(lambda _: True)
+        _leaving.extend(_entries)
         _entries.clear()
     _end(free, wait=True)
 
@@ -360,6 +365,7 @@ def _forget() -> None:
     global _lock  # noqa: PLW0603 - a fork starts anew
     _lock = _locks.make_lock()
     _entries.clear()
+    _leaving.clear()
     _code.start_anew()
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from joblib_stateful import StatefulExecutor, StatefulMap, factory, stateful_map
+from joblib_stateful import StatefulExecutor, StatefulMap, factory, shutdown, stateful_map
 from programs import program_text
 from scenes import Scene, engines, new_scene, orders, parallel_engines
 
@@ -218,6 +218,21 @@ def test_leaving_early(engine: str, leave: Any, built: BuildLog, tmp_path: Path)
         assert list(stateful_map(Notes, ["pid"], **options)) == [pid]
         assert len(built) == 1
         assert source.n_pulled == n_pulled <= 10
+
+
+@parallel_engines
+@ways
+def test_leaving_ends_workers_that_are_for_nobody_else(engine: str, leave: Any) -> None:
+    # In a cycle, nothing else held the workers: their ends were noticed by nobody, and a file was closed twice.
+    results = stateful_map(abs, range(10), n_jobs=2, buffer=10, engine=engine)
+    assert next(results) == 0
+    shutdown()
+    assert results._pool is not None
+    while results._pool.under_way():  # a worker that is asked something is held for its answer
+        time.sleep(0.001)
+    leave(results)
+    del results
+    gc.collect()  # that no process, thread or file is left is seen behind each test
 
 
 @parallel_engines
