@@ -171,7 +171,7 @@ class Costs(NamedTuple):
         size = len(lengths)
         if first + size <= self.n_free:
             return 1e-6
-        return (self.call * math.ceil(size / self.most) + self.item * size * max(lengths)) / 1e3
+        return (self.call * max(1, math.ceil(size / self.most)) + self.item * size * max(lengths)) / 1e3
 
 
 MODELS = {

@@ -184,9 +184,10 @@ class Assignment:
             return min(slots, key=lambda slot: len(slot.jobs), default=None)
         able = [index for index in free if _may_run(index, job)]
         if able:
-            # Those that had their turn come after new ones, and wait for those that can still be built.
+            # Those that had their turn come after new ones, and wait for those that are or can still be built.
             new = [index for index in able if not self._slots[index].tasks]
-            if not new and any(_may_run(index, job) for index in self._slots.indices(State.EMPTY)):
+            coming = (*self._slots.indices(State.EMPTY), *self._slots.indices(State.BUILDING))
+            if not new and any(_may_run(index, job) for index in coming):
                 return None
             able = new or able
         return self._slots[able[0]] if able else None
@@ -252,17 +253,16 @@ class Assignment:
             waiting = islice(jobs, len(coming), None, capacity)
             return [(job, self._slots[index]) for job, index in zip(waiting, empty, strict=False)]
         free, found = list(empty), []
-        # Those first to which the fewest slots will do, so that no other job is served by these.
+        served: list[tuple[Job, int]] = []
+        # Those first to which the fewest slots will do: then no other is served by these, and none has to make way but for one
+        # that avoids a slot.
         for job in sorted(jobs, key=lambda job: (self.width(job.call.group), job.avoid is None)):
-            served = next((index for index in coming if _may_run(index, job)), None)
-            if served is not None:
-                coming.remove(served)
+            if _find_place(job, coming, served) is not None:
                 continue
-            index = next((index for index in free if _may_run(index, job)), None)
-            if index is not None:
-                free.remove(index)
-                coming += [index] * (capacity - 1)
-                found.append((job, self._slots[index]))
+            place = _find_place(job, free, served)
+            if place is not None:
+                coming += [place[1]] * (capacity - 1)
+                found.append((place[0], self._slots[place[1]]))
                 if not free:
                     break
         return found
@@ -275,6 +275,28 @@ class Assignment:
 
     def __repr__(self) -> str:
         return f"<Assignment {len(self.jobs)} queued, {self.n_calls} open>"
+
+
+def _find_place(job: Job, spare: list[int], served: list[tuple[Job, int]]) -> tuple[Job, int] | None:
+    """Find a slot for a job among spare ones, or one of a job that is served by another slot and will do with a spare one.
+
+    Return which spare one is taken by which of the two; None if there is none.
+    """
+    index = next((index for index in spare if _may_run(index, job)), None)
+    if index is not None:
+        spare.remove(index)
+        served.append((job, index))
+        return served[-1]
+    avoided = job.avoid
+    if avoided is None or avoided not in spare:
+        return None
+    for at, (other, its) in enumerate(served):
+        if _may_run(its, job) and _may_run(avoided, other):
+            spare.remove(avoided)
+            served[at] = other, avoided
+            served.append((job, its))
+            return served[at]
+    return None
 
 
 def _may_run(index: int, job: Job) -> bool:

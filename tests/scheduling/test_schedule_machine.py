@@ -195,29 +195,37 @@ class ScheduleMachine(RuleBasedStateMachine):
 
     def _check_needed(self, slot: int) -> None:
         """Check that what is being built for jobs that wait is too little without a slot, which is built for such a one."""
-        waiting = list(self.scheduler.work.jobs)
-        if self.scheduler.slots.is_to_be_warm(self.scheduler.slots[slot]) or any(
-            job.avoid is not None for job in waiting
-        ):
-            return  # who shall be built for those that avoid a slot is guessed well, but not always best
+        if self.scheduler.slots.is_to_be_warm(self.scheduler.slots[slot]):
+            return
+        if self._n_jobs_at_once() > 1 and any(job.avoid is not None for job in self.scheduler.work.jobs):
+            return  # which of several has room for those that avoid a slot is guessed well, but not always best
         building = [other.index for other in self.scheduler.slots if other.state is State.BUILDING]
-        assert self._unserved(waiting, building) != self._unserved(waiting, [each for each in building if each != slot])
+        assert self._n_served(building) > self._n_served([each for each in building if each != slot])
 
-    def _unserved(self, waiting: list[Job], building: list[int]) -> list[Job]:
-        """Return the jobs for which no slot is coming, if so many are built, each of which can be at several."""
-        coming = [index for index in building for _ in range(self._n_jobs_at_once())]
-        unserved: list[Job] = []
-        # Those first to which the fewest slots will do.
-        for job in sorted(
-            waiting,
-            key=lambda job: (job.only is None, self.scheduler.work.width(job.call.group), job.avoid is None),
-        ):
-            own = next((index for index in coming if index < job.call.group.n_slots and _may_run(job, index)), None)
-            if own is None:
-                unserved.append(job)
-            else:
-                coming.remove(own)
-        return unserved
+    def _n_served(self, building: list[int]) -> int:
+        """Return for how many jobs that wait a slot is coming, if these are built, each of which can be at several.
+
+        By augmenting paths, as in Kuhn, H. W. (1955), "The Hungarian method for the assignment problem".
+        """
+        served: dict[int, list[Job]] = {index: [] for index in building}
+        n_at_once = self._n_jobs_at_once()
+
+        def serve(job: Job, tried: set[int]) -> bool:
+            for index in building:
+                if index in tried or index >= job.call.group.n_slots or not _may_run(job, index):
+                    continue
+                tried.add(index)
+                others = served[index]
+                if len(others) < n_at_once:
+                    others.append(job)
+                    return True
+                for at, other in enumerate(others):
+                    if serve(other, tried):
+                        others[at] = job
+                        return True
+            return False
+
+        return sum(serve(job, set()) for job in self.scheduler.work.jobs)
 
     def _n_jobs_at_once(self) -> int:
         """Return how many jobs a new worker can be at, each of which has an item at least."""
@@ -714,12 +722,13 @@ class ScheduleMachine(RuleBasedStateMachine):
 
     @invariant()
     def as_many_are_built_as_jobs_wait(self) -> None:
-        # A matching of jobs and slots that are being built: where those can't be had for all, no slot is free for the rest.
+        # A matching of jobs and slots that are being built: where those can't be had for all, no other slot helps.
         slots = self.scheduler.slots
         building = [slot.index for slot in slots if slot.state is State.BUILDING]
-        empty = [slot.index for slot in slots if slot.state is State.EMPTY]
-        for job in self._unserved(list(self.scheduler.work.jobs), building):
-            assert not [index for index in empty if index < job.call.group.n_slots and _may_run(job, index)]
+        n_served = self._n_served(building)
+        if n_served < len(self.scheduler.work.jobs):
+            for slot in slots:
+                assert slot.state is not State.EMPTY or self._n_served([*building, slot.index]) == n_served
 
     @invariant()
     def somebody_works_while_a_call_is_open(self) -> None:
