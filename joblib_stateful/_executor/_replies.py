@@ -113,7 +113,8 @@ def report_without(job: Job, reply: Ran, error: BaseException, slot: int, pid: i
         place: _result_error(job.call.request.index(job.positions[place]), error, reply.values.nbytes, slot, pid)
         for place in range(reply.n_run)
     }
-    return Report(reply.n_run, [None] * reply.n_run, faults, reply.seconds, is_full=reply.n_held > 0)
+    is_full = reply.n_held > 0
+    return Report(reply.n_run, [None] * reply.n_run, faults, reply.seconds, is_full=is_full, slot=slot)
 
 
 def _exceptions_of(job: Job, reply: Ran, transport: Transport, slot: int, pid: int | None) -> dict[int, BaseException]:

@@ -105,14 +105,24 @@ class Assignment:
         """Send jobs to slots that have room for one, and have workers started for what waits."""
         decisions: Decisions = []
         self._look_for_alone()
-        if self.jobs.own:
-            decisions = self._send_own()
+        others_wait = True
+        while others_wait:
+            others_wait = self.has_alone
+            if self.jobs.own:
+                decisions += self._send_own()
+            decisions += self._send_common()
+            others_wait &= not self.has_alone
+        return decisions + self._start_workers()
+
+    def _send_common(self) -> Decisions:
+        """Send to slots that have room what any of several may run."""
+        decisions: Decisions = []
         while self.jobs.common and self._slots.free:
             pair = self._next_pair()
             if pair is None:
                 break
             decisions += self._send(*pair)
-        return decisions + self._start_workers()
+        return decisions
 
     def _send_own(self) -> Decisions:
         """Send to slots that have room what is for them only."""
@@ -140,9 +150,9 @@ class Assignment:
                 return [ShareJob(index, seq)]
         return []
 
-    def n_free(self, group: Group) -> int:
-        """Return how many slots have room for a job of a group."""
-        return sum(index < group.n_slots for index in self._slots.free)
+    def n_free(self, group: Group, *, beside: int | None = None) -> int:
+        """Return how many slots have room for a job of a group, beside one."""
+        return sum(index < group.n_slots and index != beside for index in self._slots.free)
 
     def take_job(self, slot: Slot, seq: int) -> Job | None:
         """Return what a slot was at by a message, which is over."""
@@ -168,6 +178,7 @@ class Assignment:
             del jobs[at]
             if self._is_wanted(job.call):
                 return job, slot
+            self._look_for_alone()
         return None
 
     def _is_too_far(self, indices: Iterable[int]) -> bool:

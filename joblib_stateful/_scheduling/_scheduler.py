@@ -238,10 +238,10 @@ class Scheduler:
         job = self._take_answered(index, seq)
         if job is None:
             return []
-        decisions: Decisions = []
+        # First, for what is noted may have others assigned, and this slot's worker may be of no more use.
+        decisions = self._go_on_after(index, report.n_run, report.seconds, is_full=report.is_full)
         if not job.call.settled:
-            decisions = self._note(job, report)
-        decisions += self._go_on_after(index, report.n_run, report.seconds, is_full=report.is_full)
+            decisions = self._note(job, report) + decisions
         return decisions + self._assign() + self.work.share()
 
     def answered(
@@ -440,7 +440,7 @@ class Scheduler:
         elif rest and n_run and (request.after_error == "go_on" or not errors_of):
             # It took too long for one message, or others have nothing to do. Parts for those, or else some for each slot,
             # but none that is over sooner than it is worth.
-            n_free = self.work.n_free(call.group)
+            n_free = self.work.n_free(call.group, beside=report.slot)
             n_parts = 1 + n_free if n_free else 2 * self.work.width(call.group)
             worth = report.seconds / n_run * len(rest) / PART_SECONDS
             decisions += self._put_back(reversed(job.split(rest, max(1, min(n_parts, int(worth))))))

@@ -51,10 +51,11 @@ def a_call(
     after_error: AfterError = "go_on",
     budget: float | None = None,
     unsent: Collection[int] = (),
+    only: int | None = None,
 ) -> Asked:
     limits = Limits(item_timeout=2.0, init_timeout=5.0, retries=retries, max_restarts=max_restarts)
     group = Group() if group is None else group
-    return Asked(size, group, limits, after_error=after_error, budget=budget, first=0, unsent=unsent)
+    return Asked(size, group, limits, after_error=after_error, budget=budget, first=0, unsent=unsent, only=only)
 
 
 def told(decisions: Decisions) -> list[str]:
@@ -121,7 +122,8 @@ class Play:
         positions = list(self.scheduler.slots[slot].jobs[seq].positions)[:n_run]
         values = [None if place in failed else position for place, position in enumerate(positions)]
         faults: dict[int, BaseException] = {place: ValueError(place) for place in failed}
-        report = Report(len(positions), values, faults, seconds=len(positions) * seconds, is_full=is_full)
+        seconds *= len(positions)
+        report = Report(len(positions), values, faults, seconds=seconds, is_full=is_full, slot=slot)
         return told(self.scheduler.finished(slot, seq, report))
 
     def died(self, slot: int, *, nth: int = -1) -> list[str]:
@@ -1105,6 +1107,26 @@ def test_when_those_that_were_to_be_alone_are_dropped_the_others_go_on() -> None
     play.scheduler.drop(group)
     assert repr(play) == "<Scheduler [busy] 2 queued, 2 open>"  # the one that runs ends first
     assert play.finished(0) == ["send [0] to 0", "send [0] to 0"]
+
+
+def test_what_waits_for_one_slot_goes_on_when_none_is_to_be_alone_any_more() -> None:
+    play = with_objects(2, capacity=2)
+    play.submit(a_call(retries=1), a_call(), a_call(retries=1))
+    play.died_at(0, 0, nth=0)
+    play.died_at(0, 0)
+    assert play.submit(a_call(only=0), a_call(only=0)) == ["start 0"]
+    assert play.built(0) == ["send [0] to 0"]
+    assert play.finished(1) == ["settle", "send [0] to 1"]
+    assert play.finished(1) == ["settle", "send [0] to 1", "send [0] to 0"]
+
+
+def test_a_worker_that_is_full_gets_nothing_of_what_goes_on_when_others_are_dropped() -> None:
+    play, group = with_objects(2, capacity=2), a_map()
+    play.submit(a_call(retries=1), a_call(1, group, after_error="drop"), a_call(retries=1))
+    play.died_at(0, 0, nth=0)
+    assert play.died_at(0, 0) == []
+    assert play.finished(1, failed=[0], is_full=True) == ["settle", "close 1"]
+    assert play.ended(1) == ["start 1"]
 
 
 def test_an_answer_that_was_on_its_way_when_its_worker_died_counts() -> None:

@@ -868,7 +868,7 @@ class ScheduleMachine(RuleBasedStateMachine):
         life.is_full |= is_full
         self.unblamed[slot] = 0
         self._bury(slot)
-        report = Report(n_run, values, faults, seconds=n_run, was_refused=was_refused, is_full=is_full)
+        report = Report(n_run, values, faults, seconds=n_run, was_refused=was_refused, is_full=is_full, slot=slot)
         self.carry_out(self.scheduler.finished(slot, seq, report))
 
     def _die(self, slot: int, seq: int, death: Death) -> Decisions:
