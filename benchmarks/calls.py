@@ -7,7 +7,7 @@ more than one. With ``--model none``: wall time per call of 32 short texts, of a
 
 With ``--constants`` no process is started: the sizes of calls are found as in a map, for models whose costs are made up
 and whose times vary, and shown is how many of the items per second of the best fixed size are reached. It is for choosing
-the constants in `joblib_stateful/_map/_call_sizes.py`.
+the constants in `joblib_stateful/_map/_size_search.py`.
 
     python benchmarks/calls.py [--model {sentences,matrices,none}] [--items 500] [--rounds 3] [--constants]
 """
@@ -31,12 +31,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from joblib_stateful import StatefulExecutor, stateful_map
-from joblib_stateful._map import _call_sizes
+from joblib_stateful._map import _size_search
 from joblib_stateful._map._call_sizes import CallSizes
 from joblib_stateful._scheduling._requests import Outcome
 
 N_JOBS = 2
-CHUNKS = (1, 8, 32, 128)
+CHUNKS = (1, 4, 8, 32, 128)
 CALL = 32
 
 
@@ -163,6 +163,7 @@ class Costs(NamedTuple):
     item: float
     most: float = math.inf
     n_free: int = 0  # first items, of which a call costs 1 us
+    n_slow: int = 0  # first items, each of which costs 100 ms
     spread: float = (
         0.0  # of the items' lengths; in a call all take as long as the longest one, as texts do that are padded
     )
@@ -171,6 +172,8 @@ class Costs(NamedTuple):
         size = len(lengths)
         if first + size <= self.n_free:
             return 1e-6
+        if first < self.n_slow:
+            return 0.1 * size
         return (self.call * max(1, math.ceil(size / self.most)) + self.item * size * max(lengths)) / 1e3
 
 
@@ -182,6 +185,7 @@ MODELS = {
     "a client": Costs(50, 0.01),
     "tiny items": Costs(0.2, 0.001),
     "first items free": Costs(8, 0.3, 64, n_free=20),
+    "first items slow": Costs(8, 0.3, 64, n_slow=50),
     "padded texts": Costs(8, 5, spread=0.7),
 }
 
@@ -220,18 +224,32 @@ def reached(costs: Costs, count: int, noise: float, seeds: int) -> float:
 def show_constants(seeds: int) -> None:
     variants: Sequence[dict[str, float]] = (
         {},
-        {"_LEAP": 2},
-        {"_LEAP": 8},
-        {"_LEAP": 16},
+        {"_FIRST_STEP": 2},
+        {"_FIRST_STEP": 8},
+        {"_ITEMS_TO_CALL": 2.0},
+        {"_ITEMS_TO_CALL": 8.0},
+        {"_ITEMS_TO_CALL": 16.0},
+        {"_LONGEST_STEP": 4},
+        {"_LONGEST_STEP": 64},
         {"_N_MEASURED": 1},
-        {"_N_MEASURED": 3},
-        {"_WORTH_A_LEAP": 1.25},
-        {"_WORTH_A_LEAP": 2.0},
+        {"_N_MEASURED": 2},
+        {"_BEYOND_DOUBT": 1.25},
+        {"_BEYOND_DOUBT": 2.0},
         {"_WORTH_A_STEP": 1.02},
+        {"_WORTH_A_STEP": 1.1},
+        {"_MOST": 1},
+        {"_MOST": 6},
+        {"_MOST": 24},
+        {"_FEWEST": 2},
+        {"_FEWEST": 5},
+        {"_ERRORS_APART": 1.0},
+        {"_ERRORS_APART": 2.0},
         {"_N_DOUBTED": 2},
         {"_N_DOUBTED": 6},
-        {"_CHANGED": 1.5},
+        {"_N_WATCHED": 4},
+        {"_N_WATCHED": 12},
         {"_CHANGED": 2.0},
+        {"_CHANGED": 3.0},
         {"_CHANGED": 10.0},
         {"_CHANGED": math.inf},
     )
@@ -240,10 +258,10 @@ def show_constants(seeds: int) -> None:
             print(f"\n{count} items, times vary by {noise:.0%}: per cent of the best fixed size's items per second")
             print(f"{'':32}" + "".join(f"{name.split(' (')[0]:>20}" for name in MODELS) + f"{'least':>8}{'mean':>8}")
             for variant in variants:
-                before = {name: getattr(_call_sizes, name) for name in variant}
-                vars(_call_sizes).update(variant)
+                before = {name: getattr(_size_search, name) for name in variant}
+                vars(_size_search).update(variant)
                 row = [100 * reached(costs, count, noise, seeds) for costs in MODELS.values()]
-                vars(_call_sizes).update(before)
+                vars(_size_search).update(before)
                 name = ", ".join(f"{name} {value:g}" for name, value in variant.items()) or "as it is"
                 print(f"{name:32}" + "".join(f"{share:20.1f}" for share in row), end="")
                 print(f"{min(row):8.1f}{statistics.fmean(row):8.1f}", flush=True)

@@ -13,7 +13,6 @@ from .._executor._nesting import check_call
 from .._executor._replies import add_note
 from .._executor._spec import make_spec, pack_function
 from ._batching import Batching
-from ._call_sizes import CallSizes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -153,7 +152,7 @@ def make_plan(
         on_error=on_error,
         limits=checked,
         batching=(
-            CallSizes(n_places, batch_size, buffer)
+            _sizes_of_calls(n_places, batch_size, buffer)
             if pass_as == "batch"  # noqa: S105 - no password
             else Batching(n_places, _arguments.check_batch_size(chosen, checked, batch_size), buffer)
         ),
@@ -208,6 +207,12 @@ def _refuse_next_to_executor(**own: Any) -> None:
             f"{', '.join(given)} can't be given next to a StatefulExecutor, which has its own. Give them when you "
             "make the executor, or pass the worker class instead of the executor.",
         )
+
+
+def _sizes_of_calls(n_places: int, batch_size: int | Literal["auto"], buffer: int | Literal["auto"]) -> Batching:
+    from ._call_sizes import CallSizes  # here, for its statistics take 5 ms to import
+
+    return CallSizes(n_places, batch_size, buffer)
 
 
 def _open_owned(

@@ -1,0 +1,182 @@
+"""The search for the number of items per call that gives the most items per second."""
+
+from __future__ import annotations
+
+import math
+from statistics import fmean, median, variance
+
+from ._batching import OVERTIME
+
+# All figures are of `benchmarks/calls.py --constants`.
+
+# Calls grow as long as items per second become so many times as many, by `_FIRST_STEP` at first; then so far that what a call
+# costs whatever its size is a quarter (1 / `_ITEMS_TO_CALL`) of what its items cost, as two sizes let one expect. With 16 there
+# is as much on the whole, and calls are larger; with steps of 2 to 4 instead a tenth less, and two tenths less of items that
+# cost next to nothing.
+_WORTH_A_STEP = 1.05
+_FIRST_STEP = 4
+_ITEMS_TO_CALL = 4.0
+_LONGEST_STEP = 16
+# The median of so many calls of a size counts: the first ones load things, and other programs take their time. Of one that
+# gives so much more that it can't be chance, the first; of one that seems to give no more, `_N_DOUBTED`.
+_BEYOND_DOUBT, _N_MEASURED, _N_DOUBTED = 1.5, 3, 4
+# Of the size at which growing has ended, and then of half and of twice as many items, so many calls are compared at least and
+# at most; so many standard errors apart the better one is known. For items whose times differ much, as texts do that are padded
+# to the longest, this gives up to a tenth more than to stay there.
+_FEWEST, _MOST, _ERRORS_APART = 3, 12, 1.5
+# Less than such a part of a time is never taken for certain.
+_LEAST_ERROR = 0.01
+# Where the median of `_N_WATCHED` calls has so many times as many items per second as when the size was settled, or so many times
+# fewer, items are no longer what they were, and the search begins anew.
+_N_WATCHED, _CHANGED = 8, 4.0
+# What a call costs beside the worker's own time (`benchmarks/calls.py --model none`).
+_OVERHEAD_SECONDS = 3e-4
+# No call shall take longer: nothing of it is seen, and what is dropped goes on for as long.
+_MOST_SECONDS = 2.0
+
+
+class SizeSearch:
+    """The size of calls, from how long those so far took.
+
+    Sizes grow as long as that pays. The last one is then compared with half and with twice as many, with calls of both sizes in
+    turn, until one is better beyond chance.
+
+    Parameters
+    ----------
+    n_first : int
+        First calls that say nothing: one for each worker.
+    limit : int
+        Items that a call has at most.
+    """
+
+    def __init__(self, n_first: int, limit: int) -> None:
+        self.size, self.limit = 1, limit
+        self.is_growing = True
+        self._n_first = n_first
+        self._best, self._best_size = math.inf, 1  # seconds per item
+        self._longest_step = _LONGEST_STEP
+        self._times: dict[int, list[float]] = {}  # seconds per item, in calls of the sizes that are looked at
+        self._other: int | None = None  # what the best size is compared with
+        self._is_compared: set[int] = set()
+        self._latest: list[float] = []  # seconds per item of the best size
+
+    def note(self, size: int, seconds: float, n_had: int) -> None:
+        """Learn how long a call took.
+
+        Parameters
+        ----------
+        size : int
+            Its items.
+        seconds : float
+            What it took.
+        n_had : int
+            Items that a call can have now of those that are wanted: others weigh too much.
+        """
+        time = (seconds + _OVERHEAD_SECONDS) / size
+        if self._n_first:
+            self._n_first -= 1
+        elif self.is_growing:
+            if size == n_had:
+                self._grow(size, time)
+        elif seconds > OVERTIME * _MOST_SECONDS and size > 1:
+            self._begin_anew(max(1, int(size * _MOST_SECONDS / seconds)))
+        elif size != self._best_size or not self._has_changed(time):
+            if size in self._times:
+                self._times[size].append(time)
+            if self._other is not None:
+                self._compare(self._best_size, self._other, is_to_be_had=self.size <= n_had)
+
+    def limit_to(self, size: int) -> None:
+        """Learn that calls with more items run out of memory."""
+        self.limit = min(self.limit, size)
+        self.size = self._best_size = min(self.size, size)
+        self.is_growing, self._other, self._times = False, None, {}
+
+    def _grow(self, size: int, time: float) -> None:
+        times = self._times.setdefault(size, [])
+        times.append(time)
+        time = median(times)
+        gain, factor = self._best / time, size / self._best_size
+        was_too_far = factor > _FIRST_STEP and gain < factor / _FIRST_STEP
+        needed = 1 if gain > _BEYOND_DOUBT else _N_MEASURED if gain >= _WORTH_A_STEP or was_too_far else _N_DOUBTED
+        if len(times) < needed:
+            return
+        self._times = {}
+        if was_too_far:
+            self._longest_step, self.size = _FIRST_STEP, self._best_size * _FIRST_STEP
+            return
+        if gain < _WORTH_A_STEP:
+            self._settle(self._best_size)
+            return
+        step = min(_step(gain, factor), self._longest_step)
+        while step > 1 and time * size * step > _MOST_SECONDS:
+            step //= 2
+        self._best, self._best_size = time, size
+        self.size = min(size * step, self.limit)
+        if self.size == size:
+            self._settle(size)
+
+    def _settle(self, size: int) -> None:
+        self.size = self._best_size = size
+        self.is_growing = False
+        self._times, self._latest, self._is_compared = {size: []}, [], set()
+        self._compare_next()
+
+    def _compare_next(self) -> None:
+        """Compare the best size with one that it was not compared with yet, if there is such a one."""
+        best = self._best_size
+        others = [other for other in (best // 2, 2 * best) if self._may_be_better(other)]
+        self._other = others[0] if others else None
+        self._times = {best: self._times[best][-_MOST:], self._other: []} if self._other is not None else {}
+        self.size = self._other or best
+
+    def _may_be_better(self, size: int) -> bool:
+        is_allowed = 1 <= size <= self.limit and size * self._best <= _MOST_SECONDS
+        return is_allowed and size not in self._is_compared
+
+    def _compare(self, best: int, other: int, *, is_to_be_had: bool) -> None:
+        ours, theirs = self._times[best], self._times[other]
+        is_known = min(len(ours), len(theirs)) >= _MOST or _differ(ours, theirs)
+        if is_to_be_had and not is_known:
+            self.size = best if len(ours) < len(theirs) else other
+            return
+        self._is_compared.add(other)
+        # Larger calls take more memory, and what is dropped goes on for longer.
+        if is_known and fmean(ours) > fmean(theirs) * (_WORTH_A_STEP if other > best else 1):
+            self._is_compared.add(best)
+            self._best_size, self._best, self._latest = other, median(theirs), []
+        self._compare_next()
+
+    def _has_changed(self, time: float) -> bool:
+        """Begin anew if items are no longer what they were when the size was found."""
+        self._latest.append(time)
+        if len(self._latest) == _N_WATCHED:
+            change = self._best / median(self._latest)
+            self._latest = []
+            if not 1 / _CHANGED < change < _CHANGED:
+                self._begin_anew(self._best_size)
+        return self.is_growing
+
+    def _begin_anew(self, size: int) -> None:
+        self.size, self.is_growing = size, True
+        self._best, self._best_size, self._longest_step = math.inf, 1, _LONGEST_STEP
+        self._times, self._other = {}, None
+
+
+def _step(gain: float, factor: float) -> int:
+    """Return by what factor calls shall grow, when by another one they have become so much better."""
+    if not math.isfinite(gain):
+        return _FIRST_STEP
+    # With a + b * size for a call, this is a / (b * size).
+    call_to_items = (gain - 1) / (factor - gain) if gain < factor else math.inf
+    wanted = min(max(_ITEMS_TO_CALL * call_to_items, 2), _LONGEST_STEP)
+    return 1 << round(math.log2(wanted))
+
+
+def _differ(ours: list[float], theirs: list[float]) -> bool:
+    """Tell whether the means of two samples differ beyond chance."""
+    if min(len(ours), len(theirs)) < _FEWEST:
+        return False
+    means = fmean(ours), fmean(theirs)
+    error = math.sqrt(variance(ours) / len(ours) + variance(theirs) / len(theirs))
+    return abs(means[0] - means[1]) > _ERRORS_APART * max(error, _LEAST_ERROR * min(means))
