@@ -39,7 +39,7 @@ class CallSizes(Batching):
         size, seconds = len(outcome.positions), outcome.seconds
         if outcome.n_fit:
             self._search.limit_to(outcome.n_fit)
-        elif outcome.n_calls == 1 and outcome.n_run == size and seconds > 0:
+        elif self._fixed_batch == "auto" and outcome.n_calls == 1 and outcome.n_run == size and seconds > 0:
             self._search.note(size, seconds, self.batch)
         super().note_outcome(outcome)
 

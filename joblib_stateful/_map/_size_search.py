@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from statistics import fmean, median, variance
+from typing import TYPE_CHECKING
 
 from ._batching import OVERTIME
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 # All figures are of `benchmarks/calls.py --constants`: per cent of the items per second of the best fixed size.
 
@@ -25,6 +30,9 @@ _BEYOND_DOUBT, _N_MEASURED, _N_DOUBTED = 1.5, 3, 4
 _FEWEST, _MOST, _ERRORS_APART = 3, 12, 1.5
 # Less than such a part of a time is never taken for certain.
 _LEAST_ERROR = 0.01
+# Then the same sizes are compared again after so many calls, after twice as many, and so on: chance may have misled, and what
+# items cost may have come to depend on the size in another way, which single items never show.
+_COMPARED_AGAIN = 50
 # Where the median of `_N_WATCHED` calls has so many times as many items per second as when the size was settled, or so many times
 # fewer, items are no longer what they were, and the search begins anew. Without that a map whose first items are slow has a
 # fifth of what it could have; with 2 there are up to 7 less of padded texts.
@@ -55,9 +63,12 @@ class SizeSearch:
         self._n_first = n_first
         self._best, self._best_size = math.inf, 1  # seconds per item
         self._longest_step = _LONGEST_STEP
-        self._times: dict[int, list[float]] = {}  # seconds per item, in calls of the sizes that are looked at
+        self._times: dict[
+            int, deque[float]
+        ] = {}  # seconds per item, in the latest calls of the sizes that are looked at
         self._other: int | None = None  # what the best size is compared with
         self._is_compared: set[int] = set()
+        self._n_until_again = self._n_before_again = _COMPARED_AGAIN
         self._latest: list[float] = []  # seconds per item of the best size
 
     def note(self, size: int, seconds: float, n_had: int) -> None:
@@ -75,25 +86,26 @@ class SizeSearch:
         time = (seconds + _OVERHEAD_SECONDS) / size
         if self._n_first:
             self._n_first -= 1
-        elif self.is_growing:
-            if size == n_had:
-                self._grow(size, time)
-        elif seconds > OVERTIME * _MOST_SECONDS and size > 1:
+        elif seconds > OVERTIME * _MOST_SECONDS and 1 < size <= self.size:
             self._begin_anew(max(1, int(size * _MOST_SECONDS / seconds)))
+        elif self.is_growing:
+            self._grow(size, time, n_had)
         elif size != self._best_size or not self._has_changed(time):
-            if size in self._times:
-                self._times[size].append(time)
-            if self._other is not None:
-                self._compare(self._best_size, self._other, is_to_be_had=self.size <= n_had)
+            self._look_around(size, time, n_had)
 
     def limit_to(self, size: int) -> None:
         """Learn that calls with more items run out of memory."""
         self.limit = min(self.limit, size)
         self.size = self._best_size = min(self.size, size)
         self.is_growing, self._other, self._times = False, None, {}
+        self._best, self._latest = math.inf, []
 
-    def _grow(self, size: int, time: float) -> None:
-        times = self._times.setdefault(size, [])
+    def _grow(self, size: int, time: float, n_had: int) -> None:
+        if n_had < self.size:
+            self._shorten(n_had)
+        if size != self.size or not self.is_growing:
+            return
+        times = self._times_of(size)
         times.append(time)
         time = median(times)
         gain, factor = self._best / time, size / self._best_size
@@ -116,19 +128,47 @@ class SizeSearch:
         if self.size == size:
             self._settle(size)
 
+    def _shorten(self, n_had: int) -> None:
+        """Make do with as many items as a call can have, which differs from one to the next."""
+        size = 1 << (n_had.bit_length() - 1)
+        if size > self._best_size or math.isinf(self._best):
+            self.size, self._times = size, {}
+        else:
+            self._settle(self._best_size)
+
+    def _times_of(self, size: int) -> deque[float]:
+        return self._times.setdefault(size, deque(maxlen=_MOST))
+
     def _settle(self, size: int) -> None:
         self.size = self._best_size = size
         self.is_growing = False
-        self._times, self._latest, self._is_compared = {size: []}, [], set()
+        self._latest, self._n_before_again = [], _COMPARED_AGAIN
+        self._compare_again()
+
+    def _look_around(self, size: int, time: float, n_had: int) -> None:
+        """Compare the best size with others, or wait until that is due."""
+        if self._other is None:
+            self._n_until_again -= 1
+            if self._n_until_again <= 0:
+                self._n_before_again *= 2
+                self._compare_again()
+            return
+        if size in self._times:
+            self._times[size].append(time)
+        self._compare(self._best_size, self._other, is_to_be_had=self.size <= n_had)
+
+    def _compare_again(self) -> None:
+        self._times, self._is_compared, self._n_until_again = {}, set(), self._n_before_again
         self._compare_next()
 
     def _compare_next(self) -> None:
         """Compare the best size with one that it was not compared with yet, if there is such a one."""
         best = self._best_size
-        others = [other for other in (best // 2, 2 * best) if self._may_be_better(other)]
-        self._other = others[0] if others else None
-        self._times = {best: self._times[best][-_MOST:], self._other: []} if self._other is not None else {}
+        self._other = next((other for other in (best // 2, 2 * best) if self._may_be_better(other)), None)
         self.size = self._other or best
+        ours = self._times_of(best)
+        self._times = {best: ours}
+        self._times_of(self.size)
 
     def _may_be_better(self, size: int) -> bool:
         is_allowed = 1 <= size <= self.limit and size * self._best <= _MOST_SECONDS
@@ -141,8 +181,9 @@ class SizeSearch:
             self.size = best if len(ours) < len(theirs) else other
             return
         self._is_compared.add(other)
+        gain = fmean(ours) / fmean(theirs) if is_known else 0.0
         # Larger calls take more memory, and what is dropped goes on for longer.
-        if is_known and fmean(ours) > fmean(theirs) * (_WORTH_A_STEP if other > best else 1):
+        if gain > (_WORTH_A_STEP if other > best else 1):
             self._is_compared.add(best)
             self._best_size, self._best, self._latest = other, median(theirs), []
         self._compare_next()
@@ -151,14 +192,16 @@ class SizeSearch:
         """Begin anew if items are no longer what they were when the size was found."""
         self._latest.append(time)
         if len(self._latest) == _N_WATCHED:
-            change = self._best / median(self._latest)
+            now, before = median(self._latest), self._best
             self._latest = []
-            if not 1 / _CHANGED < change < _CHANGED:
+            if math.isinf(before):  # it was not measured
+                self._best = now
+            elif not now / _CHANGED < before < now * _CHANGED:
                 self._begin_anew(self._best_size)
         return self.is_growing
 
     def _begin_anew(self, size: int) -> None:
-        self.size, self.is_growing = size, True
+        self.size, self.is_growing = min(size, self.limit), True
         self._best, self._best_size, self._longest_step = math.inf, 1, _LONGEST_STEP
         self._times, self._other = {}, None
 
@@ -173,7 +216,7 @@ def _step(gain: float, factor: float) -> int:
     return 1 << round(math.log2(wanted))
 
 
-def _differ(ours: list[float], theirs: list[float]) -> bool:
+def _differ(ours: Sequence[float], theirs: Sequence[float]) -> bool:
     """Tell whether the means of two samples differ beyond chance."""
     if min(len(ours), len(theirs)) < _FEWEST:
         return False

@@ -195,10 +195,9 @@ class Assignment:
             return min(slots, key=lambda slot: len(slot.jobs), default=None)
         able = [index for index in free if _may_run(index, job)]
         if able:
-            # Those that had their turn come after new ones, and wait for those that are or can still be built.
+            # Those that had their turn come after new ones, and wait for those that can still be built.
             new = [index for index in able if not self._slots[index].tasks]
-            coming = (*self._slots.indices(State.EMPTY), *self._slots.indices(State.BUILDING))
-            if not new and any(_may_run(index, job) for index in coming):
+            if not new and any(_may_run(index, job) for index in self._slots.indices(State.EMPTY)):
                 return None
             able = new or able
         return self._slots[able[0]] if able else None
@@ -263,20 +262,21 @@ class Assignment:
         if self._narrowest >= len(self._slots) and not self._avoids:  # any slot will do for any job
             waiting = islice(jobs, len(coming), None, capacity)
             return [(job, self._slots[index]) for job, index in zip(waiting, empty, strict=False)]
-        free, found = list(empty), []
+        free, found = list(empty), list[int]()
         served: list[tuple[Job, int]] = []
         # Those first to which the fewest slots will do: then no other is served by these, and none has to make way but for one
         # that avoids a slot.
         for job in sorted(jobs, key=lambda job: (self.width(job.call.group), job.avoid is None)):
             if _find_place(job, coming, served) is not None:
                 continue
-            place = _find_place(job, free, served)
-            if place is not None:
-                coming += [place[1]] * (capacity - 1)
-                found.append((place[0], self._slots[place[1]]))
+            index = _find_place(job, free, served)
+            if index is not None:
+                coming += [index] * (capacity - 1)
+                found.append(index)
                 if not free:
                     break
-        return found
+        job_of = {index: job for job, index in reversed(served)}
+        return [(job_of[index], self._slots[index]) for index in found]
 
     def _start(self, slot: Slot) -> StartWorker:
         self._slots.enter(slot, State.BUILDING)
@@ -288,16 +288,13 @@ class Assignment:
         return f"<Assignment {len(self.jobs)} queued, {self.n_calls} open>"
 
 
-def _find_place(job: Job, spare: list[int], served: list[tuple[Job, int]]) -> tuple[Job, int] | None:
-    """Find a slot for a job among spare ones, or one of a job that is served by another slot and will do with a spare one.
-
-    Return which spare one is taken by which of the two; None if there is none.
-    """
+def _find_place(job: Job, spare: list[int], served: list[tuple[Job, int]]) -> int | None:
+    """Find a slot for a job among spare ones, or that of a job which will do with a spare one; return which of these is taken."""
     index = next((index for index in spare if _may_run(index, job)), None)
     if index is not None:
         spare.remove(index)
         served.append((job, index))
-        return served[-1]
+        return index
     avoided = job.avoid
     if avoided is None or avoided not in spare:
         return None
@@ -306,7 +303,7 @@ def _find_place(job: Job, spare: list[int], served: list[tuple[Job, int]]) -> tu
             spare.remove(avoided)
             served[at] = other, avoided
             served.append((job, its))
-            return served[at]
+            return avoided
     return None
 
 

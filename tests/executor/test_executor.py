@@ -133,6 +133,19 @@ def test_each_slot_has_its_own_kwargs_over_the_shared_ones(engine: str, scene: S
     assert count(scene.log(), "built") == 2
 
 
+def test_inline_a_constructor_can_have_another_object_do_something() -> None:
+    class Model:
+        def __init__(self, index: int) -> None:
+            self.found = executor.submit(len, "abc").result(_PATIENCE) if index else 0
+
+        def __call__(self, item: int) -> tuple[int, int]:
+            return self.found, item
+
+    own = [{"index": 0}, {"index": 1}]
+    with StatefulExecutor(Model, worker_kwargs=own, engine="inline") as executor:
+        assert [executor.submit(call_worker, item).result(_PATIENCE) for item in (1, 2)] == [(0, 1), (3, 2)]
+
+
 @parallel_engines
 def test_slots_work_at_the_same_time(engine: str, scene: Scene) -> None:
     with StatefulExecutor(Echo, 3, engine=engine) as executor:

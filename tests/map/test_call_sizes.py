@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +33,11 @@ def play(
     return found
 
 
+def usual(found: list[int]) -> int:
+    """Return the size of most calls in the end: now and then others are tried."""
+    return statistics.mode(found[-100:])
+
+
 def up_to(best: int) -> Callable[[int], float]:
     """Return how long calls take that are done as fast as one item up to a size, and no more of them at a time."""
     return lambda size: 0.01 * -(-size // best)
@@ -47,7 +53,7 @@ def test_the_first_calls_have_one_item() -> None:
 
 def test_they_grow_as_long_as_that_gives_more_items_per_second() -> None:
     found = play(CallSizes(1, "auto", "auto"), lambda size: 0.05)
-    assert found[-1] == _MOST_ITEMS
+    assert usual(found) == _MOST_ITEMS
     assert found.index(_MOST_ITEMS) <= 5, "in few steps"
 
 
@@ -55,25 +61,24 @@ def test_they_grow_as_long_as_that_gives_more_items_per_second() -> None:
 def test_they_stop_where_it_gives_no_more(best: int) -> None:
     sizes = CallSizes(1, "auto", "auto")
     found = play(sizes, up_to(best))
-    assert best <= found[-1] <= 4 * best
-    assert len(set(found[-20:])) == 1
+    assert best <= usual(found) <= 4 * best
     assert not sizes.is_growing
 
 
 def test_they_stop_at_a_gain_of_a_few_per_cent() -> None:
-    assert play(CallSizes(1, "auto", "auto"), lambda size: 0.01 * size * 0.995**size)[-1] == 1
-    assert play(CallSizes(1, "auto", "auto"), lambda size: 0.01 * size)[-1] == 1
+    assert usual(play(CallSizes(1, "auto", "auto"), lambda size: 0.01 * size * 0.995**size)) == 1
+    assert usual(play(CallSizes(1, "auto", "auto"), lambda size: 0.01 * size)) == 1
 
 
 def test_they_grow_for_the_sake_of_what_a_call_costs_beside_the_worker_s_time() -> None:
-    assert 16 <= play(CallSizes(1, "auto", "auto"), lambda size: 1e-4 * size)[-1] <= 128
+    assert 16 <= usual(play(CallSizes(1, "auto", "auto"), lambda size: 1e-4 * size)) <= 128
 
 
 @pytest.mark.parametrize("best", [4, 16, 64])
 def test_they_go_back_where_it_gives_fewer(best: int) -> None:
     found = play(CallSizes(1, "auto", "auto"), lambda size: 0.01 if size <= best else 0.02 * size / best)
     assert max(found) > best
-    assert set(found[-20:]) == {best}
+    assert usual(found) == best
 
 
 @pytest.mark.parametrize(("item_seconds", "third"), [(0.0001, 64), (0.001, 32), (0.005, 8), (0.01, 8)])
@@ -86,7 +91,7 @@ def test_a_step_that_was_too_long_is_made_again_and_shorter() -> None:
     # With 64 items there are more items per second than with 4, and fewer than with 16.
     found = play(CallSizes(1, "auto", "auto"), lambda size: 0.01 if size <= 16 else 0.02 * size / 16)
     assert list(dict.fromkeys(found))[:4] == [1, 4, 64, 16]
-    assert set(found[-20:]) == {16}
+    assert usual(found) == 16
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -97,7 +102,7 @@ def test_the_best_size_is_found_where_times_differ_much(seed: int) -> None:
         return 0.008 + 0.005 * size * max(chance.lognormvariate(0, 0.7) for _ in range(size))
 
     sizes = CallSizes(1, "auto", "auto")
-    assert play(sizes, padded, n_calls=300)[-1] in (
+    assert usual(play(sizes, padded, n_calls=300)) in (
         1,
         2,
         4,
@@ -121,7 +126,7 @@ def test_the_first_call_of_each_worker_counts_for_nothing() -> None:
     assert sizes.is_growing
     found = play(sizes, lambda size: 0.05)
     assert found[0] == 1
-    assert found[-1] == _MOST_ITEMS
+    assert usual(found) == _MOST_ITEMS
 
 
 def test_one_slow_call_of_a_size_counts_for_nothing() -> None:
@@ -133,7 +138,7 @@ def test_one_slow_call_of_a_size_counts_for_nothing() -> None:
         n_calls += 1
         return 0.05 if n_calls % 4 else 1.0
 
-    assert play(sizes, seconds_of)[-1] == _MOST_ITEMS
+    assert usual(play(sizes, seconds_of)) == _MOST_ITEMS
 
 
 @pytest.mark.parametrize(
@@ -164,7 +169,7 @@ def test_calls_grow_though_the_first_items_cost_nothing() -> None:
     sizes = CallSizes(1, "auto", "auto")
     play(sizes, lambda size: 1e-6, n_calls=2)  # nothing will ever be as fast
     found = play(sizes, up_to(32))
-    assert 32 <= found[-1] <= 512
+    assert 32 <= usual(found) <= 512
     assert not sizes.is_growing
 
 
@@ -172,7 +177,7 @@ def test_calls_grow_when_items_become_cheap() -> None:
     sizes = settled(lambda size: 0.5 * size)
     before = sizes.batch
     found = play(sizes, up_to(64))
-    assert before < 64 <= found[-1] <= 1024
+    assert before < 64 <= usual(found) <= 1024
     assert not sizes.is_growing
 
 
@@ -192,15 +197,55 @@ def test_calls_shrink_when_they_take_long(times: int) -> None:
 
 
 def test_a_size_stays_where_items_vary() -> None:
-    n_calls = 0
+    chance = random.Random(0)
 
     def seconds_of(size: int) -> float:
-        nonlocal n_calls
-        n_calls += 1
-        return up_to(32)(size) * (1 + n_calls % 2)
+        return up_to(32)(size) * chance.uniform(1, 3)
 
     sizes = settled(seconds_of)
-    assert set(play(sizes, seconds_of, n_calls=200)) == {sizes.batch}
+    found = play(sizes, seconds_of, n_calls=400)
+    assert 32 <= usual(found) <= 128
+    assert found.count(usual(found)) > 200, "others are tried ever more seldom"
+
+
+def test_calls_grow_when_a_call_costs_the_same_whatever_its_size_only_later_on() -> None:
+    # Which single items can't show: with one item a call takes as long as before.
+    sizes = settled(lambda size: 0.01 * size)
+    assert sizes.batch <= 2
+    assert max(play(sizes, lambda size: 0.01, n_calls=300)) == _MOST_ITEMS
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_chance_does_not_keep_calls_small_for_good(seed: int) -> None:
+    chance = random.Random(seed)
+    found = play(CallSizes(1, "auto", "auto"), lambda size: 0.05 * chance.lognormvariate(0, 1), n_calls=1000)
+    assert usual(found) >= 2048
+
+
+def test_a_call_of_before_is_no_reason_for_larger_ones_than_run_out_of_memory() -> None:
+    sizes = CallSizes(1, "auto", "auto")
+    play(sizes, lambda size: 0.05, n_calls=20)
+    note_call(sizes, 64, 1.0, 0, n_calls=7, n_fit=8)
+    note_call(sizes, 512, 30.0, 0)  # it was sent before
+    assert max(play(sizes, lambda size: 0.05)) == 8
+
+
+def test_what_was_measured_does_not_become_more_and_more() -> None:
+    sizes = CallSizes(1, "auto", "auto")
+    for _ in range(1000):  # of which no call has two items
+        note_call(sizes, 1, 1.0, 0)
+    assert sum(map(len, sizes._search._times.values())) < 50
+
+
+@pytest.mark.parametrize("item_seconds", [0.02, 0.1])
+def test_calls_shrink_also_where_each_has_as_many_items_as_weigh_little_enough(item_seconds: float) -> None:
+    chance, sizes, found = random.Random(0), CallSizes(1, "auto", "auto"), list[float]()
+    for number in range(400):
+        size = sizes.next_batch(ROOM, None)
+        sizes.note_sent(int(size * 30_000 * chance.lognormvariate(0, 0.3)), size)
+        found.append(0.05 if number < 30 else item_seconds * size)
+        note_call(sizes, size, found[-1], 0)
+    assert max(found[-100:]) <= 2 * _MOST_SECONDS
 
 
 # --- limits ---------------------------------------------------------------------------------------------
@@ -281,7 +326,7 @@ def test_after_a_call_that_ran_out_of_memory_none_is_larger_than_what_went_well(
     note_call(sizes, 64, 1.0, 0, n_calls=7, n_fit=16)
     assert sizes.batch == 16
     found = play(sizes, lambda size: 0.05)
-    assert (max(found), found[-1]) == (16, 16)
+    assert (max(found), usual(found)) == (16, 16)
     note_call(sizes, 16, 1.0, 0, n_calls=3, n_fit=8)
     note_call(sizes, 64, 1.0, 0, n_calls=3, n_fit=32)  # it was sent before
     assert max(play(sizes, lambda size: 0.05)) == 8

@@ -661,6 +661,8 @@ class ScheduleMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), age=st.integers(1, 5))
     def late_news(self, data: st.DataObject, age: int) -> None:
+        if self.scheduler.work.in_turn and self._building() and self.scheduler.work.jobs:
+            return  # what waits for a slot that is being built goes to one that had its turn, at any news
         slot = data.draw(st.sampled_from(list(self.scheduler.slots)))
         life = self.lives.get(slot.index)
         # The latest message, too, if it was answered before others.
