@@ -134,16 +134,20 @@ def test_each_slot_has_its_own_kwargs_over_the_shared_ones(engine: str, scene: S
 
 
 def test_inline_a_constructor_can_have_another_object_do_something() -> None:
+    found = []
+
     class Model:
         def __init__(self, index: int) -> None:
-            self.found = executor.submit(len, "abc").result(_PATIENCE) if index else 0
+            if index:
+                found.append(executor.submit(len, "abc").result(_PATIENCE))
 
-        def __call__(self, item: int) -> tuple[int, int]:
-            return self.found, item
+        def __call__(self, item: int) -> int:
+            return -item
 
     own = [{"index": 0}, {"index": 1}]
     with StatefulExecutor(Model, worker_kwargs=own, engine="inline") as executor:
-        assert [executor.submit(call_worker, item).result(_PATIENCE) for item in (1, 2)] == [(0, 1), (3, 2)]
+        assert [executor.submit(call_worker, item).result(_PATIENCE) for item in (1, 2)] == [-1, -2]
+    assert found == [3]
 
 
 @parallel_engines
