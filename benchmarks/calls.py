@@ -242,6 +242,8 @@ def show_constants(seeds: int) -> None:
         {"_MOST": 24},
         {"_FEWEST": 2},
         {"_FEWEST": 5},
+        {"_COMPARED_AGAIN": 25},
+        {"_COMPARED_AGAIN": 100},
         {"_ERRORS_APART": 1.0},
         {"_ERRORS_APART": 2.0},
         {"_N_DOUBTED": 2},
