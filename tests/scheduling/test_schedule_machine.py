@@ -188,10 +188,16 @@ class ScheduleMachine(RuleBasedStateMachine):
             if self.scheduler.work.width(call.group) > 1 and call.request.only is None:
                 assert self.blamed_in.get(item) != send.slot, "it killed its worker here before"
         others = [index for index in self._free() if index < call.group.n_slots and _may_run(send.job, index)]
+        others = [index for index in others if not self._is_kept_for_one_alone(index)]
         assert len(life.jobs) == min(len(self.lives[index].jobs) for index in others), "another one has less to do"
         assert send.seq > life.latest
         life.jobs[send.seq], life.latest = send.job, send.seq
         assert self.max_tasks is None or life.n_run + life.n_under_way <= self.max_tasks
+
+    def _is_kept_for_one_alone(self, slot: int) -> bool:
+        """Tell whether a slot with room gets nothing, because the first that waits for it only is to be at it alone."""
+        own = list(self.scheduler.work.jobs.own.get(slot, ()))
+        return bool(self.lives[slot].jobs and own) and own[0].is_alone
 
     def _check_needed(self, slot: int) -> None:
         """Check that what is being built for jobs that wait is too little without a slot, which is built for such a one."""
