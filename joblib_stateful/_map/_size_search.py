@@ -63,9 +63,8 @@ class SizeSearch:
         self._n_first = n_first
         self._best, self._best_size = math.inf, 1  # seconds per item
         self._longest_step = _LONGEST_STEP
-        self._times: dict[
-            int, deque[float]
-        ] = {}  # seconds per item, in the latest calls of the sizes that are looked at
+        # Seconds per item in the latest calls of those sizes that are looked at.
+        self._times: dict[int, deque[float]] = {}
         self._other: int | None = None  # what the best size is compared with
         self._is_compared: set[int] = set()
         self._n_until_again = self._n_before_again = _COMPARED_AGAIN
