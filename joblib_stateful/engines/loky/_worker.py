@@ -90,7 +90,7 @@ class LokyWorker(EngineWorker):
         self._pages = Progress.pages(n_lanes, self._numbers.values)
         self.progress = self._pages[0]
         self._process: WorkerProcess | None = None
-        self._lifeline: Connection | None = None  # open as long as the process shall live
+        self._lifeline: list[Connection] = []  # one that is open as long as the process shall live
         self._line: Line | None = None
         self._source: Source | None = None  # the reader's record of it
         self._lent: dict[int, list[Any]] = {}  # the segments that went with messages under way, by number
@@ -182,8 +182,12 @@ class LokyWorker(EngineWorker):
         self._logs = logs = reader.open(self._slot, id(self._reader))
         if logs is not None:  # also if nobody needs this worker any more, and it is collected
             weakref.finalize(self, reader.finish, logs).atexit = False
-        theirs, self._lifeline = multiprocessing.Pipe(duplex=False)
-        _lifelines.add(self._lifeline)
+        theirs, ours = multiprocessing.Pipe(duplex=False)
+        _lifelines.add(ours)
+        self._lifeline = [ours]
+        # Held by this, so that it isn't collected together with the worker: a connection that is closed so doesn't know that,
+        # and whoever still gets hold of the worker would close its number again, which is somebody else's by then.
+        weakref.finalize(self, _close_once, self._lifeline).atexit = False
         self._line, far_end = Line.pair(is_shared=len(self._pages) > 1)
         if not _system.IS_WINDOWS:
             start(resource_tracker)  # which ends by unblocking SIGINT, so first
@@ -276,8 +280,7 @@ class LokyWorker(EngineWorker):
         """Hold nothing open for a process that is gone; what it was doing can still be read."""
         with self._mailbox.lock:
             self._mailbox.close()
-            if self._lifeline is not None:
-                self._lifeline.close()
+            _close_once(self._lifeline)
             if self._logs is not None:
                 reader.finish(self._logs)
             if self._line is not None:
@@ -287,7 +290,7 @@ class LokyWorker(EngineWorker):
             spares.end(self._number)
             _at_work.discard(self)
             self._lent.clear()  # they are not used again, for nobody has said that nobody looks into them
-            self._process = self._numbers = self._lifeline = self._line = self._source = None
+            self._process = self._numbers = self._line = self._source = None
 
     # --- messages -------------------------------------------------------------------------------------
 
@@ -472,6 +475,11 @@ _not_ours: list[Any] = []
 
 # Ends that a fork must not keep open, or it would keep its parent's workers alive.
 _lifelines: weakref.WeakSet[Connection] = weakref.WeakSet()
+
+
+def _close_once(ends: list[Connection]) -> None:
+    with contextlib.suppress(IndexError):  # another thread has it, or had it
+        ends.pop().close()
 
 
 def _close_lifelines() -> None:
