@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -9,13 +10,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
 from joblib_stateful import StatefulExecutor, errors, factory, stateful_map
 from joblib_stateful._process._interrupts import Wakeup, put_off_wakeups, wake_those_put_off
+from joblib_stateful._transport._transport import Pickled
+from joblib_stateful._worker._messages import Build
 from joblib_stateful.engines.loky import _line, _outbox, _reader
+from joblib_stateful.engines.loky._worker import LokyWorker
 from needs import needs
 from programs import program_text
 from scenes import Scene, crash, new_scene, orders
@@ -460,3 +464,32 @@ def test_a_thread_may_put_off_whom_it_wakes() -> None:
     assert is_woken(wakeup)
     wakeup.wake()
     assert is_woken(wakeup)
+
+
+class Keeper:
+    """Keeps something beyond its own end."""
+
+    kept: ClassVar[list[Any]] = []
+
+    def __init__(self, thing: Any) -> None:
+        self.thing = thing
+
+    def __del__(self) -> None:
+        self.kept.append(self.thing)
+
+
+def test_whoever_gets_hold_of_a_worker_that_is_collected_closes_nobody_else_s_files() -> None:
+    answered = threading.Event()
+    worker = LokyWorker(Pickled(), {}, _reader.Reader())
+    worker.send(Build(1, 0, 1, None), lambda _: answered.set())
+    assert answered.wait(30)
+    cycle: list[Any] = [Keeper(worker)]
+    cycle.append(cycle)
+    del worker, cycle
+    gc.collect()
+    worker = Keeper.kept.pop()
+    wait_for_readers(0)
+    mine = [os.open(os.devnull, os.O_RDONLY) for _ in range(20)]  # one has the number that its lifeline had
+    worker.kill()
+    for file in mine:
+        os.close(file)  # which raises if it is closed
