@@ -3,6 +3,10 @@
 Python makes an exception anew by a call of its class with `args`: with what the constructor has given to that of `Exception`, and not
 with what it was given itself. Clients' errors often take more, by keyword, and a text that was made of them once would be made of
 itself.
+
+Where distributed is imported, tblib has said for all classes of exceptions how they are pickled, so that their causes and
+tracebacks travel. What classes of C hold besides their arguments is lost by that (the text of a UnicodeDecodeError, the value of a
+StopIteration), and causes and tracebacks travel here by themselves.
 """
 
 from __future__ import annotations
@@ -11,15 +15,20 @@ import copyreg
 from types import FunctionType
 from typing import Any
 
+from ._reducing import PROTOCOL
+
 # Py_TPFLAGS_HEAPTYPE: of all classes but those that are compiled into the interpreter or an extension.
 _MADE_AT_RUN_TIME = 1 << 9
 
 
 def reduce_exception(error: BaseException) -> Any:
-    """Return how an exception is made anew, or NotImplemented: as it says itself."""
+    """Return how an exception is made anew, or NotImplemented: as it says itself, or others have said of it."""
     kind = type(error)
-    if not _has_own_constructor(kind):
+    said = copyreg.dispatch_table.get(kind)
+    if said is not None and not _is_of_tblib(said):
         return NotImplemented
+    if not _has_own_constructor(kind):
+        return NotImplemented if said is None else error.__reduce_ex__(PROTOCOL)
     args = BaseException.args.__get__(error)  # type: ignore[attr-defined]  # for typeshed it is a plain attribute
     return copyreg.__newobj__, (kind, *args), object.__getstate__(error), None, None, restore  # type: ignore[attr-defined]  # typeshed doesn't know them
 
@@ -31,6 +40,10 @@ def restore(error: BaseException, state: Any) -> None:
         object.__getattribute__(error, "__dict__").update(own)
     for name, value in (slots or {}).items():
         BaseException.__setattr__(error, name, value)
+
+
+def _is_of_tblib(reduce: Any) -> bool:
+    return str(getattr(reduce, "__module__", "")).partition(".")[0] == "tblib"
 
 
 def _has_own_constructor(kind: Any) -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copyreg
 import dataclasses
 from typing import Any
 
 import pytest
 
+from contract import ALL, on
 from joblib_stateful import StatefulExecutor, stateful_map
 from joblib_stateful._transport._shared_memory import SharedMemory
 from joblib_stateful._transport._transport import Pickled
@@ -93,6 +95,10 @@ class Status:
     status = 404
 
 
+def decode(item: bytes) -> str:
+    return item.decode()
+
+
 MADE: dict[str, Any] = {
     "by keyword": lambda: ByKeyword("429", response={"retry": 3}, body=[1]),
     "changes its text": lambda: ChangesText("it"),
@@ -171,6 +177,26 @@ def test_what_clients_raise_can_be_caught_by_its_class(engine: str) -> None:
         list(stateful_map(ask, range(4), n_jobs=1, engine=engine))
     assert caught.value.response == {"retry": 2}
     assert caught.value.body is None
+
+
+@both
+def test_what_dask_has_said_of_exceptions_loses_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = pytest.importorskip("tblib.pickling_support").pickle_exception  # for all classes, if distributed is imported
+    error = MADE[name]()
+    monkeypatch.setitem(copyreg.dispatch_table, type(error), said)
+    assert described(sent(SharedMemory(), error)) == described(error)
+
+
+def test_what_users_have_said_of_an_exception_goes_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(copyreg.dispatch_table, ChangesText, lambda error: (OfTwo, ("said", error.args[0])))
+    assert str(sent(SharedMemory(), ChangesText("it"))) == "'said and broken: it'"
+
+
+@pytest.mark.cluster
+@on(*ALL)
+def test_an_exception_of_c_keeps_its_text(engine: str) -> None:
+    with pytest.raises(UnicodeDecodeError, match="can't decode byte 0xff in position 0: invalid start byte"):
+        list(stateful_map(decode, [b"\xff"], n_jobs=1, engine=engine))
 
 
 def test_a_constructor_is_called_once() -> None:
