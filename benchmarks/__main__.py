@@ -76,7 +76,7 @@ def chosen(patterns: list[str], names: list[str]) -> list[str]:
 
 
 def plan(workloads: list[str], peers: list[str]) -> Iterator[tuple[Workload, str, int | None]]:
-    for workload in WORKLOADS:
+    for workload in filter(Workload.is_there, WORKLOADS):
         for _ in range(workload.repeats):
             for peer in ALL:
                 if workload.name in workloads and peer.name in peers and peer.is_there() and workload.takes(peer):

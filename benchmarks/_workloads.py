@@ -1,5 +1,6 @@
 """What is measured. Each run is one of these on one peer, in a process of its own."""
 
+import importlib.util
 import os
 import tempfile
 import time
@@ -42,6 +43,8 @@ class Workload:
         Runs in a round: short ones differ the most.
     goal : str
         What ours shall be.
+    needs : str
+        The module that it takes, beside the standard library.
     """
 
     name: str
@@ -56,6 +59,11 @@ class Workload:
     alone: bool = False
     repeats: int = 1
     goal: str = ""
+    needs: str = ""
+
+    def is_there(self) -> bool:
+        """Tell whether what it takes is installed."""
+        return not self.needs or importlib.util.find_spec(self.needs) is not None
 
     def settings(self, peer: type[Peer]) -> tuple[int | None, ...]:
         """Return what is tried on a peer; None is its own default."""
@@ -271,6 +279,35 @@ def there_and_back(peer: type[Peer], chunk: int | None, _: int, *, megabytes: in
     return {"figure": 2 * count * megabytes / 1e3 / seconds}
 
 
+def echoed(peer: type[Peer], chunk: int | None, _: int, *, kind: str, count: int) -> Figures:
+    """Return the megabytes a second of values that go to a worker and come back as they are."""
+    from .libraries import TYPES  # it imports numpy, which others must not have
+
+    items = [TYPES[kind](_VALUE_BYTES) for _ in range(count)]
+    pool = peer(Echo, {})
+    assert len(list(pool.map(items[:4], ordered=True, chunk=chunk))) == 4
+    started = time.perf_counter()
+    assert sum(type(result) is type(items[0]) for result in pool.map(items, ordered=True, chunk=chunk)) == count
+    seconds = time.perf_counter() - started
+    pool.close()
+    return {"figure": count * _VALUE_BYTES / 1e6 / seconds}
+
+
+_VALUE_BYTES = 8 << 20
+# Values of these libraries, and where they come from.
+_KINDS = {
+    "bytes": "",
+    "bytearray": "",
+    "list of strings": "",
+    "datetime64": "numpy",
+    "column slice": "numpy",
+    "torch.Tensor": "torch",
+    "nn.Module": "torch",
+    "polars frame": "polars",
+    "jax": "jax",
+}
+
+
 def first_result(peer: type[Peer], chunk: int | None, _: int) -> Figures:
     """Return when the first result was there, by the system's clock; the caller knows when the process was started."""
     pool = peer(Echo, {})
@@ -408,6 +445,20 @@ WORKLOADS = (
         first_result,
         repeats=5,
         goal="1.3 of loky",
+    ),
+    *(
+        Workload(
+            f"W8 {kind}",
+            f"20 values of 8 MiB there and back: {kind}",
+            "MB/s",
+            "more",
+            partial(echoed, kind=kind, count=20),
+            # Not what forks: what jax and torch have started would be missing there.
+            peers=("loky", "joblib", "multiprocessing.Pool (spawn)"),
+            goal="1.0 of joblib",
+            needs=needs,
+        )
+        for kind, needs in _KINDS.items()
     ),
 )
 BY_NAME = {workload.name: workload for workload in WORKLOADS}
