@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import subprocess
 import sys
 import warnings
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from joblib import Parallel, delayed, parallel_config
 
+from contract import N_JOBS
 from joblib_stateful import StatefulExecutor, errors, get_worker, stateful_map
 from joblib_stateful._worker._surroundings import Environment, Surroundings
 from joblib_stateful.engines.loky._starting import interpreter_flags
@@ -213,6 +216,24 @@ def test_limits_of_the_interpreter_are_the_workers_too(engine: str) -> None:
 
 
 @pytest.mark.usefixtures("_limits")
+class Cyclic:
+    """Refers to itself."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+def make_garbage(_: int) -> tuple[bool, bool, bool]:
+    seen = weakref.ref(Cyclic())
+    gc.collect()
+    return gc.isenabled(), seen() is None, any(type(found).__name__ == "Cyclic" for found in gc.get_objects())
+
+
+def test_garbage_of_the_workers_code_is_collected() -> None:
+    """Only while a worker starts there is none."""
+    assert list(stateful_map(make_garbage, range(4), n_jobs=N_JOBS, batch_size=1)) == [(True, True, False)] * 4
+
+
 def test_a_recursion_limit_too_low_for_a_worker_is_one_warning() -> None:
     script = """
 import sys

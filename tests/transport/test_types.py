@@ -5,11 +5,13 @@ from __future__ import annotations
 import array
 import contextlib
 import datetime as dt
+import errno
 import functools
 import gc
 import hashlib
 import itertools
 import operator
+import pickle
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,9 +22,10 @@ from joblib import Parallel, delayed, parallel_config
 from clouds import Cloud, another, as_cloud, make_cloud, reduce_cloud, reduce_masked, reduce_records
 from contract import N_JOBS
 from joblib_stateful import errors, register_reducer, stateful_map
+from joblib_stateful._transport import _segments, _stores
 from joblib_stateful._transport._reducers import _found, _registered, find_reducers
 from joblib_stateful._transport._setting_aside import SharedFrame
-from joblib_stateful._transport._shared_memory import SharedMemory
+from joblib_stateful._transport._shared_memory import SharedMemory, copied_out
 
 np = pytest.importorskip("numpy")
 
@@ -240,7 +243,7 @@ def _tell_polars(value: Any) -> Any:
         return "LazyFrame", digest(value.serialize())
     frame = value.to_frame() if type(value).__name__ == "Series" else value
     is_sorted = [(flags["SORTED_ASC"], flags["SORTED_DESC"]) for flags in frame.flags.values()]
-    return type(value).__name__, str(frame.schema), is_sorted, digest(frame.write_json().encode())
+    return type(value).__name__, str(frame.schema), is_sorted, digest(frame.hash_rows().to_numpy().tobytes())
 
 
 def tell_and_return(value: Any) -> Any:
@@ -573,3 +576,80 @@ def test_nothing_of_a_large_pickle_is_kept() -> None:
     del parcel, segments
     gc.collect()
     assert not transport._store._alive
+
+
+# --- bytes that can be changed, which lie where their pickle will ------------------------------------------
+
+
+class Refills:
+    """Gives out the same memory again and again, each time with something else in it."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __reduce__(self) -> Any:
+        return list, (), None, self._parts()
+
+    def _parts(self) -> Iterator[Any]:
+        memory = bytearray(self.size)
+        for number in range(3):
+            memory[:] = bytes([number]) * self.size
+            yield [memory, number]  # the same object, which pickle writes once
+        for number in range(3):
+            memory[:] = bytes([number]) * self.size
+            yield bytes(memory), memory[: self.size // 2]
+        memory.clear()
+
+
+MIXED: dict[str, Callable[[int], Any]] = {
+    "one": lambda size: bytearray(b"x") * size,
+    "several": lambda size: [bytearray([number]) * (size >> number) for number in range(5)],
+    "of one item that changes": Refills,
+    # Which lie beside it, and in an arena between its parts.
+    "arrays in between": lambda size: [
+        np.arange(size // 8),
+        bytearray(size),
+        np.arange(size // 4),
+        "a" * size,
+        bytearray(b"y") * size,
+        np.ones(3),
+        np.arange(size // 8),
+        bytearray(3),
+    ],
+}
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("name", MIXED)
+@pytest.mark.parametrize("way", ["out", "back"])
+@pytest.mark.parametrize("n_writes", [0, 1, 2, 3, 4, sys.maxsize])
+def test_bytes_that_can_be_changed_are_as_they_were_when_it_was_their_turn(
+    name: str, way: str, n_writes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if there is only room for the beginning."""
+    transport, left, write = SharedMemory(), iter(range(n_writes)), _segments._write
+
+    def write_or_not(*args: Any) -> None:
+        if next(left, None) is None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(*args)
+
+    monkeypatch.setattr(_stores, "_warned", [True])
+    for size in (SIZES["1 kB"], LARGE):
+        made = MIXED[name](size)
+        expected = pickle.dumps(pickle.loads(pickle.dumps(made, 5)), 5)
+        arena = transport.arena = _segments.Arena() if way == "back" else None
+        with monkeypatch.context() as patch:
+            patch.setattr(_segments, "_write", write_or_not)
+            (frame,) = transport.pack_all([made])[0].frames
+        transport.arena = None
+        found = copied_out(frame, arena) if arena is not None else as_arrived(frame)
+        assert pickle.dumps(transport.unpack(found), 5) == expected
+        assert isinstance(frame, SharedFrame) == (size >= LARGE and n_writes == sys.maxsize) or n_writes < sys.maxsize
+
+
+def as_arrived(frame: Any) -> Any:
+    """Return a frame as a worker gets it."""
+    if not isinstance(frame, SharedFrame):
+        return frame
+    return frame.with_buffers(lambda segment: bytearray(segment.view()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import faulthandler
+import gc
 import logging
 import os
 import pickle
@@ -87,6 +88,8 @@ def main(pipe: BinaryIO) -> None:
             process = pickle.load(pipe)
         finally:
             del current_process()._inheriting  # type: ignore[attr-defined]  # see above
+    gc.freeze()  # all of this stays
+    gc.enable()
     sys.exit(process._bootstrap())
 
 
