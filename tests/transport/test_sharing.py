@@ -318,6 +318,10 @@ def test_what_changes_between_two_calls_arrives_changed() -> None:
         assert set(Parallel()(delayed(np.sum)(data) for _ in range(4))) == {SIZE}
         data[:] = 3
         assert set(Parallel()(delayed(np.sum)(data) for _ in range(4))) == {3 * SIZE}
+        with Parallel() as parallel:
+            for number in range(3):
+                data[:] = number
+                assert set(parallel(delayed(np.sum)(data) for _ in range(4))) == {number * SIZE}
 
 
 @pytest.mark.parametrize(
