@@ -6,6 +6,7 @@ import enum
 import errno
 import gc
 import os
+import pickle
 import socket
 import threading
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from joblib_stateful._worker._messages import Build, Failure, Finished, Ran, Run
 from joblib_stateful.engines import get
 from joblib_stateful.engines.loky import _line
 from joblib_stateful.engines.loky._line import Line, decode, encode
+from joblib_stateful.engines.loky._receiving import answer_in
 from needs import needs
 from programs import program_text
 
@@ -86,6 +88,53 @@ def test_a_message_that_is_not_all_there_is_not_waited_for(
     assert len(fds) == n_files
     for fd in fds:
         os.close(fd or -1)
+
+
+@needs("sendfds")
+@pytest.mark.parametrize("n_bytes", [1, _line._HEADER.size, _line._HEADER.size + 1, 300_000])
+@pytest.mark.parametrize("hears_the_end", [False, True])
+def test_files_beside_a_message_that_never_ends_are_closed(
+    *, n_bytes: int, hears_the_end: bool, tmp_path: Path
+) -> None:
+    """Its sender was killed."""
+    ours, theirs = Line.pair()
+    whole = _line._HEADER.pack(_line._SIGN, 400_000, 2, _line._check(400_000, 2)) + bytes(400_000)
+    with (tmp_path / "file").open("w+") as file:
+        before = open_files()
+        socket.send_fds(ours._end, [whole[:n_bytes]], [file.fileno()] * 2)
+        while theirs.receive_if_there() is None and open_files() == before:
+            pass
+        if hears_the_end:
+            ours.hang_up()
+            with pytest.raises(EOFError):
+                theirs.receive()
+        assert len(open_files()) == len(before) + 2
+        del theirs
+        gc.collect()
+        assert not [found for found in open_files() if found not in before]
+    ours.close()
+
+
+def open_files() -> list[str]:
+    return os.listdir("/proc/self/fd")  # noqa: PTH208 - numbers
+
+
+@needs("sendfds")
+@pytest.mark.parametrize("data", [b"no pickle", encode(Finished(0, None))])
+def test_the_file_beside_what_is_no_answer_is_closed(data: bytes) -> None:
+    class Worker:
+        def check(self, reply: Any, kept: Any) -> None:
+            raise ValueError("nobody has asked")
+
+        def answer_without(self, nbytes: int) -> Any:
+            raise AssertionError(nbytes)
+
+    fd = os.memfd_create("beside")
+    with pytest.raises((ValueError, pickle.UnpicklingError)):
+        answer_in(Worker(), (data, [fd]))
+    gc.collect()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
 
 
 def test_as_much_as_goes_at_once_is_sent_though_nobody_reads(ends: tuple[Line, Line]) -> None:

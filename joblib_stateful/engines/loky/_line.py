@@ -101,7 +101,6 @@ class Line:
         end.settimeout(None)  # whatever `socket.setdefaulttimeout` says
         raise_no_signal(end)
         self._end = end
-        weakref.finalize(self, end.close).atexit = False
         # What has come of a message that is not complete: its beginning, its open files, and from its header on all of
         # it, if that was more, up to `_at`.
         self._start = b""
@@ -109,6 +108,8 @@ class Line:
         self._at = 0
         self._n_dropped = 0  # bytes of it for which there was no room
         self._fds: list[int | None] = []
+        # A message that began and never ends, for its sender was killed, leaves none of them open.
+        weakref.finalize(self, _let_go, end, self._fds).atexit = False
         # Of several messages under way, what is read behind one would belong to the next.
         self._is_shared, self._at_once = is_shared, _HEADER.size if is_shared else _AT_ONCE
         self._space = socket.CMSG_SPACE(self.most_files * _INT) if self.carries_files else 0
@@ -186,7 +187,7 @@ class Line:
 
     def _receive(self, *, waits: bool) -> None:
         if not self._start:
-            self._start, self._fds = self._receive_start(waits=waits)
+            self._start, self._fds[:] = self._receive_start(waits=waits)
         while len(self._start) < _HEADER.size:
             self._start += self._receive_more(_HEADER.size - len(self._start), waits=waits)
         if self._rest is None:
@@ -233,8 +234,9 @@ class Line:
 
     def _received(self) -> Received:
         data = self._start[_HEADER.size :] if self._rest is None else self._rest
-        fds, n_dropped = self._fds, self._n_dropped
-        self._start, self._rest, self._fds, self._n_dropped = b"", None, [], 0
+        fds, n_dropped = self._fds.copy(), self._n_dropped
+        self._start, self._rest, self._n_dropped = b"", None, 0
+        self._fds.clear()
         if n_dropped:
             for fd in fds:
                 if fd is not None:
@@ -286,6 +288,13 @@ class Line:
     def close(self) -> None:
         """Close this end; only while no other thread knows of it."""
         self._end.close()
+
+
+def _let_go(end: socket.socket, fds: list[int | None]) -> None:
+    end.close()
+    for fd in fds:
+        if fd is not None:
+            os.close(fd)
 
 
 def _attach(end: Any, is_shared: bool) -> Line:  # noqa: FBT001 - by `__reduce__`

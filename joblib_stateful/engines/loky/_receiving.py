@@ -42,20 +42,24 @@ def answer_in(worker: Asked, received: Received | Exception) -> Answer:
     if isinstance(received, Exception):
         raise received
     data, fds = received
+    # The open file of the worker's arena, if it has come: from here on it is closed, whatever becomes of the answer.
+    arenas = [Arena(-1 if fd is None else fd) for fd in fds]
     try:
         reply, kept = decode(data)
     except MemoryError:
         return worker.answer_without(len(data)), None
     worker.check(reply, kept)
-    if isinstance(reply, Ran) and fds:
-        reply = _copied_out(reply, fds[0])
+    if isinstance(reply, Ran) and arenas:
+        reply = _copied_out(reply, arenas[0])
     return reply, kept
 
 
-def _copied_out(reply: Ran, fd: int | None) -> Ran:
-    """Return a reply with copies of what the worker laid into its arena, which it uses for the next one."""
-    arena = Arena(-1 if fd is None else fd)  # without one, reading says so, for each item that needs it
-    if fault := fault_in_ranges(reply, fd):
+def _copied_out(reply: Ran, arena: Arena) -> Ran:
+    """Return a reply with copies of what the worker laid into its arena, which it uses for the next one.
+
+    Where there was no room for the arena's open file, reading says so, for each item that needs it.
+    """
+    if fault := fault_in_ranges(reply, None if arena.fd < 0 else arena.fd):
         raise ValueError(fault)
     reply = without_arena(reply, arena)
     with contextlib.suppress(OSError):
