@@ -172,6 +172,7 @@ def _leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     if request.node.get_closest_marker("cluster"):  # which has processes, threads and files as it likes
         yield
         return
+    _dask_cluster.close()  # whose threads and files come and go
     before = _Held.now()
     yield
     joblib_stateful.shutdown()
@@ -289,12 +290,61 @@ def built(tmp_path: Path) -> BuildLog:
 # --- engines, and the clusters that two of them need ----------------------------------------------------
 
 
+class DaskCluster:
+    """A cluster that tests use in turn, which takes some seconds to start, until one has left something behind.
+
+    Dask's nannies have been seen not to start a killed process again, and a thread that hangs there is never ended.
+    """
+
+    def __init__(self) -> None:
+        self._cluster: Any = None
+        self._processes: set[int] = set()
+
+    def client(self) -> Any:
+        """Return a client of a cluster that is as good as new."""
+        distributed = pytest.importorskip("distributed")
+        if self._cluster is None:
+            self._cluster = distributed.LocalCluster(**contract.DASK)
+            self._processes = self._alive()
+        return distributed.Client(self._cluster)
+
+    def give_back(self, client: Any) -> None:
+        """End the cluster unless it is as it was."""
+        deadline, is_idle = time.monotonic() + 2, False
+        with contextlib.suppress(Exception):  # whatever is wrong with it
+            while not is_idle and time.monotonic() < deadline and self._alive() == self._processes:
+                is_idle = not any(client.run(_n_busy).values())
+        client.close()
+        if not is_idle:
+            self.close()
+
+    def close(self) -> None:
+        if self._cluster is not None:
+            self._cluster.close()
+            self._cluster = None
+
+    def _alive(self) -> set[int]:
+        processes = (psutil.Process(nanny.pid) for nanny in self._cluster.workers.values())
+        return {process.pid for process in processes if process.status() != psutil.STATUS_ZOMBIE}
+
+
+def _n_busy(dask_worker: Any) -> int:
+    return len(dask_worker.state.tasks) + len(dask_worker.state.actors)
+
+
+_dask_cluster = DaskCluster()
+
+
 @pytest.fixture
 def dask_cluster() -> Iterator[Any]:
-    # One for each test: Dask's nannies have been seen not to start a killed process again.
-    distributed = pytest.importorskip("distributed")
-    with distributed.LocalCluster(**contract.DASK) as cluster, distributed.Client(cluster) as client:
-        yield client
+    client = _dask_cluster.client()
+    yield client
+    _dask_cluster.give_back(client)
+
+
+def pytest_sessionfinish() -> None:
+    """End what tests have used in turn."""
+    _dask_cluster.close()
 
 
 @pytest.fixture(scope="session")

@@ -304,14 +304,14 @@ def change(value: Any) -> Any:
         "a row",
     ],
 )
-@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
-def test_all_that_can_be_changed_can_be_changed_there_and_here(name: str, size: int) -> None:
-    value = MAKERS[name](size)
-    first, second = value[0], value[1]
-    for back in stateful_map(change, [value] * 2, n_jobs=1, batch_size=1):
-        assert back[0] == second
-        back[0] = first
-    assert value[0] == first
+def test_all_that_can_be_changed_can_be_changed_there_and_here(name: str) -> None:
+    for label, size in SIZES.items():
+        value = MAKERS[name](size)
+        first, second = value[0], value[1]
+        for back in stateful_map(change, [value] * 2, n_jobs=1, batch_size=1):
+            assert back[0] == second, label
+            back[0] = first
+        assert value[0] == first, label
 
 
 # --- tensors that share memory ----------------------------------------------------------------------------
@@ -392,17 +392,18 @@ def closing_over(held: Any) -> Callable[[int], float]:
     return lambda item: float(held[item])
 
 
-@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
 @pytest.mark.parametrize("make", [closing_over, Holder, lambda held: functools.partial(operator.getitem, held)])
 @pytest.mark.parametrize("name", ["bytes", "float64", "tensor"])
-def test_a_function_may_hold_what_is_large(name: str, make: Any, size: int) -> None:
-    for first in (1, 2):  # it may lie in the same place the second time
+def test_a_function_may_hold_what_is_large(name: str, make: Any) -> None:
+    for (label, size), first in itertools.product(
+        SIZES.items(), (1, 2)
+    ):  # it may lie in the same place the second time
         held = MAKERS[name](size)
         if name != "bytes":
             held[0] = first
         function = make(held)
         found = list(stateful_map(function, [0, 3, 0], n_jobs=2, batch_size=1))
-        assert found == [held[0], held[3], held[0]]
+        assert found == [held[0], held[3], held[0]], (label, first)
         del function, held
 
 
@@ -442,12 +443,12 @@ def raise_with(value: Any) -> None:
     raise ValueError(value, "tail")
 
 
-@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
 @pytest.mark.parametrize("name", ["bytes", "str", "float64", "tensor"])
-def test_an_exception_may_hold_what_is_large(name: str, size: int) -> None:
-    (found,) = stateful_map(raise_with, [MAKERS[name](size)], n_jobs=1, on_error="deferred")
-    assert type(found.exception) is ValueError
-    assert tell(found.exception.args[0]) == tell(MAKERS[name](size))
+def test_an_exception_may_hold_what_is_large(name: str) -> None:
+    items = [MAKERS[name](size) for size in SIZES.values()]
+    for item, found in zip(items, stateful_map(raise_with, items, n_jobs=1, on_error="deferred"), strict=True):
+        assert type(found.exception) is ValueError
+        assert tell(found.exception.args[0]) == tell(item)
 
 
 def add_one(value: Any) -> float:
@@ -455,13 +456,13 @@ def add_one(value: Any) -> float:
     return float(value[0])
 
 
-@pytest.mark.parametrize("mode", ["r", "r+", "c"])
 @pytest.mark.parametrize("name", ["tensor", "masked, without a mask"])
-def test_what_joblib_shares_no_memory_of_is_each_tasks_own(name: str, mode: str) -> None:
+def test_what_joblib_shares_no_memory_of_is_each_tasks_own(name: str) -> None:
     value = MAKERS[name](SIZES["5 MB"])
-    with parallel_config(backend="stateful", n_jobs=2, mmap_mode=mode):
-        found = Parallel()(delayed(add_one)(value) for _ in range(6))
-    assert found == [float(value[0]) + 1] * 6
+    for mode in ("r", "r+", "c"):
+        with parallel_config(backend="stateful", n_jobs=2, mmap_mode=mode):
+            found = Parallel()(delayed(add_one)(value) for _ in range(6))
+        assert found == [float(value[0]) + 1] * 6, mode
 
 
 # --- users' own -------------------------------------------------------------------------------------------
