@@ -303,17 +303,23 @@ class DaskCluster:
     def client(self) -> Any:
         """Return a client of a cluster that is as good as new."""
         distributed = pytest.importorskip("distributed")
+        if self._cluster is not None and self._alive() != self._processes:
+            self.close()
         if self._cluster is None:
             self._cluster = distributed.LocalCluster(**contract.DASK)
             self._processes = self._alive()
-        return distributed.Client(self._cluster)
+        try:
+            return distributed.Client(self._cluster)
+        except BaseException:
+            self.close()
+            raise
 
     def give_back(self, client: Any) -> None:
         """End the cluster unless it is as it was."""
         deadline, is_idle = time.monotonic() + 2, False
         with contextlib.suppress(Exception):  # whatever is wrong with it
             while not is_idle and time.monotonic() < deadline and self._alive() == self._processes:
-                is_idle = not any(client.run(_n_busy).values())
+                is_idle = not any(client.sync(client._run, _n_busy, callback_timeout=2).values())
         client.close()
         if not is_idle:
             self.close()

@@ -143,8 +143,7 @@ def _reduce_jax(array: Any) -> Any:
 def _make_jax(value: Any, is_weak: bool) -> Any:  # noqa: FBT001 - as pickle calls it
     import jax
 
-    # Without a copy where the memory begins as XLA has it (`empty`); nobody else writes to it. `asarray` always makes one.
-    made: Any = jax.device_put(value)
+    made: Any = jax.numpy.asarray(value)
     if made.dtype != value.dtype:  # jax would say nothing
         raise TypeError(
             f"an array of {value.dtype} would become one of {made.dtype}, for this process computes without x64. Switch it on in "

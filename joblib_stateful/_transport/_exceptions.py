@@ -28,7 +28,9 @@ def reduce_exception(error: BaseException) -> Any:
     if said is not None and not _is_of_tblib(said):
         return NotImplemented
     if not _has_own_constructor(kind):
-        return NotImplemented if said is None else error.__reduce_ex__(PROTOCOL)
+        # What is made of a class of C's may be one that its author has told tblib of, for it can be made anew in no other way.
+        is_of_c = not kind.__flags__ & _MADE_AT_RUN_TIME
+        return error.__reduce_ex__(PROTOCOL) if said is not None and is_of_c else NotImplemented
     args = BaseException.args.__get__(error)  # type: ignore[attr-defined]  # for typeshed it is a plain attribute
     return copyreg.__newobj__, (kind, *args), object.__getstate__(error), None, None, restore  # type: ignore[attr-defined]  # typeshed doesn't know them
 

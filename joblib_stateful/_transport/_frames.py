@@ -41,16 +41,15 @@ _dump = pickle.Pickler.dump
 class _Chunks:
     """A file for a pickler, which writes once unless the value is large: a copy less than with a `BytesIO`."""
 
-    def __init__(self, keep: Callable[[memoryview], None]) -> None:
+    def __init__(self) -> None:
         self.written: list[Any] = []
         append = self.written.append
 
         def write(data: Any) -> None:
-            # Large ones that can be changed come as they are, and the user's own code may change them before the end.
-            if type(data) is bytes:
-                append(data)
-            else:
-                keep(pickle.PickleBuffer(data).raw())
+            # Large ones that can be changed come as they are, and the user's own code may change them before the end. They are
+            # copied with the GIL held, as pickle does: written to shared memory at once they would take half the time, but a
+            # thread that fills one meanwhile would find it locked against a change of size, and items came with half of each filling.
+            append(data if type(data) is bytes else bytes(pickle.PickleBuffer(data).raw()))
 
         self.write = write
 
@@ -70,7 +69,7 @@ class Packer:
 
     def _begin(self, *, is_whole: bool = False) -> None:
         """Make the pickler."""
-        file = _Chunks(self._keep)
+        file = _Chunks()
         self._written = file.written
         kind = _code_pickler.Pickler if self._definer is None else ReferringPickler
         self._pickler = self._make_pickler(file, self._buffer_callback, kind)
@@ -118,10 +117,6 @@ class Packer:
             beginning, pickler.memo = _BEGINNINGS[len(presets)], presets
         _dump(pickler, value)
         return beginning
-
-    def _keep(self, data: memoryview) -> None:
-        """Keep a part of the pickle as it is now."""
-        self._written.append(bytes(data))
 
     def _forget(self) -> None:
         """Forget what the beginning of a frame has put elsewhere."""

@@ -36,9 +36,6 @@ _SPARE_SHARE = 16
 # So much is read at a time where that makes a copy of it.
 _READ_BYTES = 1 << 20
 
-# Where memory begins that libraries can use as it is: XLA (jax) copies what doesn't.
-_ALIGNMENT = 64
-
 # A folder of Linux whose files lie in memory.
 _IN_MEMORY = "/dev/shm"  # noqa: S108 - what is opened there has no name
 
@@ -194,12 +191,12 @@ spares = _Spares()
 after_fork(spares.start_anew)
 
 
-def _retire(fd: int, capacity: list[int], lent: set[Hashable], pid: int) -> None:
+def _retire(fd: int, capacity: int, lent: set[Hashable], pid: int) -> None:
     """Let go of a segment's file, when nobody in this process refers to the segment any more."""
     if lent or pid != os.getpid():  # somebody else may look into it
         os.close(fd)
     else:
-        spares.give(fd, *capacity)
+        spares.give(fd, capacity)
 
 
 class Segment:
@@ -221,26 +218,19 @@ class Segment:
     """
 
     def __init__(self, pieces: Pieces, mode: str = "c", folder: str | None = None) -> None:
-        self.size, self.mode, self.number = 0, mode, next(numbers)
+        self.size, self.mode, self.number = size_of(pieces), mode, next(numbers)
         #: Messages whose workers have not said that nothing of theirs looks into it any more.
         self.lent: set[Hashable] = set()
-        self._capacity = [0]  # of its file, in bytes
         if folder is None and mode in ("r", "c"):  # else workers write into the file itself
-            self.fd, self._capacity[0] = spares.take(size_of(pieces)) or (open_unnamed("segment"), 0)
+            self.fd, capacity = spares.take(self.size) or (open_unnamed("segment"), 0)
             # As `close_with`, and for the same reason.
-            retire = weakref.finalize(self, _retire, self.fd, self._capacity, self.lent, os.getpid())
+            retire = weakref.finalize(self, _retire, self.fd, max(capacity, self.size), self.lent, os.getpid())
             retire.atexit = False
         else:
             self.fd = open_unnamed("segment", folder)
             close_with(self, self.fd)
-        self.extend(pieces)
-
-    def extend(self, pieces: Pieces) -> None:
-        """Write more behind what it holds, before it is sent."""
         self.lent.add("being written")  # so that a file with less in it than it says is not used again
-        _write(self.fd, pieces, self.size)
-        self.size += size_of(pieces)
-        self._capacity[0] = max(self._capacity[0], self.size)
+        _write(self.fd, pieces)
         self.lent.clear()
 
     def view(self) -> memoryview:
@@ -296,18 +286,6 @@ class Arena:
         self._end += where.size
         return where
 
-    def lay_down(self, begun: list[Range], pieces: Pieces, sharing: Any) -> None:  # noqa: ARG002 - as the parent's store
-        """Lay down the next pieces of something; the list says where all of it is, which may be in several places."""
-        where = self.write(pieces)
-        if begun and begun[-1].offset + begun[-1].size == where.offset:
-            begun[-1] = begun[-1]._replace(size=begun[-1].size + where.size)
-        else:
-            begun.append(where)
-
-    def take_back(self, begun: list[Range]) -> list[Any]:
-        """Return what has been laid down."""
-        return [self.read(where) for where in begun]
-
     def read(self, where: Range) -> Any:
         """Return a writable copy of a buffer."""
         if self.fd < 0:
@@ -327,9 +305,5 @@ class Arena:
 def empty(size: int) -> Any:
     """Return memory to be written to."""
     numpy = sys.modules.get("numpy")
-    if numpy is None:
-        return bytearray(size)
     # Its large blocks come in huge pages, and are not filled with zeros first.
-    memory = numpy.empty(size + _ALIGNMENT, dtype=numpy.uint8)
-    start = -memory.__array_interface__["data"][0] % _ALIGNMENT
-    return memory[start : start + size]
+    return bytearray(size) if numpy is None else numpy.empty(size, dtype=numpy.uint8)

@@ -20,21 +20,20 @@ if TYPE_CHECKING:
 
     from ._contents import Contents
     from ._defining import Definer
-    from ._segments import Arena, Pieces
-    from ._stores import Store
+    from ._segments import Pieces
     from ._transport import Sharing
 
 
 class SharedFrame(NamedTuple):
     """A packed value whose large buffers travel beside it.
 
-    If that is long, so does its pickle: so many of these buffers, the last ones, are it, and the head only how it begins.
+    If ``is_long``, so does its pickle: it is the last of these buffers, and the head only how it begins.
     """
 
     head: bytes
     # Each a `Segment`, which arrives as `Received`; a `Range`, which becomes a copy; or a `Blob`, which does so, too.
     buffers: tuple[Any, ...]
-    n_of_pickle: int = 0
+    is_long: bool = False
 
     def with_buffers(self, change: Callable[[Any], Any]) -> SharedFrame:
         """Return it with what the buffers lie in changed: once, where several are the same."""
@@ -106,33 +105,18 @@ class ComparingPacker(_SettingAside):
 
 
 class SharingPacker(_SettingAside):
-    """A pickler whose large buffers travel beside the frame.
-
-    Parameters
-    ----------
-    put : callable
-        Puts a buffer aside.
-    pickles : Store or Arena, optional
-        Where large pickles are laid.
-    sharing : Sharing
-        How buffers travel.
-    definer : Definer, optional
-        What is told about classes that can't be imported.
-    in_worker : bool
-        These are results.
-    """
+    """A pickler whose large buffers travel beside the frame."""
 
     def __init__(
         self,
         put: Callable[[Contents, Sharing], Any],
-        pickles: Store | Arena | None,
+        put_pickle: Callable[[Pieces, Sharing], Any] | None,
         sharing: Sharing,
         definer: Definer | None,
         *,
         in_worker: bool,
     ) -> None:
-        self._pickles, self._in_worker = pickles, in_worker
-        self._begun: list[Any] = []  # where a large pickle lies that is being written
+        self._put_pickle, self._in_worker = put_pickle, in_worker
         if sharing.mode != "c":
             self._left_out = SUBCLASSES
         super().__init__(put, sharing, definer)
@@ -141,49 +125,27 @@ class SharingPacker(_SettingAside):
         return array_pickler(file, buffer_callback, kind, named=self._sharing.named, is_result=self._in_worker)
 
     def _frame(self, beginning: bytes, written: list[Any]) -> Any:
-        is_long = bool(self._begun) or sum(map(len, written)) >= self._threshold
-        if is_long and self._lay_down(written):
-            head = beginning
-        else:
-            head = super()._frame(beginning, [*self._taken_back(), *written])
-        places = (*self.aside, *self._begun)
-        if not places:
+        rest = None if self._put_pickle is None else self._laid_aside(self._put_pickle, written)
+        head: bytes = beginning if rest is not None else super()._frame(beginning, written)
+        if not self.aside:
             return head
-        n_of_pickle = len(self._begun)
-        self._forget()
+        places = tuple(self.aside)
+        self.aside.clear()
         self.nbytes += sum(place.size for place in places)
-        return SharedFrame(head, places, n_of_pickle)
+        return SharedFrame(head, places, is_long=rest is not None)
 
-    def _keep(self, data: memoryview) -> None:
-        # Copied once, to where the pickle is going to lie, if that is large.
-        if data.nbytes >= self._threshold and self._lay_down((*self._written, data)):
-            self._written.clear()
-        else:
-            super()._keep(data)
-
-    def _lay_down(self, pieces: Pieces) -> bool:
-        """Lay down the next pieces of a large pickle; return whether there was room."""
-        if self._pickles is None:
-            return False
+    def _laid_aside(self, put_pickle: Callable[[Pieces, Sharing], Any], written: list[bytes]) -> Any:
+        """Return where a pickle lies if it is large and there is room."""
+        if sum(map(len, written)) < self._threshold:
+            return None
         try:
-            self._pickles.lay_down(self._begun, pieces if self._begun else (ROOM, *pieces), self._sharing)
+            place = put_pickle((ROOM, *written), self._sharing)
         except OSError as error:
             self._threshold = sys.maxsize
             self._tell(error)
-            return False
-        return True
-
-    def _taken_back(self) -> list[memoryview]:
-        """Return what has been laid down of a pickle for which there is not enough room."""
-        if self._pickles is None or not self._begun:
-            return []
-        pieces = [memoryview(piece) for piece in self._pickles.take_back(self._begun)]
-        self._begun.clear()
-        return [pieces[0][len(ROOM) :], *pieces[1:]]
-
-    def _forget(self) -> None:
-        super()._forget()
-        self._begun.clear()
+            return None
+        self.aside.append(place)
+        return place
 
     def _tell(self, error: OSError) -> None:
         if not self._in_worker:

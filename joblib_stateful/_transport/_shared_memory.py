@@ -16,13 +16,13 @@ from ._stores import Blobs, Files, InFile, Store, ToCopy
 from ._transport import Packing, Pickled, Sharing, digest
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable, Iterator
+    from collections.abc import Callable, Hashable, Iterable, Iterator
 
     from ._arrivals import Arrived
     from ._contents import Contents
     from ._defining import Definer
     from ._frames import Packer
-    from ._segments import Arena
+    from ._segments import Arena, Pieces
 
 
 class Lost(NamedTuple):
@@ -91,9 +91,9 @@ class SharedMemory(Pickled):
         """Return the pickle of a frame, and the buffers that go with it; no pickle if it is lost."""
         if isinstance(frame, SharedFrame):
             memory = self._memory_of(frame)
-            if not frame.n_of_pickle:
+            if not frame.is_long:
                 return frame.head, memory
-            *buffers, rest = _with_pickle_joined(list(memory), frame.n_of_pickle)
+            *buffers, rest = memory
             return LongPickle(frame.head, rest), buffers
         return (None, None) if isinstance(frame, Lost) else (frame, None)
 
@@ -101,8 +101,8 @@ class SharedMemory(Pickled):
         return frame.buffers if self.arrived is None else self.arrived.memory_of(frame.buffers)
 
     def _packer(self, sharing: Sharing | None, definer: Definer | None = None) -> Packer:
-        pickles = (self.arena or self._store) if self._shares_pickles else None
-        return self._sharing_packer(pickles, sharing or self._sharing, definer)
+        put_pickle = self._set_aside_pickle if self._shares_pickles else None
+        return self._sharing_packer(put_pickle, sharing or self._sharing, definer)
 
     def _packer_of_definitions(self, definer: Definer) -> Packer:
         # Those of a worker may be kept longer than what lies in its arena; those of the parent are told apart by their pickles.
@@ -110,19 +110,19 @@ class SharedMemory(Pickled):
             return super()._packer_of_definitions(definer)
         return self._sharing_packer(None, self._sharing, definer)
 
-    def _sharing_packer(self, pickles: Store | Arena | None, sharing: Sharing, definer: Definer | None) -> Packer:
+    def _sharing_packer(
+        self, put_pickle: Callable[[Pieces, Sharing], Any] | None, sharing: Sharing, definer: Definer | None
+    ) -> Packer:
         # A worker's warnings would be seen by nobody who looks for them.
-        return SharingPacker(self._set_aside, pickles, sharing, definer, in_worker=self.arena is not None)
+        return SharingPacker(self._set_aside, put_pickle, sharing, definer, in_worker=self.arena is not None)
 
     def _set_aside(self, contents: Contents, sharing: Sharing) -> Any:
         if self.arena is None:
             return self._store.segment_of(contents, sharing)
         return self.arena.write((contents.in_memory(),))
 
-
-def _with_pickle_joined(memory: list[Any], count: int) -> list[Any]:
-    """Return memory of which so many parts at the end are one pickle, with that in one."""
-    return memory if count == 1 else [*memory[:-count], bytearray().join(memory[-count:])]
+    def _set_aside_pickle(self, pieces: Pieces, sharing: Sharing) -> Any:
+        return self._store.make_private(pieces, sharing) if self.arena is None else self.arena.write(pieces)
 
 
 class Stored(SharedMemory):

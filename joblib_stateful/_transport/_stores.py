@@ -149,34 +149,12 @@ class Store:
                 return self._find(contents, sharing) or self.segment_of(contents, sharing)
         return digest(contents.in_memory())
 
-    def lay_down(self, begun: list[Any], pieces: Pieces, sharing: Sharing) -> None:
-        """Lay the next pieces of something into a segment of its own, which is each worker's own, too.
-
-        Parameters
-        ----------
-        begun : list
-            Where it lies, which is told here.
-        pieces : sequence of memoryview or bytes
-            What comes next.
-        sharing : Sharing
-            Where segments lie.
-
-        Raises
-        ------
-        OSError
-            There is no room for it.
-        """
-        if begun:
-            begun[0].extend(pieces)
-            return
+    def make_private(self, pieces: Pieces, sharing: Sharing) -> Any:
+        """Return a segment that is for one parcel, and each worker's own; raises OSError if there is no room for it."""
         self._check_room()
         made = _make_segment(pieces, sharing._replace(mode="c"))
         self._alive.add(made)
-        begun.append(made)
-
-    def take_back(self, begun: list[Any]) -> list[Any]:
-        """Return what has been laid down."""
-        return [segment.view() for segment in begun]
+        return made
 
     def _find(self, contents: Contents, sharing: Sharing) -> Any:
         with self._lock:

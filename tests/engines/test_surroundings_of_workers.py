@@ -25,7 +25,7 @@ from programs import program_text
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from conftest import BuildLog
+    from conftest import BuildLog, RunProgram
 
 ENGINES = ("loky", "threads", "inline")
 
@@ -232,6 +232,12 @@ def make_garbage(_: int) -> tuple[bool, bool, bool]:
 def test_garbage_of_the_workers_code_is_collected() -> None:
     """Only while a worker starts there is none."""
     assert list(stateful_map(make_garbage, range(4), n_jobs=N_JOBS, batch_size=1)) == [(True, True, False)] * 4
+
+
+def test_what_the_interpreter_is_told_at_its_start_of_garbage_holds(tmp_path: Path, run_program: RunProgram) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import gc\ngc.disable()\n")
+    done = run_program(program_text("engines/tells_whether_garbage_is_collected"), env={"PYTHONPATH": str(tmp_path)})
+    assert (done.out, done.err) == ("[False]\n", "")
 
 
 def test_a_recursion_limit_too_low_for_a_worker_is_one_warning() -> None:

@@ -179,12 +179,27 @@ def test_what_clients_raise_can_be_caught_by_its_class(engine: str) -> None:
     assert caught.value.body is None
 
 
-@both
+# What has a constructor in Python and more than arguments in C may be made anew by nobody but tblib, which loses some of it.
+@pytest.mark.parametrize("name", [name for name in MADE if name != "of several"])
 def test_what_dask_has_said_of_exceptions_loses_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     said = pytest.importorskip("tblib.pickling_support").pickle_exception  # for all classes, if distributed is imported
     error = MADE[name]()
     monkeypatch.setitem(copyreg.dispatch_table, type(error), said)
     assert described(sent(SharedMemory(), error)) == described(error)
+
+
+class FileTwice(OSError):  # noqa: N818 - see above
+    def __init__(self, x: int) -> None:
+        super().__init__(2, "no such thing", "here")
+        self.x = x
+
+
+def test_a_class_that_only_tblib_can_make_anew_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As its author has told it, by a decorator."""
+    said = pytest.importorskip("tblib.pickling_support").pickle_exception
+    monkeypatch.setitem(copyreg.dispatch_table, FileTwice, said)
+    found = sent(SharedMemory(), FileTwice(5))
+    assert (str(found), found.x, found.filename) == ("[Errno 2] no such thing: 'here'", 5, "here")
 
 
 def test_what_users_have_said_of_an_exception_goes_before(monkeypatch: pytest.MonkeyPatch) -> None:

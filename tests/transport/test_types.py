@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import concurrent.futures
 import contextlib
 import datetime as dt
 import errno
@@ -13,6 +14,7 @@ import itertools
 import operator
 import pickle
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -579,7 +581,7 @@ def test_nothing_of_a_large_pickle_is_kept() -> None:
     assert not transport._store._alive
 
 
-# --- bytes that can be changed, which lie where their pickle will ------------------------------------------
+# --- bytes that can be changed -----------------------------------------------------------------------------
 
 
 class Refills:
@@ -647,6 +649,32 @@ def test_bytes_that_can_be_changed_are_as_they_were_when_it_was_their_turn(
         found = copied_out(frame, arena) if arena is not None else as_arrived(frame)
         assert pickle.dumps(transport.unpack(found), 5) == expected
         assert isinstance(frame, SharedFrame) == (size >= LARGE and n_writes == sys.maxsize) or n_writes < sys.maxsize
+
+
+def letters(value: Any) -> int:
+    return len(set(value))
+
+
+def test_bytes_that_another_thread_fills_are_of_one_filling() -> None:
+    if not getattr(sys, "_is_gil_enabled", lambda: True)():
+        pytest.skip("is about the GIL, which this interpreter does without")
+    memory, stop = bytearray(b"a" * 8_000_000), threading.Event()
+    fillings = itertools.cycle([b"b" * len(memory), b"a" * len(memory)])
+
+    def fill() -> None:
+        while not stop.wait(0.001):
+            memory[:] = next(fillings)
+            memory.extend(b"end")  # nothing holds it
+            del memory[-3:]
+
+    with concurrent.futures.ThreadPoolExecutor(1) as other:
+        filling = other.submit(fill)
+        try:
+            found = list(stateful_map(letters, (memory for _ in range(20)), n_jobs=1))
+        finally:
+            stop.set()
+        filling.result()
+    assert set(found) <= {1, 4}  # with its end, or without
 
 
 def as_arrived(frame: Any) -> Any:

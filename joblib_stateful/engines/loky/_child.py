@@ -76,8 +76,8 @@ class OpenFile(NamedTuple):
         return self.fd
 
 
-def main(pipe: BinaryIO) -> None:
-    """Be the process that a pipe describes, which the parent has made ready for it."""
+def main(pipe: BinaryIO, *, collects: bool) -> None:
+    """Be the process that a pipe describes, which the parent has made ready for it; garbage is collected from now on or not."""
     fill_standard_files()
     with pipe:
         current_process()._inheriting = True  # type: ignore[attr-defined]  # as multiprocessing's own start does
@@ -89,7 +89,8 @@ def main(pipe: BinaryIO) -> None:
         finally:
             del current_process()._inheriting  # type: ignore[attr-defined]  # see above
     gc.freeze()  # all of this stays
-    gc.enable()
+    if collects:
+        gc.enable()
     sys.exit(process._bootstrap())
 
 
