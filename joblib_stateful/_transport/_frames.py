@@ -92,6 +92,9 @@ class Packer:
             beginning = self._dump(value)
         except NeedsWholeError:
             return self._pack_whole(value)
+        except BaseException:
+            self._forget()  # at once: a pickler and its packer are a cycle, which is collected at some time
+            raise
         pickler, written = self._pickler, self._written
         frame = self._frame(beginning, written)
         written.clear()

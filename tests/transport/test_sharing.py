@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import pickle
@@ -310,6 +311,24 @@ def test_what_every_task_gets_is_written_once_and_freed_in_the_end() -> None:
         wait_for(lambda: not open_segments())
         (left, *_) = Parallel()(delayed(mapped_bytes)() for _ in range(2))
         assert left == 0
+
+
+class CannotBePacked:
+    def __reduce__(self) -> Any:
+        raise ZeroDivisionError
+
+
+@pytest.mark.unit
+def test_an_item_that_cannot_be_packed_keeps_no_memory() -> None:
+    transport = SharedMemory()
+    gc.disable()
+    try:
+        for _ in range(3):
+            faults = transport.pack_all([[np.ones(SIZE), CannotBePacked()]])[1]
+            assert type(faults[0]) is ZeroDivisionError
+        assert not transport._store._alive
+    finally:
+        gc.enable()
 
 
 def test_what_changes_between_two_calls_arrives_changed() -> None:
