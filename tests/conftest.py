@@ -330,8 +330,12 @@ class DaskCluster:
             self._cluster = None
 
     def _alive(self) -> set[int]:
-        processes = (psutil.Process(nanny.pid) for nanny in self._cluster.workers.values())
-        return {process.pid for process in processes if process.status() != psutil.STATUS_ZOMBIE}
+        found = set()
+        for nanny in self._cluster.workers.values():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if psutil.Process(nanny.pid).status() != psutil.STATUS_ZOMBIE:
+                    found.add(nanny.pid)
+        return found
 
 
 def _n_busy(dask_worker: Any) -> int:

@@ -215,7 +215,6 @@ def test_limits_of_the_interpreter_are_the_workers_too(engine: str) -> None:
         assert executor.submit(lambda: len(str(10**5000))).result() == 5001
 
 
-@pytest.mark.usefixtures("_limits")
 class Cyclic:
     """Refers to itself."""
 
@@ -240,6 +239,7 @@ def test_what_the_interpreter_is_told_at_its_start_of_garbage_holds(tmp_path: Pa
     assert (done.out, done.err) == ("[False]\n", "")
 
 
+@pytest.mark.usefixtures("_limits")
 def test_a_recursion_limit_too_low_for_a_worker_is_one_warning() -> None:
     script = """
 import sys

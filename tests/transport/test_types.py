@@ -245,7 +245,7 @@ def _tell_polars(value: Any) -> Any:
         return "LazyFrame", digest(value.serialize())
     frame = value.to_frame() if type(value).__name__ == "Series" else value
     is_sorted = [(flags["SORTED_ASC"], flags["SORTED_DESC"]) for flags in frame.flags.values()]
-    return type(value).__name__, str(frame.schema), is_sorted, digest(frame.hash_rows().to_numpy().tobytes())
+    return type(value).__name__, str(frame.schema), is_sorted, digest(frame.write_json().encode())
 
 
 def tell_and_return(value: Any) -> Any:

@@ -31,7 +31,7 @@ from ._starting import interpreter_flags
 # modules, then what to run. Nothing of the program's own is imported before it is known where that would look.
 #
 # Nothing is collected before all that is ours is there, and that is never looked at again, also not at the end of the process:
-# a worker takes 15 % less of the processor's time to start and to end.
+# a worker takes a fifth less of the processor's time to start, do ten small items and end.
 _PROGRAM = """\
 import gc, sys
 collects = gc.isenabled()
