@@ -22,6 +22,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+# OpenBLAS starts a thread for each CPU in each process that imports numpy or scipy, which spins for 2**26 cycles before it
+# sleeps: CPU time that half of the processes here would take for nothing. With 2**20 its calls are as fast.
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "20")
+
 import cloudpickle
 import joblib
 import psutil
