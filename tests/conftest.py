@@ -58,11 +58,11 @@ _KEPT_THREADS = ("tqdm_monitor", "TMonitor", "pytest_timeout")
 def pytest_xdist_auto_num_workers() -> int:
     """Say how many processes run the tests under ``-n logical`` and ``-n auto``.
 
-    Twice as many as there are CPUs, for many tests wait: for grace periods, time limits, processes that start and end. Two CPUs
-    are at work for 90 % of the time by three, and for 75 % by two.
+    Half as many again as there are CPUs, for many tests wait: for grace periods, time limits, processes that start and end. Two
+    CPUs are at work for 90 % of the time by three, and for 75 % by two; by four nothing is over sooner.
     """
     n_cpus: int = joblib.cpu_count()
-    return 2 * n_cpus
+    return n_cpus + max(1, n_cpus // 2)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
