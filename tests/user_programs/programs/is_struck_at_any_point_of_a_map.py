@@ -17,15 +17,21 @@ def raise_it(*_):
     raise Struck
 
 
-main, chance, armed, is_over = threading.get_ident(), random.Random(0), threading.Event(), threading.Event()
+main, chance = threading.get_ident(), random.Random(0)
+ready, armed, struck, is_over = (threading.Event() for _ in range(4))
 
 
 def send():
-    while armed.wait() and not is_over.is_set():
+    while True:
+        struck.clear()
+        ready.set()
+        armed.wait()
+        if is_over.is_set():
+            return
         time.sleep(chance.random() * 3e-3)
         while armed.is_set():  # again, if it was raised in a finaliser, where Python drops it
             signal.pthread_kill(main, signal.SIGUSR1)
-            time.sleep(0.3)
+            struck.wait(0.3)
 
 
 def use():
@@ -39,17 +45,21 @@ sys.setswitchinterval(1e-5)
 end = time.monotonic() + 10
 n_struck = 0
 while n_struck < 300 and time.monotonic() < end:
-    armed.set()
+    ready.wait()
+    ready.clear()
     try:
+        armed.set()
         while True:
             use()
     except Struck:
         armed.clear()
+        struck.set()
     n_struck += 1
     if any(entry.n_leases for entry in _reuse._entries):
         time.sleep(0.05)  # what is at its end elsewhere
         gc.collect()
     assert not any(entry.n_leases for entry in _reuse._entries), n_struck
+ready.wait()
 is_over.set()
 armed.set()
 print("done")
