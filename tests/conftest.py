@@ -370,6 +370,18 @@ def ray_cluster() -> Iterator[None]:
 
 
 @pytest.fixture
+def ray_address(ray_cluster: None) -> str:  # noqa: ARG001 - it is there as long as this is needed
+    """Return where programs connect to Ray.
+
+    They start none of their own: where its raylet takes more than a second to end, Ray (2.60) kills it, and what that has
+    started outlives the program by half a minute.
+    """
+    import ray
+
+    return str(ray.get_runtime_context().gcs_address)
+
+
+@pytest.fixture
 def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Return the engine of a test's case, on its cluster if it has one."""
     name: str = request.param

@@ -220,11 +220,11 @@ def test_the_environment_of_a_slot_is_its_actors(log: Path) -> None:
     assert look <= {("b", "first"), ("b", "second")}
 
 
-def test_a_new_connection_to_ray_begins_anew(run_program: RunProgram) -> None:
+def test_a_new_connection_to_ray_begins_anew(run_program: RunProgram, ray_address: str) -> None:
     """What was built or stored in the old one is built and stored again, and nothing of it is asked for."""
-    pytest.importorskip("ray")
     done = run_program(
         program_text("engines/connects_to_ray_twice"),
+        ray_address,
         limit=110,
         env={"TMPDIR": tempfile.gettempdir()},  # Ray leaves its logs there
     )
@@ -232,34 +232,39 @@ def test_a_new_connection_to_ray_begins_anew(run_program: RunProgram) -> None:
     assert done.out == "the end\n"
 
 
-def test_a_connection_to_ray_that_is_closed_at_work_is_an_error(run_program: RunProgram) -> None:
+def test_a_connection_to_ray_that_is_closed_at_work_is_an_error(
+    run_program: RunProgram, ray_address: str, log: Path
+) -> None:
     """Also for what waits for an answer just then: Ray itself would have it wait for ever."""
-    pytest.importorskip("ray")
     done = run_program(
         program_text("engines/disconnects_from_ray_at_work"),
+        ray_address,
+        str(log),
         limit=100,
         env={"TMPDIR": tempfile.gettempdir()},  # Ray leaves its logs there
     )
     assert done.code == 0, done.err
     assert done.out == "the end\n"
+    _wait_until_ray_has_ended(log)
 
 
-@pytest.mark.usefixtures("ray_cluster")
-def test_actors_end_with_a_driver_that_is_killed_in_mid_map(log: Path, tmp_path: Path) -> None:
-    import ray
-
+def test_actors_end_with_a_driver_that_is_killed_in_mid_map(ray_address: str, log: Path, tmp_path: Path) -> None:
     script = tmp_path / "driver.py"
     script.write_text(program_text("engines/drives_ray_until_it_is_killed"))
-    address = ray.get_runtime_context().gcs_address
-    command = [sys.executable, str(script), address, str(log)]
+    command = [sys.executable, str(script), ray_address, str(log)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as driver:
         assert driver.stdout is not None
         assert driver.stdout.readline() == "ready\n"
         driver.kill()
+    _wait_until_ray_has_ended(log)
+
+
+def _wait_until_ray_has_ended(log: Path) -> None:
+    """Wait for the end of the actors whose processes have noted their numbers: Ray ends them in the background."""
     pids = set(map(int, log.read_text().split()))
     assert pids
     deadline = time.monotonic() + 60
-    while any(map(psutil.pid_exists, pids)):  # Ray ends them in the background
+    while any(map(psutil.pid_exists, pids)):
         assert time.monotonic() < deadline
         time.sleep(0.05)
 

@@ -57,10 +57,11 @@ def test_whatever_loading_a_result_raises_is_the_error_of_its_item(run_program: 
 @pytest.mark.cluster
 @pytest.mark.parametrize(("engine", "package"), [("dask", "distributed"), ("ray", "ray")])
 def test_on_clusters_a_hostile_answer_is_the_error_of_its_item_too(
-    run_program: RunProgram, engine: str, package: str
+    run_program: RunProgram, request: pytest.FixtureRequest, engine: str, package: str
 ) -> None:
     pytest.importorskip(package)
+    address = [request.getfixturevalue("ray_address")] if engine == "ray" else []
     env = {"TMPDIR": tempfile.gettempdir()}  # they leave their logs there
-    done = run_program(program_text("faults/has_hostile_answers_on_clusters"), engine, limit=100, env=env)
+    done = run_program(program_text("faults/has_hostile_answers_on_clusters"), engine, *address, limit=100, env=env)
     assert done.code == 0, done.err[-4000:]
     assert done.out == "done\n", done.out

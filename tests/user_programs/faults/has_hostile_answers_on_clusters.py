@@ -39,7 +39,7 @@ if __name__ == "__main__":
     else:
         import ray
 
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=sys.argv[2], include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         try_all("ray")
         shutdown()
         ray.shutdown()
