@@ -370,7 +370,7 @@ def ray_cluster() -> Iterator[None]:
 
 
 @pytest.fixture
-def ray_address(ray_cluster: None) -> str:  # noqa: ARG001 - it is there as long as this is needed
+def ray_address(ray_cluster: None) -> str:
     """Return where programs connect to Ray.
 
     They start none of their own: where its raylet takes more than a second to end, Ray (2.60) kills it, and what that has
