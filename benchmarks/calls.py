@@ -187,6 +187,7 @@ MODELS = {
     "first items free": Costs(8, 0.3, 64, n_free=20),
     "first items slow": Costs(8, 0.3, 64, n_slow=50),
     "padded texts": Costs(8, 5, spread=0.7),
+    "most different texts": Costs(16, 2.5, spread=1.0),
 }
 
 
@@ -248,6 +249,9 @@ def show_constants(seeds: int) -> None:
         {"_ERRORS_APART": 2.0},
         {"_N_DOUBTED": 2},
         {"_N_DOUBTED": 6},
+        {"_ERRORS_LESS": 0.0},
+        {"_ERRORS_LESS": 3.0},
+        {"_USUAL_SPREAD": 0.1},
         {"_N_WATCHED": 4},
         {"_N_WATCHED": 12},
         {"_CHANGED": 2.0},

@@ -94,6 +94,19 @@ def test_a_step_that_was_too_long_is_made_again_and_shorter() -> None:
     assert usual(found) == 16
 
 
+def test_one_quick_call_is_no_reason_for_a_long_step_where_times_differ_much() -> None:
+    sizes, n_calls = CallSizes(2, "auto", "auto"), 0
+    for seconds in (0.02, 0.02, 0.02, 0.01, 0.04):  # of the first two workers' first calls, and of the next ones
+        note_call(sizes, 1, seconds, 0)
+
+    def differing(size: int) -> float:
+        nonlocal n_calls
+        n_calls += 1
+        return 0.02 * size * (0.3 if n_calls == 1 else 1)
+
+    assert max(play(sizes, differing, n_calls=20)) <= 8
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_the_best_size_is_found_where_times_differ_much(seed: int) -> None:
     chance = random.Random(seed)
