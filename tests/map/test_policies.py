@@ -279,17 +279,22 @@ def test_the_input_is_pulled_no_further_and_closed(engine: str, policy: Any, tmp
 @orders
 def test_wait_others_waits_for_what_runs_and_yields_it(*, engine: str, ordered: bool, tmp_path: Path) -> None:
     scene = new_scene(tmp_path)
-    items = [("meet and wait", "late"), ("meet and raise", 5), *[("wait", "late")] * 50]
+
+    def items() -> Iterator[Any]:
+        try:
+            yield from [("meet and wait", "late"), ("meet and raise", 5), *[("wait", "late")] * 50]
+        finally:  # the error is known, and nothing more is pulled
+            scene.gate("late").open()
+
     results = stateful_map(
         Player,
-        items,
+        items(),
         n_jobs=2,
         shared_kwargs={"scene": scene},
         ordered=ordered,
         batch_size=1,
         buffer=20,
         on_error="wait_others",
-        progress=lambda n: scene.gate("late").open(),  # the item that raised has finished
         engine=engine,
     )
     found: list[Any] = []
