@@ -4,7 +4,10 @@ import time
 
 from _worker_that_hangs import Worker, here
 from joblib_stateful import stateful_map
+from joblib_stateful._map import _feeder
 
+# Else an input is slow, too, while other programs have the CPUs, and then not all that has room is pulled at once.
+_feeder.PULL_SECONDS = 60
 gc.disable()  # but for the one in the other thread
 closed = threading.Event()
 
