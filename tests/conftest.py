@@ -373,8 +373,8 @@ def ray_cluster() -> Iterator[None]:
 def ray_address(ray_cluster: None) -> str:
     """Return where programs connect to Ray.
 
-    They start none of their own: where its raylet takes more than a second to end, Ray (2.60) kills it, and what that has
-    started outlives the program by half a minute.
+    They start none of their own: where its raylet takes more than a second to end, Ray (2.60) kills it, and an agent that
+    it has started may outlive the program by 23 s.
     """
     import ray
 

@@ -25,7 +25,7 @@ _LONGEST_STEP = 16
 # The median of so many calls of a size counts: the first ones load things, and other programs take their time. Of one that
 # gives so much more that it can't be chance, the first; of one that seems to give no more, `_N_DOUBTED`. What it gives for
 # certain, and how far the next step goes, is seen from what is so many standard errors less than measured. Without that a call of
-# 64 or 128 texts follows one of 4 short ones: up to 23 less of texts of most different lengths.
+# 64 or 128 texts follows one of 4 short ones: up to 27 less of texts of most different lengths, and up to 7 more of a client.
 _BEYOND_DOUBT, _N_MEASURED, _N_DOUBTED = 1.5, 3, 4
 _ERRORS_LESS = 2.0
 # How much calls of a size differ, as long as one of each says nothing.
