@@ -95,6 +95,11 @@ class Assignment:
         self.has_alone |= job.is_alone and job.only is None
         self.jobs.put_back(job)
 
+    def let_go(self, group: Group) -> None:
+        """Have the jobs of a group go out again that was held."""
+        for job in reversed(self.jobs.let_go(group)):
+            self.put_back(job)
+
     # --- what goes where ------------------------------------------------------------------------------
 
     def width(self, group: Group) -> int:

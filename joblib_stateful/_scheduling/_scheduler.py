@@ -61,7 +61,9 @@ class Scheduler:
         self.slots = SlotTable(n_slots, max_tasks, capacity)
         self.work = Assignment(self.slots, in_turn=in_turn)
         self.closing = False
-        self._unreported: set[Job] = set()  # that were answered in part: the rest of each may wait in a moment
+        # Jobs that were answered, whose values are still being loaded, and something of which may wait in a moment; and whether
+        # their group is held meanwhile.
+        self._unreported: dict[Job, bool] = {}
 
     def __repr__(self) -> str:
         return f"<Scheduler {self.slots!r} {len(self.work.jobs)} queued, {self.work.n_calls} open>"
@@ -78,7 +80,7 @@ class Scheduler:
         call = self.work.open(request)
         call.group.sharing = False  # more of it can come
         if call.group.error is not None:
-            return self._fail(call, call.group.error)
+            return self._drop([call], fatal=call.group.error)
         if call.group.stopping:
             return self._drop([call])
         if call.group.broken and request.only in call.group.broken:
@@ -183,11 +185,7 @@ class Scheduler:
 
     def cancel(self, call: Call) -> Decisions:
         """Forget a call, and ask the workers that run it to cancel it."""
-        if call.settled:
-            return []
-        decisions = [*self._stop_running([call]), *self._give_back(call, fatal=CancelledError())]
-        self.work.jobs.remove(lambda job: job.call.settled)
-        return decisions + self._after_removal()
+        return [] if call.settled else self._drop([call], fatal=CancelledError())
 
     def stop(self, call: Call) -> Decisions:
         """Forget a call, and kill the workers that run it."""
@@ -250,29 +248,37 @@ class Scheduler:
         """Note that a slot has done its job; `reported` tells what became of it, when that is known.
 
         In between, users' code may take long, or wait for other calls: the slot takes them. After a failure that nothing
-        more shall start behind, none are given out now.
+        more of its group shall start behind, none of that are given out until then.
         """
         job = self._take_answered(index, seq)
         if job is None:
             return None, []
-        if n_run < len(job.positions):
-            self._unreported.add(job)
+        is_held = failed and job.call.request.after_error != "go_on" and not job.call.settled
+        if is_held:
+            self.work.jobs.hold(job.call.group)
+        if is_held or n_run < len(job.positions):
+            self._unreported[job] = is_held
         decisions = self._go_on_after(index, n_run, seconds, is_full=is_full)
-        if not failed or job.call.request.after_error == "go_on":
-            decisions = decisions + self._assign() + self.work.share()
-        return job, decisions
+        return job, decisions + self._assign() + self.work.share()
 
     def reported(self, job: Job, report: Report) -> Decisions:
         """Note what became of a job whose slot has been at other things since."""
-        self._unreported.discard(job)
         decisions = [] if job.call.settled else self._note(job, report)
+        self._let_go_of(job)
         return decisions + self._assign() + self.work.share()
 
     def fail(self, call: Call, error: BaseException) -> Decisions:
         """Note that nothing can be told of a call."""
-        self._unreported = {job for job in self._unreported if job.call is not call}
-        decisions = [] if call.settled else self._fail(call, error)
+        decisions = [] if call.settled else self._drop([call], fatal=error)
+        for job in [job for job in self._unreported if job.call is call]:
+            self._let_go_of(job)
         return decisions + self._assign()
+
+    def _let_go_of(self, job: Job) -> None:
+        """Note that a job is reported, or never will be."""
+        is_held, group = self._unreported.pop(job, False), job.call.group
+        if is_held and not any(held for other, held in self._unreported.items() if other.call.group is group):
+            self.work.let_go(group)
 
     def died(self, index: int, seq: int, death: Death) -> Decisions:
         """Note that a slot's process is gone."""
@@ -618,12 +624,9 @@ class Scheduler:
         """Say of all items of which nothing was said yet that they will not be run."""
         return self._deliver(call, Outcome(call.positions_left, [], is_dropped=True, fatal=fatal))
 
-    def _fail(self, call: Call, error: BaseException) -> Decisions:
-        return [*self._stop_running([call]), *self._give_back(call, fatal=error)]
-
-    def _drop(self, calls: Collection[Call]) -> Decisions:
+    def _drop(self, calls: Collection[Call], *, fatal: BaseException | None = None) -> Decisions:
         decisions = self._stop_running(calls)
-        decisions += [decision for call in calls for decision in self._give_back(call)]
+        decisions += [decision for call in calls for decision in self._give_back(call, fatal=fatal)]
         self.work.jobs.remove(lambda job: job.call.settled)
         return decisions + self._after_removal()
 

@@ -12,6 +12,7 @@ import pytest
 
 from conftest import ENGINES
 from joblib_stateful import TaskResult, errors, stateful_map
+from joblib_stateful._map import _feeder
 from joblib_stateful._map._batches import Inbox
 from scenes import Scene, engines, new_scene, orders, parallel_engines, policies
 
@@ -42,6 +43,8 @@ class Player:
         self.scene.log("ran").note(what)
         if what == "raise":
             raise Mine(f"no {rest[0]}", rest[0]) from KeyError("the cause")
+        if what == "raise slowly":
+            raise LoadedSlowlyError(self.scene)
         if what == "raise after":
             self.scene.gate(rest[0]).wait()
             raise Mine(f"no {rest[0]}", rest[1])
@@ -56,6 +59,23 @@ class Player:
             self.scene.meeting(2).join()
             raise Mine("met", rest[0])
         return what
+
+
+class LoadedSlowlyError(Exception):
+    """An exception that the program has loaded only when its input has been asked for one more item."""
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(scene)
+        self.scene = scene
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _load_slowly, (self.scene,)
+
+
+def _load_slowly(scene: Scene) -> LoadedSlowlyError:
+    scene.gate("loading").open()
+    scene.gate("asked for more").wait()
+    return LoadedSlowlyError(scene)
 
 
 # --- the exception itself -------------------------------------------------------------------------------
@@ -87,6 +107,28 @@ def test_the_original_exception_is_raised(
         list(results)
     check_origin(caught.value, engine, index=2)
     assert list(results) == []
+
+
+@raising
+def test_nothing_begins_behind_an_error_that_is_still_being_loaded(
+    policy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = new_scene(tmp_path)
+
+    def items() -> Iterator[str]:
+        yield "raise slowly"
+        scene.gate("loading").wait()
+        yield "begun behind it"
+        scene.gate("asked for more").open()
+        yield "last"
+
+    monkeypatch.setattr(_feeder, "PULL_SECONDS", 60)  # else it would be taken for a slow input, and asked less
+    results = stateful_map(
+        Player, items(), n_jobs=1, shared_kwargs={"scene": scene}, on_error=policy, batch_size=1, buffer=8
+    )
+    with pytest.raises(LoadedSlowlyError):
+        list(results)
+    assert scene.log("ran").lines == ["raise slowly"]
 
 
 @engines

@@ -1307,6 +1307,58 @@ def test_an_object_stays_for_the_rest_of_an_answer_that_is_still_being_loaded() 
     assert play.finished(0) == ["settle", "close 0"]
 
 
+def test_nothing_more_of_a_map_begins_behind_an_error_that_is_still_being_loaded() -> None:
+    play, group = with_objects(2), a_map()
+    failing = a_call(1, group, after_error="drop")
+    play.submit(failing)
+    job, decisions = play.scheduler.answered(0, play.seq(0), 1, 1.0, failed=True)
+    assert job is not None
+    assert told(decisions) == []
+    later = a_call(2, group, after_error="drop")
+    assert play.submit(later) == []
+    # Others are not concerned, nor do they have to wait behind it.
+    assert play.submit(a_call(), a_call(), a_call()) == ["send [0] to 1", "send [0] to 0"]
+    assert told(play.scheduler.reported(job, Report(1, [None], {0: ValueError()}))) == ["settle", "settle"]
+    assert later.dropped == {0, 1}
+    assert play.finished(0) == ["settle", "send [0] to 0"]
+
+
+def test_a_map_goes_on_when_its_errors_are_tried_again_or_were_not_to_be_told() -> None:
+    play, group = with_objects(1), a_map()
+    play.submit(a_call(1, group, after_error="drop", retries=1))
+    job, _ = play.scheduler.answered(0, play.seq(0), 1, 1.0, failed=True)
+    assert job is not None
+    assert play.submit(a_call(2, group, after_error="drop")) == []
+    late = Report(1, [None], {0: ValueError()}, late=(0,), slot=0)
+    assert told(play.scheduler.reported(job, late)) == ["send [0] to 0"]
+    job, _ = play.scheduler.answered(0, play.seq(0), 1, 1.0, failed=True)
+    assert job is not None
+    assert told(play.scheduler.fail(job.call, MemoryError())) == ["settle", "send [0, 1] to 0"]
+
+
+def test_what_a_call_has_left_is_not_sent_when_nothing_can_be_told_of_it() -> None:
+    play, other = with_objects(1, max_tasks=1), a_call()
+    play.submit(a_call(2))
+    job, decisions = play.scheduler.answered(0, play.seq(0), 1, 1.0)
+    assert job is not None
+    assert told(decisions) == ["close 0"]
+    assert told(play.scheduler.fail(job.call, MemoryError())) == ["settle"]
+    assert play.ended(0) == []
+    assert play.submit(other) == ["start 0"]
+
+
+def test_several_errors_of_a_map_that_are_being_loaded_hold_it_until_the_last_one_is_known() -> None:
+    play, group = with_objects(2), a_map()
+    play.submit(*(a_call(1, group, after_error="finish_running", retries=1) for _ in range(2)))
+    jobs = [play.scheduler.answered(slot, play.seq(slot), 1, 1.0, failed=True)[0] for slot in range(2)]
+    reports = [Report(1, [None], {0: ValueError()}, late=(0,), slot=slot) for slot in range(2)]
+    assert jobs[0] is not None
+    assert jobs[1] is not None
+    assert told(play.scheduler.reported(jobs[0], reports[0])) == []
+    # Each tries the other one's slot.
+    assert told(play.scheduler.reported(jobs[1], reports[1])) == ["send [0] to 0", "send [0] to 1"]
+
+
 @pytest.mark.parametrize("is_wanted", [False, True])
 def test_objects_are_closed_when_an_answer_that_was_loaded_leaves_no_rest(*, is_wanted: bool) -> None:
     play, call = with_objects(1), a_call(4, budget=1.0)

@@ -96,6 +96,7 @@ class ScheduleMachine(RuleBasedStateMachine):
         self.cancelled: set[Asked] = set()
         self.lives: dict[int, Life] = {}
         self.kills: list[KillWorker] = []
+        self.unreported: list[tuple[Job, Report]] = []  # answers whose values are still being loaded
         self.blamed: Counter[tuple[Asked, int]] = Counter()  # deaths that an item paid for
         self.blamed_in: dict[tuple[Asked, int], int | None] = {}
         self.unblamed: Counter[int] = Counter()  # deaths of a slot, in a row, that nobody paid for
@@ -170,6 +171,7 @@ class ScheduleMachine(RuleBasedStateMachine):
         assert send.slot < call.group.n_slots, "not one of its own slots"
         assert not call.is_settled
         assert not call.group.stopping
+        assert not self._is_held(call.group), "an error is known that nothing is to start behind"
         assert call.request.claim is None or send.job.call.claimed
         assert send.job.positions
         assert send.job.call.request.only in (None, send.slot)
@@ -203,7 +205,7 @@ class ScheduleMachine(RuleBasedStateMachine):
         """Check that what is being built for jobs that wait is too little without a slot, which is built for such a one."""
         if self.scheduler.slots.is_to_be_warm(self.scheduler.slots[slot]):
             return
-        if self._n_jobs_at_once() > 1 and any(job.avoid is not None for job in self.scheduler.work.jobs):
+        if self._n_jobs_at_once() > 1 and any(job.avoid is not None for job in self._waiting()):
             return  # which of several has room for those that avoid a slot is guessed well, but not always best
         building = [other.index for other in self.scheduler.slots if other.state is State.BUILDING]
         assert self._n_served(building) > self._n_served([each for each in building if each != slot])
@@ -231,7 +233,7 @@ class ScheduleMachine(RuleBasedStateMachine):
                         return True
             return False
 
-        return sum(serve(job, set()) for job in self.scheduler.work.jobs)
+        return sum(serve(job, set()) for job in self._waiting())
 
     def _n_jobs_at_once(self) -> int:
         """Return how many jobs a new worker can be at, each of which has an item at least."""
@@ -486,8 +488,8 @@ class ScheduleMachine(RuleBasedStateMachine):
         self.carry_out(decisions)
 
     @precondition(lambda self: self._busy())
-    @rule(data=st.data(), is_full=st.sampled_from([False, False, False, True]))
-    def finished(self, *, data: st.DataObject, is_full: bool) -> None:
+    @rule(data=st.data(), is_full=st.sampled_from([False, False, False, True]), is_slow=st.booleans())
+    def finished(self, *, data: st.DataObject, is_full: bool, is_slow: bool) -> None:
         slot, seq = data.draw(st.sampled_from(self._busy()))
         job = self._job(slot, seq)
         size = len(job.positions)
@@ -495,7 +497,27 @@ class ScheduleMachine(RuleBasedStateMachine):
         failed = data.draw(st.sets(st.integers(0, n_run - 1), max_size=2))
         if failed and job.call.request.after_error != "go_on":
             n_run = min(failed) + 1  # the worker itself stops there
-        self._finish(slot, seq, n_run, {place for place in failed if place < n_run}, is_full=is_full)
+        failed = {place for place in failed if place < n_run}
+        self._finish(slot, seq, n_run, failed, is_full=is_full, is_slow=is_slow and not self.scheduler.work.in_turn)
+
+    @precondition(lambda self: self.unreported)
+    @rule(data=st.data())
+    def reported(self, data: st.DataObject) -> None:
+        self._report(data.draw(st.integers(0, len(self.unreported) - 1)))
+
+    def _report(self, at: int) -> None:
+        self.carry_out(self.scheduler.reported(*self.unreported.pop(at)))
+
+    @precondition(lambda self: self.unreported)
+    @rule(data=st.data())
+    def could_not_be_reported(self, data: st.DataObject) -> None:
+        """Play a want of memory: nothing can be told of a call."""
+        job, _ = self.unreported.pop(data.draw(st.integers(0, len(self.unreported) - 1)))
+        was_settled, error = job.call.settled, MemoryError()
+        # The driver gives up one answer at a time, of which a call may have several.
+        self.unreported = [one for one in self.unreported if one[0].call is not job.call]
+        self.carry_out(self.scheduler.fail(job.call, error))
+        assert was_settled or who_asked(job.call).fatal is error
 
     @precondition(lambda self: self._busy())
     @rule(data=st.data())
@@ -692,7 +714,7 @@ class ScheduleMachine(RuleBasedStateMachine):
     def each_item_is_in_one_place(self) -> None:
         places: Counter[tuple[Asked, int]] = Counter()
         running = [job for slot in self.scheduler.slots for job in slot.jobs.values()]
-        for job in (*self.scheduler.work.jobs, *running):
+        for job in (*self.scheduler.work.jobs, *running, *(job for job, _ in self.unreported)):
             if not job.call.settled:
                 places.update((who_asked(job.call), position) for position in job.positions)
         assert max(places.values(), default=1) == 1
@@ -712,7 +734,7 @@ class ScheduleMachine(RuleBasedStateMachine):
     @invariant()
     def no_job_waits_while_a_slot_is_free(self) -> None:
         scheduler = self.scheduler
-        for job in scheduler.work.jobs:
+        for job in self._waiting():
             own = [slot for slot in scheduler.slots.first(job.call.group.n_slots) if _may_run(job, slot.index)]
             n_building = len([slot for slot in own if slot.state is State.BUILDING])
             for slot in own:
@@ -734,13 +756,13 @@ class ScheduleMachine(RuleBasedStateMachine):
         slots = self.scheduler.slots
         building = [slot.index for slot in slots if slot.state is State.BUILDING]
         n_served = self._n_served(building)
-        if n_served < len(self.scheduler.work.jobs):
+        if n_served < len(self._waiting()):
             for slot in slots:
                 assert slot.state is not State.EMPTY or self._n_served([*building, slot.index]) == n_served
 
     @invariant()
     def somebody_works_while_a_call_is_open(self) -> None:
-        assert self.lives or not self.scheduler.work.calls_of()
+        assert self.lives or self.unreported or not self.scheduler.work.calls_of()
 
     @invariant()
     def slots_are_what_the_workers_are(self) -> None:
@@ -776,7 +798,7 @@ class ScheduleMachine(RuleBasedStateMachine):
 
     @invariant()
     def nobody_stays_when_all_is_done(self) -> None:
-        if self.scheduler.closing and not self.scheduler.work.jobs:
+        if self.scheduler.closing and not self.scheduler.work.jobs and not self.unreported:
             assert not self._idle()
 
     # --- the end --------------------------------------------------------------------------------------
@@ -808,6 +830,8 @@ class ScheduleMachine(RuleBasedStateMachine):
                     self._die_before_it_began(slot, seq)
                 else:
                     self._finish(slot, seq, len(self._job(slot, seq).positions), set())
+            elif self.unreported:
+                self._report(0)
             elif closing := self._closing():
                 end = self.lives.pop(closing[0]).closing
                 assert end is not None
@@ -820,6 +844,17 @@ class ScheduleMachine(RuleBasedStateMachine):
 
     def _building(self) -> list[int]:
         return [slot for slot, life in self.lives.items() if life.building is not None]
+
+    def _is_held(self, group: Group) -> bool:
+        """Tell whether nothing of a group is to start, for it will hear of an error as soon as that is loaded."""
+        return any(
+            report.errors and who_asked(job.call).after_error != "go_on" and job.call.group is group
+            for job, report in self.unreported
+        )
+
+    def _waiting(self) -> list[Job]:
+        """Return the jobs that wait for a slot, and for nothing else."""
+        return [job for job in self.scheduler.work.jobs if not self._is_held(job.call.group)]
 
     def _busy(self) -> list[tuple[int, int]]:
         """Return all messages under way, by slot and seq."""
@@ -865,6 +900,7 @@ class ScheduleMachine(RuleBasedStateMachine):
         *,
         was_refused: bool = False,
         is_full: bool = False,
+        is_slow: bool = False,
     ) -> None:
         life = self.lives[slot]
         job = life.jobs.pop(seq)
@@ -877,7 +913,13 @@ class ScheduleMachine(RuleBasedStateMachine):
         self.unblamed[slot] = 0
         self._bury(slot)
         report = Report(n_run, values, faults, seconds=n_run, was_refused=was_refused, is_full=is_full, slot=slot)
-        self.carry_out(self.scheduler.finished(slot, seq, report))
+        if is_slow:
+            answered, decisions = self.scheduler.answered(slot, seq, n_run, n_run, failed=bool(failed), is_full=is_full)
+            assert answered is job
+            self.unreported.append((job, report))
+            self.carry_out(decisions)
+        else:
+            self.carry_out(self.scheduler.finished(slot, seq, report))
 
     def _die(self, slot: int, seq: int, death: Death) -> Decisions:
         life = self.lives[slot]
