@@ -96,7 +96,8 @@ class ScheduleMachine(RuleBasedStateMachine):
         self.cancelled: set[Asked] = set()
         self.lives: dict[int, Life] = {}
         self.kills: list[KillWorker] = []
-        self.unreported: list[tuple[Job, Report]] = []  # answers whose values are still being loaded
+        # Answers whose values are still being loaded, and whether they hold an error that nothing is to start behind.
+        self.unreported: list[tuple[Job, Report, bool]] = []
         self.blamed: Counter[tuple[Asked, int]] = Counter()  # deaths that an item paid for
         self.blamed_in: dict[tuple[Asked, int], int | None] = {}
         self.unblamed: Counter[int] = Counter()  # deaths of a slot, in a row, that nobody paid for
@@ -506,13 +507,14 @@ class ScheduleMachine(RuleBasedStateMachine):
         self._report(data.draw(st.integers(0, len(self.unreported) - 1)))
 
     def _report(self, at: int) -> None:
-        self.carry_out(self.scheduler.reported(*self.unreported.pop(at)))
+        job, report, _ = self.unreported.pop(at)
+        self.carry_out(self.scheduler.reported(job, report))
 
     @precondition(lambda self: self.unreported)
     @rule(data=st.data())
     def could_not_be_reported(self, data: st.DataObject) -> None:
         """Play a want of memory: nothing can be told of a call."""
-        job, _ = self.unreported.pop(data.draw(st.integers(0, len(self.unreported) - 1)))
+        job, *_ = self.unreported.pop(data.draw(st.integers(0, len(self.unreported) - 1)))
         was_settled, error = job.call.settled, MemoryError()
         # The driver gives up one answer at a time, of which a call may have several.
         self.unreported = [one for one in self.unreported if one[0].call is not job.call]
@@ -714,7 +716,7 @@ class ScheduleMachine(RuleBasedStateMachine):
     def each_item_is_in_one_place(self) -> None:
         places: Counter[tuple[Asked, int]] = Counter()
         running = [job for slot in self.scheduler.slots for job in slot.jobs.values()]
-        for job in (*self.scheduler.work.jobs, *running, *(job for job, _ in self.unreported)):
+        for job in (*self.scheduler.work.jobs, *running, *(job for job, *_ in self.unreported)):
             if not job.call.settled:
                 places.update((who_asked(job.call), position) for position in job.positions)
         assert max(places.values(), default=1) == 1
@@ -847,10 +849,7 @@ class ScheduleMachine(RuleBasedStateMachine):
 
     def _is_held(self, group: Group) -> bool:
         """Tell whether nothing of a group is to start, for it will hear of an error as soon as that is loaded."""
-        return any(
-            report.errors and who_asked(job.call).after_error != "go_on" and job.call.group is group
-            for job, report in self.unreported
-        )
+        return any(is_held and job.call.group is group for job, _, is_held in self.unreported)
 
     def _waiting(self) -> list[Job]:
         """Return the jobs that wait for a slot, and for nothing else."""
@@ -916,7 +915,8 @@ class ScheduleMachine(RuleBasedStateMachine):
         if is_slow:
             answered, decisions = self.scheduler.answered(slot, seq, n_run, n_run, failed=bool(failed), is_full=is_full)
             assert answered is job
-            self.unreported.append((job, report))
+            is_held = bool(failed) and not job.call.settled and who_asked(job.call).after_error != "go_on"
+            self.unreported.append((job, report, is_held))
             self.carry_out(decisions)
         else:
             self.carry_out(self.scheduler.finished(slot, seq, report))
