@@ -84,7 +84,7 @@ class Program:
             time.sleep(0.002)
 
     def _words(self) -> str:
-        return "\n".join(self.process.communicate())
+        return "\n".join(self.process.communicate(timeout=5))  # whom it has started may have its ends
 
     def ctrl_c(self) -> None:
         os.killpg(self.process.pid, signal.SIGINT)
@@ -95,7 +95,11 @@ class Program:
 
     def ends_within(self, seconds: float) -> tuple[int, str, str]:
         started = time.monotonic()
-        out, err = self.process.communicate(timeout=30)
+        try:
+            out, err = self.process.communicate(timeout=30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            pytest.fail(f"still there after 30 s\n{self._words()}")
         assert time.monotonic() - started < seconds, f"took {time.monotonic() - started:.1f} s\n{err}"
         return self.process.returncode, out, err
 
