@@ -25,6 +25,7 @@ from ._code import resolve_lazy
 from ._code_pickler import CACHED, Pickler, is_imported, reduce_cached
 from ._definitions import (
     Definition,
+    Gone,
     entries,
     entry,
     find,
@@ -178,9 +179,12 @@ class Definer:
         if is_global and not is_root:
             self._need((space.key, name), found, space.marks, f"function {name}")
             return entry, (space.key, name)
-        resolve_lazy(found.__globals__, cloudpickle._extract_code_globals(found.__code__))
+        names = cloudpickle._extract_code_globals(found.__code__)
+        resolve_lazy(found.__globals__, names)
         state, slots = cloudpickle._function_getstate(found)
-        used: Mapping[str, Any] = slots["__globals__"]
+        # Without those that the program has deleted a worker that was told of them would still find them.
+        gone = dict.fromkeys((name for name in names if name in space.marks and name not in found.__globals__), Gone)
+        used: Mapping[str, Any] = {**slots["__globals__"], **gone}
         for used_name, value in used.items():
             self._need(
                 (space.key, used_name), value, space.marks, f"global {used_name!r}, which {found.__qualname__} uses"

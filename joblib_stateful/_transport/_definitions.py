@@ -52,6 +52,10 @@ class Definition(NamedTuple):
         return self._replace(frame=frame)
 
 
+class Gone:
+    """What comes for a global that the program had, and has no more."""
+
+
 class Peer:
     """What one side of a line knows of the other, for one life of a worker.
 
@@ -287,6 +291,9 @@ class Peer:
             type.__setattr__(found, "__new__", constructor)
 
     def _assign(self, owner: str, name: str, value: Any) -> None:
+        if value is Gone:
+            self._namespaces.get(owner, {}).pop(name, None)
+            return
         if owner in self._namespaces:
             self._namespaces[owner][name] = value
             return

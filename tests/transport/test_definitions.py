@@ -589,6 +589,54 @@ def test_cells_of_a_notebook() -> None:
         assert type(executor.submit(lambda item: item, cells["Cell"]()).result()) is cells["Cell"]
 
 
+_SHADOWED = """
+def count(item):
+    return len(item)
+def limit(item):
+    try:
+        return LIMIT
+    except NameError:
+        return None
+class Counter:
+    def __call__(self, item):
+        return count(item), limit(item)
+"""
+
+
+@on("loky", "memory", "example")
+def test_globals_that_the_program_has_deleted_are_not_found_by_its_code(engine: Engine) -> None:
+    cells: dict[str, Any] = {"__name__": "__main__"}
+    exec(_SHADOWED, cells)
+
+    def ask() -> list[Any]:
+        calls = [executor.submit(cells[name], "abc") for name in ("count", "limit")]
+        return [*[call.result() for call in calls], executor.submit(cells["Counter"](), "abc").result()]
+
+    with StatefulExecutor(n_jobs=1, engine=engine) as executor:
+        assert ask() == [3, None, (3, None)]
+        exec("LIMIT = 5\ndef len(item):\n    return 'own'", cells)
+        assert ask() == ["own", 5, ("own", 5)]
+        exec("del LIMIT, len", cells)
+        assert ask() == [3, None, (3, None)]
+        exec("LIMIT = 6", cells)
+        assert ask() == [3, 6, (3, 6)]
+
+
+def test_what_a_workers_code_makes_of_its_globals_stays_when_others_are_deleted() -> None:
+    cells: dict[str, Any] = {"__name__": "__main__"}
+    exec("OTHER = 1\ndef remember(item):\n    global SEEN\n    SEEN = item\ndef recall(_):\n    return SEEN", cells)
+    exec("def other(_):\n    return 'OTHER' in globals(), SEEN\ndef uses(_):\n    return OTHER", cells)
+    with StatefulExecutor(n_jobs=1) as executor:
+        uses = cells["uses"]
+        assert executor.submit(uses, 0).result() == 1
+        executor.submit(cells["remember"], 7).result()
+        del cells["OTHER"]
+        with pytest.raises(NameError):
+            executor.submit(uses, 0).result()
+        assert executor.submit(cells["other"], 0).result() == (False, 7)
+        assert executor.submit(cells["recall"], 0).result() == 7
+
+
 @pytest.mark.skipif(sys.version_info < (3, 15), reason="there are no lazy imports before Python 3.15")
 def test_lazy_imports_travel_as_what_they_stand_for(run_program: RunProgram) -> None:
     """Nor does their first use count as an edit, for which objects would be built anew."""
