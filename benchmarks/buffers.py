@@ -11,7 +11,10 @@ ratios to that mapped privately. It is for finding the size up to which arrays a
 With ``--again``: the processor's time that the caller needs to pack an array of 20 MB for the first time, and each time
 again, when it is only compared with what was written; in pieces of several sizes, which matters for arrays with gaps.
 
-    python benchmarks/buffers.py [--rounds 3] [--arrival | --again]
+With ``--kept``: the processor's time that it takes to write a file in memory again by a system call, through a new map of it,
+and through one that was kept. It is for finding the size from which maps are kept.
+
+    python benchmarks/buffers.py [--rounds 3] [--arrival | --again | --kept]
 """
 
 import argparse
@@ -153,19 +156,45 @@ def show_again(rounds: int) -> None:
         print(f"{name:14}{first:>8.1f}{row}", flush=True)
 
 
+def write(kilobytes: int, way: str) -> float:
+    """Return the microseconds of the processor until a file in memory is written again, in the median."""
+    from joblib_stateful._transport import _segments
+    from joblib_stateful._transport._kept_maps import map_of
+
+    size = kilobytes << 10
+    contents, fd = memoryview(np.ones(size >> 3)).cast("B"), _segments.open_unnamed("benchmark")
+    _segments._write(fd, [contents])
+    kept, seconds = map_of(fd, size, is_sealed=False), []
+    for _ in range(max(8, min(200, (1 << 18) // kilobytes))):
+        started = time.process_time()
+        _segments._write(
+            fd, [contents], 0, map_of(fd, size, is_sealed=False) if way == "new" else kept if way == "kept" else None
+        )
+        seconds.append(time.process_time() - started)
+    os.close(fd)
+    return statistics.median(seconds) * 1e6
+
+
+def show_kept(rounds: int) -> None:
+    print(f"{'':12}{'by a call':>12}{'new map':>12}{'kept map':>12}   (us by a call; times that)")
+    for kilobytes in (16, 64, 256, 1024, 4096, 8192, 32768):
+        found = [[write(kilobytes, way) for way in ("call", "new", "kept")] for _ in range(rounds)]
+        call, *others = (statistics.median(times) for times in zip(*found, strict=True))
+        print(f"{kilobytes:>8} KiB{call:>12.0f}" + "".join(f"{other / call:>12.2f}" for other in others), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--arrival", action="store_true")
     parser.add_argument("--again", action="store_true")
+    parser.add_argument("--kept", action="store_true")
     options = parser.parse_args()
-    if options.arrival:
-        show_arrivals(options.rounds)
-        return
-    if options.again:
-        show_again(options.rounds)
-        return
+    for is_wanted, show in ((options.arrival, show_arrivals), (options.again, show_again), (options.kept, show_kept)):
+        if is_wanted:
+            show(options.rounds)
+            return
     if options.one:
         way, direction, kilobytes = options.one
         print(json.dumps(run_one(way, direction, int(kilobytes))))

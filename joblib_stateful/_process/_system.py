@@ -45,6 +45,8 @@ IS_WINDOWS = os.name == "nt"
 HAS_FORK = _can("fork", is_there=hasattr(os, "register_at_fork"))
 #: Files in memory that have no name; else they lie in a folder for temporary ones.
 HAS_MEMFD = _can("memfd", is_there=hasattr(os, "memfd_create"))
+#: Such files can be kept from being cut short, and mapped with all their pages; else they are written to by system calls.
+HAS_SEALS = _can("seals", is_there=HAS_MEMFD and sys.platform == "linux")
 #: Open files travel by sockets; else large buffers go with the rest of a message.
 SENDS_FILES = _can("sendfds", is_there=hasattr(socket, "send_fds") and not IS_WINDOWS)
 #: A received file is kept from children in the same step; else in the next one.
@@ -137,6 +139,13 @@ def around_fork(call: Callable[[], None]) -> None:
     """Have a function called in this process before and after each fork, where there are forks."""
     if HAS_FORK:
         os.register_at_fork(before=call, after_in_parent=call)
+
+
+def seal(fd: int) -> None:
+    """See to it that nobody can cut a file in memory short from now on; raises OSError for another one."""
+    import fcntl
+
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
 
 
 def kill_when_closed(fd: int) -> None:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import itertools
 import mmap
 import os
-import sys
 import weakref
 from typing import TYPE_CHECKING, Any
 
 from .._process._system import around_fork
+from ._kept_maps import KEEP_NO_FD
 from ._segments import Received, read
 
 if TYPE_CHECKING:
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 # 8 MiB reading takes 1.6 times as long if they are copied, and writing a third (`benchmarks/buffers.py --arrival`). Having
 # the pages mapped in advance (MAP_POPULATE) takes as long as to write to them.
 COPIED_BYTES = 4 << 20
-
-# Else each map costs a file descriptor as long as it lives.
-_KEEP_NO_FD: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
 
 
 class _Map(mmap.mmap):
@@ -114,7 +111,7 @@ def _map(fd: int, segment: Received) -> Any:
     is_private = segment.mode in ("r", "c")
     flags, prot = mmap.MAP_PRIVATE if is_private else mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE
     try:
-        found = _Map(fd, segment.size, flags=flags, prot=prot, **_KEEP_NO_FD)
+        found = _Map(fd, segment.size, flags=flags, prot=prot, **KEEP_NO_FD)
     except (OSError, ValueError) as error:
         if is_private:  # too many maps, or no file descriptor left: a copy needs neither
             return read(fd, segment.size)

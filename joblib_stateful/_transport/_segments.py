@@ -16,7 +16,8 @@ import sys
 import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from .._process._system import HAS_MEMFD, HAS_PREADV, after_fork, most_open
+from .._process._system import HAS_MEMFD, HAS_PREADV, HAS_SEALS, after_fork, most_open
+from ._kept_maps import LEAST_BYTES, copy, map_of
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
@@ -57,7 +58,8 @@ def open_unnamed(what: str, folder: str | None = None) -> int:
 def _open_once(what: str, folder: str | None) -> int:
     if folder is None and HAS_MEMFD:
         try:
-            return os.memfd_create(f"joblib_stateful {what}")
+            flags = os.MFD_CLOEXEC | (os.MFD_ALLOW_SEALING if HAS_SEALS else 0)
+            return os.memfd_create(f"joblib_stateful {what}", flags)
         except OSError as error:
             if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EACCES):  # old kernels, sandboxes
                 raise
@@ -82,10 +84,14 @@ def size_of(pieces: Pieces) -> int:
     return sum(piece.nbytes if isinstance(piece, memoryview) else len(piece) for piece in pieces)
 
 
-def _write(fd: int, pieces: Pieces, offset: int = 0) -> None:
-    # Not through a map, where a full memory would be a SIGBUS instead of an OSError.
+def _write(fd: int, pieces: Pieces, offset: int = 0, kept: mmap.mmap | None = None) -> None:
+    """Write some bytes to a file, or through a kept map of it."""
     for piece in pieces:
         rest = memoryview(piece)
+        if kept is not None:
+            copy(memoryview(kept)[offset : offset + len(rest)], rest)
+            offset += len(rest)
+            continue
         while rest:
             n_written = os.pwrite(fd, rest, offset)
             rest, offset = rest[n_written:], offset + n_written
@@ -120,6 +126,21 @@ def close_with(owner: object, fd: int) -> None:
     weakref.finalize(owner, os.close, fd).atexit = False
 
 
+class Spare(NamedTuple):
+    """The file of a segment that is gone: it has room for so many bytes, all of which have been written."""
+
+    fd: int
+    capacity: int
+    is_used_again: bool = False
+    kept: mmap.mmap | None = None
+
+    def again(self) -> Spare:
+        """Return it for one more use: from the second one on with a map of all that, if it is worth one and can have it."""
+        if not self.is_used_again:  # large ones are closed before there is another one
+            return self._replace(is_used_again=True)
+        return self if self.kept is not None else self._replace(kept=map_of(self.fd, self.capacity, is_sealed=True))
+
+
 class _Spares:
     """Files of segments that are gone, for the next ones to be written to: fresh pages cost five times as much.
 
@@ -127,14 +148,14 @@ class _Spares:
     """
 
     def __init__(self) -> None:
-        self._files: list[tuple[int, int]] = []  # number, and bytes that it has room for
+        self._files: list[Spare] = []
         self._users: set[int] = set()
         self._most = _SPARE_FILES
 
-    def take(self, size: int) -> tuple[int, int] | None:
+    def take(self, size: int) -> Spare | None:
         """Return one that is large enough, but holds no more than twice the memory, if there is one."""
         for spare in self._files[::-1]:
-            if size <= spare[1] <= 2 * size:
+            if size <= spare.capacity <= 2 * size:
                 try:
                     self._files.remove(spare)
                 except ValueError:  # another thread was faster
@@ -142,13 +163,13 @@ class _Spares:
                 return spare
         return None
 
-    def give(self, fd: int, capacity: int) -> None:
+    def give(self, spare: Spare) -> None:
         """Keep one, instead of the oldest if they get too many."""
-        self._files.append((fd, capacity))
+        self._files.append(spare)
         if not self._users:
             self.clear()
         files = self._files[:]
-        while files and (len(files) > self._most or sum(size for _, size in files) > _SPARE_BYTES):
+        while files and (len(files) > self._most or sum(spare.capacity for spare in files) > _SPARE_BYTES):
             self._close_oldest()
             files = self._files[:]
 
@@ -170,10 +191,10 @@ class _Spares:
 
     def _close_oldest(self) -> bool:
         try:
-            fd, _ = self._files.pop(0)
+            spare = self._files.pop(0)
         except IndexError:
             return False
-        os.close(fd)
+        os.close(spare.fd)
         return True
 
     def start_anew(self) -> None:
@@ -183,7 +204,7 @@ class _Spares:
 
     def fds(self) -> set[int]:
         """Return which files these are."""
-        return {fd for fd, _ in self._files[:]}
+        return {spare.fd for spare in self._files[:]}
 
 
 spares = _Spares()
@@ -191,12 +212,12 @@ spares = _Spares()
 after_fork(spares.start_anew)
 
 
-def _retire(fd: int, capacity: int, lent: set[Hashable], pid: int) -> None:
+def _retire(spare: Spare, lent: set[Hashable], pid: int) -> None:
     """Let go of a segment's file, when nobody in this process refers to the segment any more."""
     if lent or pid != os.getpid():  # somebody else may look into it
-        os.close(fd)
+        os.close(spare.fd)
     else:
-        spares.give(fd, capacity)
+        spares.give(spare)
 
 
 class Segment:
@@ -221,20 +242,25 @@ class Segment:
         self.size, self.mode, self.number = size_of(pieces), mode, next(numbers)
         #: Messages whose workers have not said that nothing of theirs looks into it any more.
         self.lent: set[Hashable] = set()
+        self._kept: mmap.mmap | None = None
         if folder is None and mode in ("r", "c"):  # else workers write into the file itself
-            self.fd, capacity = spares.take(self.size) or (open_unnamed("segment"), 0)
+            spare = spares.take(self.size)
+            spare = Spare(open_unnamed("segment"), self.size) if spare is None else spare.again()
+            self.fd, self._kept = spare.fd, spare.kept
             # As `close_with`, and for the same reason.
-            retire = weakref.finalize(self, _retire, self.fd, max(capacity, self.size), self.lent, os.getpid())
+            retire = weakref.finalize(self, _retire, spare, self.lent, os.getpid())
             retire.atexit = False
         else:
             self.fd = open_unnamed("segment", folder)
             close_with(self, self.fd)
         self.lent.add("being written")  # so that a file with less in it than it says is not used again
-        _write(self.fd, pieces)
+        _write(self.fd, pieces, 0, self._kept)
         self.lent.clear()
 
     def view(self) -> memoryview:
         """Return what it holds now."""
+        if self._kept is not None:
+            return memoryview(self._kept)[: self.size].toreadonly()
         return memoryview(mmap.mmap(self.fd, self.size, prot=mmap.PROT_READ))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -272,6 +298,7 @@ class Arena:
         if fd >= 0:
             self._own(fd)
         self._end = 0
+        self._kept: mmap.mmap | None = None
 
     def rewind(self) -> None:
         """Begin a reply."""
@@ -282,9 +309,23 @@ class Arena:
         if self.fd < 0:
             self._own(open_unnamed("results"))
         where = Range(self._end, size_of(pieces))
-        _write(self.fd, pieces, self._end)
+        _write(self.fd, pieces, self._end, self._map_for(where))
         self._end += where.size
         return where
+
+    def _map_for(self, where: Range) -> mmap.mmap | None:
+        """Return a map of a range that was written to before, if it is worth one."""
+        end = where.offset + where.size
+        if where.size < LEAST_BYTES:
+            return None
+        n_there = os.fstat(self.fd).st_size  # the parent may have given some back
+        if self._kept is not None and len(self._kept) > n_there:
+            self._kept = None
+        if end > n_there:
+            return None
+        if self._kept is None or len(self._kept) < end:
+            self._kept = map_of(self.fd, n_there, is_sealed=False)
+        return self._kept
 
     def read(self, where: Range) -> Any:
         """Return a writable copy of a buffer."""

@@ -20,7 +20,7 @@ from joblib import Parallel, delayed, parallel_config
 
 import joblib_stateful
 from joblib_stateful import StatefulExecutor, call_worker, get_worker, shutdown, stateful_map
-from joblib_stateful._transport._segments import _Spares, spares
+from joblib_stateful._transport._segments import Segment, Spare, _Spares, spares
 from joblib_stateful._transport._setting_aside import SharedFrame
 from joblib_stateful._transport._shared_memory import SharedMemory, Stored
 from joblib_stateful._transport._transport import Sharing
@@ -778,10 +778,10 @@ def test_spare_files_are_of_about_the_size_that_is_wanted_and_the_oldest_goes_fi
     inodes = [os.fstat(fd).st_ino for fd in fds]
     spares.begin(1)
     for fd, capacity in zip(fds, (1000, 5000, 40 << 20), strict=True):
-        spares.give(fd, capacity)
+        spares.give(Spare(fd, capacity))
     assert spares.take(1001) is None, "more than twice too large, or too small"
-    assert spares.take(2500) == (fds[1], 5000)
-    spares.give(fds[1], 40 << 20)  # too many bytes together
+    assert spares.take(2500) == Spare(fds[1], 5000)
+    spares.give(Spare(fds[1], 40 << 20))  # too many bytes together
     assert spares.fds() == {fds[1]}
     spares.end(1)
     assert not spares.fds()
@@ -844,3 +844,42 @@ def test_a_child_that_comes_back_from_a_call_writes_into_no_result() -> None:
 
     for item, result in enumerate(stateful_map(forks, range(8), n_jobs=1, batch_size=4)):
         np.testing.assert_array_equal(result, np.full(SIZE, item))
+
+
+@needs("seals")
+def test_a_segment_that_is_written_to_through_a_map_can_not_be_cut_short() -> None:
+    # Whoever has its file could end this process with SIGBUS.
+    spares.begin(-1)
+    try:
+        for number in range(4):
+            contents = bytes([number]) * (2 << 20)
+            segment = Segment([memoryview(contents)])
+            assert segment.view() == contents
+            is_mapped = segment._kept is not None
+            assert is_mapped is (number >= 2), "what is used once more is written to through a map"
+            if is_mapped:
+                with pytest.raises(PermissionError):
+                    os.ftruncate(segment.fd, 0)
+            del segment
+    finally:
+        spares.end(-1)
+
+
+def test_what_has_been_given_back_of_an_arena_is_written_anew() -> None:
+    # Large results are read, and the worker's memory for them is cut off, in between others.
+    sizes = [3, 40, 2, 3, 40, 3, 1, 50, 1, 2, 3, 2]
+    with StatefulExecutor(Adder, n_jobs=1) as executor:
+        arrays = (np.full(size << 17, number, float) for number, size in enumerate(sizes))
+        for number, (found, size) in enumerate(zip(stateful_map(executor, arrays, batch_size=1), sizes, strict=True)):
+            assert found.shape == (size << 17,)
+            assert (found == number + 1).all()
+        pairs = [[np.full(1 << 18, number, float) for number in range(first, first + 5)] for first in range(6)]
+        for first, row in enumerate(stateful_map(executor, pairs, batch_size=3)):
+            assert [float(found.max()) for found in row] == [number + 1 for number in range(first, first + 5)]
+
+
+class Adder:
+    """Adds one to an array, or to each of some."""
+
+    def __call__(self, item: Any) -> Any:
+        return [each + 1 for each in item] if isinstance(item, list) else item + 1
