@@ -105,8 +105,9 @@ class Link:
 
     def note(self, reply: Ran) -> None:
         """Learn from an answer what the worker does not know after all."""
-        if reply.was_refused or any(
-            failure.what in ("function", "surroundings") for failure in reply.failures.values()
+        failures = reply.failures
+        if reply.was_refused or (
+            failures and any(failure.what in ("function", "surroundings") for failure in failures.values())
         ):
             self._target = self._surroundings = None
         if reply.was_refused:  # with all that came with it

@@ -107,10 +107,13 @@ class WorkerPool:
             )
         if request.surroundings is not None:
             self._driver.surroundings = request.surroundings
-        if _locks.is_held() and not self._scheduler.closing:
+        if not _locks.is_held():
+            self._driver.note_now(partial(self._scheduler.submit, request))
+        elif not self._scheduler.closing:
             _locks.call_elsewhere(partial(self._accept_now, request))
             return
-        self._driver.note(lambda: self._scheduler.submit(request))
+        else:
+            self._driver.note(lambda: self._scheduler.submit(request))
         self._driver.has_called()
 
     def _accept_now(self, request: Request) -> None:
@@ -169,7 +172,9 @@ class WorkerPool:
 
     def share(self, group: Group) -> None:
         """Have idle slots get a share of what runs of a group: nothing else can come for them at present."""
-        self._driver.note(lambda: self._scheduler.share(group))
+        group.sharing = True  # seen by whoever frees a slot from now on
+        if self._scheduler.slots.free:
+            self._driver.note(lambda: self._scheduler.share(group))
 
     def n_behind(self, group: Group) -> int:
         """Return how many items of a group are finished in messages that are not answered yet, as far as that is seen."""

@@ -13,7 +13,7 @@ from .._transport._transport import ByReference
 from .._worker._rows import cut
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from .._scheduling._jobs import Job
     from .._transport._definitions import Peer
@@ -47,7 +47,7 @@ def report_of(job: Job | None, reply: Ran, transport: Transport, slot: int, pid:
 def _unpack(job: Job, reply: Ran, transport: Transport, slot: int, pid: int | None) -> Report:
     request = job.call.request
     faults = _exceptions_of(job, reply, transport, slot, pid) if reply.failures else {}
-    good = [place for place in range(reply.n_run) if place not in reply.failures]
+    good = _places_of_values(reply)
     values = None
     try:
         values = transport.unpack_joint(reply.values)
@@ -84,9 +84,19 @@ def _unpack(job: Job, reply: Ran, transport: Transport, slot: int, pid: int | No
         is_full=reply.n_held > 0,
         n_calls=reply.n_calls,
         n_fit=reply.n_fit,
-        late=tuple(place for place, failure in reply.failures.items() if failure.what == "time"),
+        late=_places_over_time(reply) if reply.failures else (),
         slot=slot,
     )
+
+
+def _places_of_values(reply: Ran) -> Sequence[int]:
+    """Return the places of the items that have a result."""
+    failures = reply.failures
+    return [place for place in range(reply.n_run) if place not in failures] if failures else range(reply.n_run)
+
+
+def _places_over_time(reply: Ran) -> list[int]:
+    return [place for place, failure in reply.failures.items() if failure.what == "time"]
 
 
 def read_answer(job: Job | None, reply: Ran, runtime: Runtime, slot: int, link: Link) -> Report:

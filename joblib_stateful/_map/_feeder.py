@@ -63,11 +63,12 @@ class Feeder:
         source, wanted = self._source(), self._n_wanted(room)
         items, self._begun = self._begun or self._packing(), None
         self._pull(items, source, max(0, wanted - items.count))  # calls may have become smaller meanwhile
-        is_whole = items.count >= wanted or not self._plan.batching.is_of_calls
+        count = items.count
+        is_whole = count >= wanted or not self._plan.batching.is_of_calls
         if self.is_slow and not (is_whole or is_awaited or self.is_over):
             self._begun = items
             return None
-        return self._batch_of(items) if items.count else None
+        return self._batch_of(items) if count else None
 
     def _source(self) -> Iterator[Any]:
         if self._input is None:
@@ -131,6 +132,9 @@ class Feeder:
         self.n_pulled += count
         return batch
 
+    def _faults_of(self, items: Packing, indices: Sequence[int]) -> dict[int, BaseException]:
+        return {position: packing_error_of(error, indices[position]) for position, error in items.faults.items()}
+
     def _request(
         self,
         items: Packing,
@@ -148,7 +152,7 @@ class Feeder:
             deliver,
             plan.limits,
             parcel=parcel,
-            faults={position: packing_error_of(error, indices[position]) for position, error in items.faults.items()},
+            faults=self._faults_of(items, indices) if items.faults else None,
             indices=indices,
             mode=plan.pass_as,
             target=plan.target,

@@ -3,7 +3,7 @@
 joblib by itself pulls the input in callback threads and keeps every result that was not taken yet, so its
 memory grows with a slow consumer. Here its callbacks dispatch nothing: a batch is one task of joblib's, dispatched by the
 consumer's thread when there is room for it. Its generator is asked only for what is there, so that its 10 ms poll is never
-waited for. It costs 18 µs of CPU time per batch.
+waited for. It costs 5 µs of CPU time per batch.
 """
 
 from __future__ import annotations
@@ -69,6 +69,15 @@ class _Fed(Parallel):  # type: ignore[misc]  # joblib is untyped
     def dispatch_next(self) -> None:
         """Do nothing, when joblib's completion callbacks ask for more input."""
 
+    def dispatch(self, task: Any) -> None:
+        """Have one task more submitted.
+
+        Not documented API: what `dispatch_one_batch` does when it has sorted out how many of many tasks go together, by which
+        a batch costs 12 µs.
+        """
+        with self._lock:
+            self._dispatch((task,))
+
     # Not documented API, but the only way to leave early without a warning.
     def _warn_exit_early(self) -> None:
         pass
@@ -107,11 +116,10 @@ class BatchGenerator:
     def send(self, batch: Batch) -> None:
         """Have a batch run."""
         self._backend.batch = batch
-        tasks: Iterator[Any] = iter((_TASK,))
         if self._batches is None:
-            self._batches = self._parallel(tasks)
+            self._batches = self._parallel(iter((_TASK,)))
         else:
-            self._parallel.dispatch_one_batch(tasks)
+            self._parallel.dispatch(_TASK)
 
     def take(self) -> Batch:
         """Return the next batch, of which something has come back."""

@@ -237,8 +237,10 @@ class StatefulMap(NotCopied, Generic[T]):
             self._look()
             results = self._results
             if self._ready or self._later:
-                with suppress(IndexError):  # another thread was faster
+                try:
                     return (self._ready or self._later).pop()
+                except IndexError:  # another thread was faster
+                    continue
             elif results is not None and results.is_ready:
                 self._take(results)
             elif self._has_room() and self._pull():
@@ -262,7 +264,8 @@ class StatefulMap(NotCopied, Generic[T]):
         while self._news:
             self._note(self._news.popleft())
         self._check()
-        self._show(self._n_finished)
+        if self._n_finished > self._n_shown:
+            self._show(self._n_finished)
         self._pull_if_starving()
         keep = self._n_to_keep() if self._later else 0
         # Nothing is taken back from `_ready`, for another thread may be about to take it.
@@ -371,7 +374,8 @@ class StatefulMap(NotCopied, Generic[T]):
         """Raise, or stop feeding, if something went wrong."""
         if self._fatal is not None:
             raise self._fatal
-        if self._pool is not None and self._pool.is_disowned:
+        pool = self._pool
+        if pool is not None and pool.is_disowned:
             raise ShutdownError(
                 "This map began before os.fork(), and its workers are the parent's: what they find goes there. Start a new "
                 "map here."
@@ -424,11 +428,12 @@ class StatefulMap(NotCopied, Generic[T]):
 
     def _pull_if_starving(self) -> None:
         """Pull one batch if the workers will soon have nothing to do; results that are there go first."""
-        if self._results is None or self._plan.synchronous:
+        results, plan = self._results, self._plan
+        if results is None or plan.synchronous:
             return
         if self._feeder.is_slow:  # then what is there goes first, and pulling waits until nothing is
             return
-        if self._n_running < 2 * self._plan.n_places and self._has_room():
+        if results.n_running < 2 * plan.n_places and self._has_room():
             self._pull()
 
     def _pull(self) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import sys
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -31,15 +32,17 @@ class Lock(_thread.RLock):  # type: ignore[misc]  # for typeshed it is final, fo
     ...     pass
     """
 
-    def __enter__(self) -> bool:  # type: ignore[override]  # typeshed names the arguments of `acquire`
-        try:
-            return self.acquire()
-        except BaseException:
-            try:  # noqa: SIM105 - a context would be entered first, and another handler may run then
-                self.release()
-            except RuntimeError:  # it struck while this waited for the lock
-                pass
-            raise
+    if sys.version_info >= (3, 14):
+
+        def __enter__(self) -> bool:  # typeshed names the arguments of `acquire`
+            try:
+                return self.acquire()
+            except BaseException:
+                try:  # noqa: SIM105 - a context would be entered first, and another handler may run then
+                    self.release()
+                except RuntimeError:  # it struck while this waited for the lock
+                    pass
+                raise
 
     @property
     def is_mine(self) -> bool:

@@ -34,6 +34,7 @@ class Assignment:
 
     def __init__(self, slots: SlotTable, *, in_turn: bool = False) -> None:
         self._slots, self.in_turn = slots, in_turn
+        self._empty = slots.indices(State.EMPTY)
         self.jobs = JobQueue()  # that wait
         # All that were accepted and are not settled.
         self._calls: dict[Group, dict[Call, None]] = {}
@@ -109,15 +110,19 @@ class Assignment:
     def assign(self) -> Decisions:
         """Send jobs to slots that have room for one, and have workers started for what waits."""
         decisions: Decisions = []
-        self._look_for_alone()
+        if self.has_alone:
+            self._look_for_alone()
         others_wait = True
         while others_wait:
             others_wait = self.has_alone
             if self.jobs.own:
                 decisions += self._send_own()
-            decisions += self._send_common()
+            if self.jobs.common and self._slots.free:
+                decisions += self._send_common()
             others_wait &= not self.has_alone
-        return decisions + self._start_workers()
+        if self._empty:  # as it isn't behind most messages
+            decisions += self._start_workers()
+        return decisions
 
     def _send_common(self) -> Decisions:
         """Send to slots that have room what any of several may run."""
@@ -183,7 +188,8 @@ class Assignment:
             del jobs[at]
             if self._is_wanted(job.call):
                 return job, slot
-            self._look_for_alone()
+            if self.has_alone:
+                self._look_for_alone()
         return None
 
     def _is_too_far(self, indices: Iterable[int]) -> bool:
@@ -215,8 +221,7 @@ class Assignment:
         return not (self.has_alone or job.is_alone or (own is not None and own[0].is_alone))
 
     def _look_for_alone(self) -> None:
-        if self.has_alone:
-            self.has_alone = any(job.is_alone for job in self.jobs.common)
+        self.has_alone = any(job.is_alone for job in self.jobs.common)
 
     def _is_wanted(self, call: Call) -> bool:
         """Ask, just before a call's first item is sent, whether its owner has cancelled it."""
@@ -232,15 +237,15 @@ class Assignment:
             self.jobs.put_back(job.some(job.positions[room:]))
             job = job.some(job.positions[:room])
         seq = self._slots.put(slot, job)
-        self._look_for_alone()
+        if self.has_alone:
+            self._look_for_alone()
         if job.call.request.budget is not None and len(job.positions) > 1:
             self._shareable[seq] = slot.index, job
         return [SendJob(slot.index, seq, job)]
 
     def _start_workers(self) -> Decisions:
         """Start a worker for each slot to be warmed, and for each waiting job that none is being built for."""
-        has_work = self.jobs.common or self.jobs.own or self._slots.has_warm
-        if not has_work or not self._slots.indices(State.EMPTY):  # as behind most messages
+        if not (self.jobs.common or self.jobs.own or self._slots.has_warm):
             return []
         decisions: Decisions = [self._start(slot) for slot in self._slots.to_be_warm if slot.state is State.EMPTY]
         own = [(jobs[0], self._slots[index]) for index, jobs in self.jobs.own.items()]
@@ -256,7 +261,7 @@ class Assignment:
         self._avoids &= bool(jobs)
         if not jobs:
             return []
-        building, empty = self._slots.indices(State.BUILDING), self._slots.indices(State.EMPTY)
+        building, empty = self._slots.indices(State.BUILDING), self._empty
         capacity, own = 1 if self.has_alone else self._slots.capacity, self.jobs.own
         if own:  # they are built for those, and have room for others only beside them
             building = dict.fromkeys((*building, *(index for index in empty if index in own)))

@@ -384,7 +384,7 @@ class Scheduler:
         return any(slot.is_for(group) and slot.state is not State.EMPTY for slot in self.slots)
 
     def _assign(self) -> Decisions:
-        return self.work.assign() + self._release_if_done()
+        return self.work.assign() + self._release_if_done() if self.closing else self.work.assign()
 
     def _after_removal(self) -> Decisions:
         """Do what follows from the removal of jobs that waited: others may have waited for those that were to be alone."""
@@ -414,7 +414,9 @@ class Scheduler:
 
     def _note(self, job: Job, report: Report) -> Decisions:
         call, n_run = job.call, report.n_run
-        ran, rest = job.positions[:n_run], job.positions[n_run:]
+        ran, rest = job.positions, job.positions[n_run:]
+        if rest:
+            ran = job.positions[:n_run]
         request = call.request
         decisions: Decisions = []
         errors_of, values = report.errors, report.values
@@ -429,7 +431,7 @@ class Scheduler:
             ran, values = [job.positions[place] for place in kept], [values[place] for place in kept]
             errors_of = {place: error for place, error in errors_of.items() if place not in report.late}
         if ran:
-            faults = {job.positions[place]: error for place, error in errors_of.items()}
+            faults = {job.positions[place]: error for place, error in errors_of.items()} if errors_of else {}
             outcome = Outcome(
                 ran,
                 values,
@@ -609,10 +611,11 @@ class Scheduler:
 
     def _deliver(self, call: Call, outcome: Outcome) -> Decisions:
         request = call.request
-        is_last = call.take(outcome.positions)
-        if is_last:
+        if call.take(outcome.positions):
             self.work.settle(call)
-        return [Deliver(request.deliver, outcome._replace(is_last=is_last))]
+        else:
+            outcome = outcome._replace(is_last=False)
+        return [Deliver(request.deliver, outcome)]
 
     def _drop_items(self, call: Call, positions: Sequence[int]) -> Decisions:
         return self._deliver(call, Outcome(positions, [], is_dropped=True)) if positions else []

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ._requests import NO_LIMITS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from .._worker._messages import Death
     from ._jobs import Job
@@ -111,7 +111,7 @@ class Slot:
         return f"<Slot {self.index} {self.state.value}{jobs}{' being killed' * (self.killing is not None)}>"
 
 
-class SlotTable:
+class SlotTable(list[Slot]):
     """All slots, by index and by state.
 
     Parameters
@@ -125,10 +125,10 @@ class SlotTable:
     """
 
     def __init__(self, n_slots: int, max_tasks: int | None = None, capacity: int = 1) -> None:
+        super().__init__()
         # Each job has an item at least: a worker that ends after fewer items is never at so many.
         self.capacity = capacity if max_tasks is None else min(capacity, max_tasks)
         self._max_tasks = max_tasks
-        self._slots: list[Slot] = []
         #: Those whose object stands and that can take one more job, in the order in which they came to that; not to be changed.
         self.free: dict[int, None] = {}
         # In the order in which they came to it.
@@ -140,25 +140,16 @@ class SlotTable:
 
     def grow(self, n_slots: int) -> None:
         """Add slots, until there are so many."""
-        for index in range(len(self._slots), n_slots):
-            self._slots.append(Slot(index))
+        for index in range(len(self), n_slots):
+            self.append(Slot(index))
             self._by_state[State.EMPTY][index] = None
 
-    def __len__(self) -> int:
-        return len(self._slots)
-
-    def __getitem__(self, index: int) -> Slot:
-        return self._slots[index]
-
-    def __iter__(self) -> Iterator[Slot]:
-        return iter(self._slots)
-
     def __repr__(self) -> str:
-        return f"[{' '.join(slot.state.value for slot in self._slots)}]"
+        return f"[{' '.join(slot.state.value for slot in self)}]"
 
     def first(self, n_slots: int) -> list[Slot]:
         """Return the first so many slots."""
-        return self._slots[:n_slots]
+        return self[:n_slots]
 
     def indices(self, state: State) -> dict[int, None]:
         """Return the indices of those in a state, in the order in which they came to it; not to be changed."""
@@ -258,4 +249,4 @@ class SlotTable:
     @property
     def to_be_warm(self) -> list[Slot]:
         """All such slots."""
-        return [self._slots[index] for index in self._warm]
+        return [self[index] for index in self._warm]

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from ._definitions import Definition, Peer
     from ._noticing import Memory
 
-# Bytes of a pickled float.
-_LONGEST_NUMBER = 12
+# Bytes of a pickled float, which may be any, in its frame; what names something has one more at least.
+_LONGEST_NUMBER = 21
 # Exact types only: nothing that users define is run when these are pickled or loaded.
 _SIZED: frozenset[type] = frozenset({str, bytes})
 _PLAIN: frozenset[type] = frozenset({int, float, complex, bool, str, bytes, type(None)})
@@ -216,6 +216,10 @@ class Transport(ABC):
         """Tell whether unpacking a value may run users' code; True if that can't be told."""
         return True
 
+    def runs_any_code(self, parcel: Parcel) -> bool:
+        """Tell whether unpacking several values may run users' code."""
+        return not parcel.joint and any(map(self.runs_code, parcel.frames))
+
     @abstractmethod
     def packing(
         self,
@@ -290,8 +294,8 @@ class Pickled(Transport):
 
     def runs_code(self, packed: Any) -> bool:
         """Tell whether unpacking a value may run users' code: none is run without the name of something global."""
-        # That, or what stands for it, is two strings and one of these; numbers, which may hold any byte, are shorter.
-        return type(packed) is not bytes or (len(packed) > _LONGEST_NUMBER and (b"\x93" in packed or b"Q" in packed))
+        # That is two strings and this byte, which texts may hold, too.
+        return type(packed) is not bytes or (len(packed) > _LONGEST_NUMBER and b"\x93" in packed)
 
     def definer(self, peer: Peer | None = None, memory: Memory | None = None) -> Definer:
         """Return what takes definitions out of values."""

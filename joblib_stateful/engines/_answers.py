@@ -37,7 +37,7 @@ def fault_in(message: Message, reply: Any, kept: Any = ()) -> str:
         return f"it is a {type(reply).__name__} in answer to a {type(message).__name__}"
     if type(reply.seq) is not int or reply.seq != message.seq:
         return f"it is for message {reply.seq!r:.50}, and {message.seq} was sent"
-    if type(kept) not in (list, tuple) or not _are(int, kept):
+    if type(kept) not in (list, tuple) or (kept and not _are(int, kept)):
         return "it names no segments"
     if isinstance(reply, Ran):
         return _fault_in_run(message.parcel.n_values if isinstance(message, Run) else 0, reply)
@@ -56,9 +56,8 @@ def _fault_in_run(n_items: int, reply: Ran) -> str:
     if type(n_run) is not int or not min(0 if reply.was_refused is True else 1, n_items) <= n_run <= n_items:
         return f"{n_run!r:.50} items were run of {n_items}"
     is_sound = type(failures) is dict and type(values) is Parcel and _is_time(reply.seconds)
-    is_sound = (
-        is_sound and _are(int, (reply.n_calls, reply.n_fit)) and reply.n_calls >= 0 and 0 <= reply.n_fit <= n_items
-    )
+    is_sound = is_sound and type(reply.n_calls) is int and reply.n_calls >= 0
+    is_sound = is_sound and type(reply.n_fit) is int and 0 <= reply.n_fit <= n_items
     if not is_sound or (reply.definitions and not _are_definitions(reply.definitions)):
         return "its fields are of other types"
     if failures and not (
@@ -79,10 +78,10 @@ def _fault_in_run(n_items: int, reply: Ran) -> str:
 
 def _n_wanted(rows: Any, n_results: int) -> int:
     """Return how many values so many results make, some of which may be rows of one; -1 if that can't be."""
+    if rows == () and type(rows) is tuple:
+        return n_results
     if type(rows) is not tuple or not _are(int, rows):
         return -1
-    if not rows:
-        return n_results
     return len(rows) if min(rows) >= 0 and sum(n_rows or 1 for n_rows in rows) == n_results else -1
 
 

@@ -20,8 +20,18 @@ if TYPE_CHECKING:
     from .._worker._messages import Message, Ran
 
 
+# Frames of nothing but these types have no large buffers. Asked for each message.
+_HOLDS_NONE = frozenset({bytes}).issuperset
+
+
 def segments_in(message: Message) -> Iterator[Any]:
     """Return what the large buffers of a message lie in; on either side, in the same order."""
+    if (
+        type(message) is Run
+        and not (message.definitions or message.target)
+        and _HOLDS_NONE(map(type, message.parcel.frames))
+    ):
+        return iter(())
     # Each once, however often it is referred to.
     return iter({segment.number: segment for segment in segments_of(_frames_of(message))}.values())
 

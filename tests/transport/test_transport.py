@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import pickle
+import struct
 import threading
 from collections import namedtuple
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from joblib_stateful import TaskResult, errors, stateful_map
+from joblib_stateful._transport._shared_memory import SharedMemory
 from joblib_stateful._transport._transport import ByReference, Pickled, Transport
 from programs import program_text
 from scenes import policies
@@ -189,6 +192,15 @@ def test_a_ctrl_c_while_the_parent_packs_is_no_items_error() -> None:
         Pickled().pack_all([[1], Interrupting()])
     _, faults = Pickled().pack_all([[1], Interrupting()], catch=BaseException)
     assert type(faults[1]) is KeyboardInterrupt
+
+
+@pytest.mark.parametrize("transport", [Pickled(), SharedMemory()], ids=["pickled", "shared"])
+def test_what_names_something_may_run_code_and_no_float_or_short_integer_does(transport: Pickled) -> None:
+    any_byte = b"\x93" * 8
+    for value in (0x93, 0x9393, 0x93939393, 0x939393939393, struct.unpack("d", any_byte)[0], None, "Q", "Question" * 5):
+        assert not transport.runs_any_code(transport.pack_all([value])[0])
+    for value in (abs, BytesIO, BytesIO(), [[abs]]):
+        assert transport.runs_any_code(transport.pack_all([1, value])[0])
 
 
 @both

@@ -142,10 +142,11 @@ class Line:
         Raises OSError if nobody is at the other end any more; also, with ETOOMANYREFS and before anything is sent, if
         the system takes no more files at the moment.
         """
-        header = _HEADER.pack(_SIGN, len(data), len(fds), _check(len(data), len(fds)))
+        size, n_files = len(data), len(fds)
+        header = _HEADER.pack(_SIGN, size, n_files, _check(size, n_files))
         if fds:
             self._end.sendmsg([header], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))], NO_SIGNAL)
-        elif len(data) <= _SHORT:
+        elif size <= _SHORT:
             self._end.sendall(header + data, NO_SIGNAL)
             return
         else:

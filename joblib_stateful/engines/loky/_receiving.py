@@ -37,19 +37,19 @@ def answer_in(worker: Asked, received: Received | Exception) -> Answer:
 
     Raises ValueError, or what loading raises, for what is no answer.
     """
-    if isinstance(received, NoRoomError):
-        return worker.answer_without(received.size), None
-    if isinstance(received, Exception):
+    if not isinstance(received, tuple):
+        if isinstance(received, NoRoomError):
+            return worker.answer_without(received.size), None
         raise received
     data, fds = received
     # The open file of the worker's arena, if it has come: from here on it is closed, whatever becomes of the answer.
-    arenas = [Arena(-1 if fd is None else fd) for fd in fds]
+    arenas = [Arena(-1 if fd is None else fd) for fd in fds] if fds else ()
     try:
         reply, kept = decode(data)
     except MemoryError:
         return worker.answer_without(len(data)), None
     worker.check(reply, kept)
-    if isinstance(reply, Ran) and arenas:
+    if arenas and isinstance(reply, Ran):
         reply = _copied_out(reply, arenas[0])
     return reply, kept
 

@@ -427,9 +427,7 @@ class LokyWorker(EngineWorker):
         """Tell whether users' code may run when an answer is taken: to load it, or because somebody is called with it."""
         if not isinstance(reply, Ran) or not isinstance(message, Run):
             return not isinstance(reply, Built)
-        if message.mode == "call" or reply.failures:
-            return True
-        return not reply.values.joint and any(map(self._transport.runs_code, reply.values.frames))
+        return message.mode == "call" or bool(reply.failures) or self._transport.runs_any_code(reply.values)
 
     def overstays(self) -> None:
         """Say that the process is killed, for it should have ended and has not."""
