@@ -156,6 +156,10 @@ class StatefulMap(NotCopied, Generic[T]):
             raise TypeError("The length of this map is not known, for its input has none; give total=... to tell it.")
         return length
 
+    def __bool__(self) -> bool:
+        # Not by the length, which may not be known: who asks `results or []` is not to be told so.
+        return self._plan.length != 0
+
     def __length_hint__(self) -> int:
         # Asked only where the length is not known.
         try:

@@ -411,6 +411,15 @@ def test_len_is_that_of_the_input_or_total(engine: str) -> None:
         len(results)
 
 
+def test_only_a_map_of_which_it_is_known_that_it_is_empty_is_false() -> None:
+    assert stateful_map(add_five, iter([]), n_jobs=1)  # it isn't known
+    assert stateful_map(add_five, [1], n_jobs=1)
+    assert not stateful_map(add_five, [], n_jobs=1)
+    with stateful_map(add_five, [1], n_jobs=1, engine="inline") as results:
+        assert list(results) == [6]
+        assert results  # as a sequence that was gone through
+
+
 @engines
 def test_a_length_that_is_known_is_the_hint_too(engine: str) -> None:
     results = stateful_map(add_five, range(5), n_jobs=2, engine=engine)
