@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 # 92 % so, and 98 % in company: none shall wait behind another, or run again for another's crash.
 BATCH_SECONDS = 0.2
 ALONE_SECONDS = 0.01
+# But on a cluster, where a message is longer on its way, those of 10 to 50 ms would get 55 to 95 % so, and get 95 to 98 in
+# company (`benchmarks/batching.py --engine dask`, and `ray`).
+REMOTE_ALONE_SECONDS = 0.05
 # A batch grows at most so much over the largest that came back. One odd measurement costs little, for a batch that takes
 # too long is cut short; while each message on the way to full size costs both sides a millisecond of CPU time together,
 # in caches that the items have emptied (W2 of `python -m benchmarks`: 8 in place of 64 takes four messages more).
@@ -49,13 +52,23 @@ class Batching:
         Number of slots.
     batch_size, buffer : int or "auto"
         As given to `stateful_map`.
+    alone_seconds : float, optional
+        Longer items travel alone.
     """
 
     #: The worker is called with all items of a batch at once, so that they should not go out before there are enough.
     is_of_calls = False
 
-    def __init__(self, n_jobs: int, batch_size: int | Literal["auto"], buffer: int | Literal["auto"]) -> None:
+    def __init__(
+        self,
+        n_jobs: int,
+        batch_size: int | Literal["auto"],
+        buffer: int | Literal["auto"],
+        *,
+        alone_seconds: float = ALONE_SECONDS,
+    ) -> None:
         self._n_jobs, self._fixed_batch, self._fixed_buffer = n_jobs, batch_size, buffer
+        self._alone_seconds = alone_seconds
         self._item_seconds: float | None = None
         self._item_bytes: float | None = None
         self._result_bytes = 0.0
@@ -108,7 +121,7 @@ class Batching:
     def _find_batch(self) -> int:
         if self._fixed_batch != "auto":
             return self._fixed_batch
-        if self._item_seconds is None or self._item_seconds > ALONE_SECONDS:
+        if self._item_seconds is None or self._item_seconds > self._alone_seconds:
             return 1
         size = min(self._aim, self._reach)
         if self._item_bytes:
@@ -128,7 +141,7 @@ class Batching:
         return max(self._largest * GROWTH, self._aim * LEAP_SECONDS / BATCH_SECONDS)
 
     def _find_growing(self) -> bool:
-        if self._fixed_batch != "auto" or self._item_seconds is None or self._item_seconds > ALONE_SECONDS:
+        if self._fixed_batch != "auto" or self._item_seconds is None or self._item_seconds > self._alone_seconds:
             return False
         return self._reach < self._aim
 

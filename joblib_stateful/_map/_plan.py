@@ -12,7 +12,7 @@ from .._executor._executor import StatefulExecutor
 from .._executor._nesting import check_call
 from .._executor._replies import add_note
 from .._executor._spec import make_spec, pack_function
-from ._batching import Batching
+from ._batching import ALONE_SECONDS, REMOTE_ALONE_SECONDS, Batching
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -154,7 +154,12 @@ def make_plan(
         batching=(
             _sizes_of_calls(n_places, batch_size, buffer)
             if pass_as == "batch"  # noqa: S105 - no password
-            else Batching(n_places, _arguments.check_batch_size(chosen, checked, batch_size), buffer)
+            else Batching(
+                n_places,
+                _arguments.check_batch_size(chosen, checked, batch_size),
+                buffer,
+                alone_seconds=REMOTE_ALONE_SECONDS if chosen.is_remote else ALONE_SECONDS,
+            )
         ),
         progress=progress,
         transport=runtime.transport,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from joblib_stateful import stateful_map
 from joblib_stateful._map._batching import (
     ALONE_SECONDS,
     BATCH_BYTES,
@@ -16,8 +17,13 @@ from joblib_stateful._map._batching import (
     GROWTH,
     LEAP_SECONDS,
     OVERTIME,
+    REMOTE_ALONE_SECONDS,
     Batching,
 )
+from joblib_stateful.testing import MemoryEngine
+
+if TYPE_CHECKING:
+    from joblib_stateful.engines import Engine
 
 pytestmark = pytest.mark.unit
 
@@ -95,6 +101,19 @@ def test_a_batch_may_take_some_times_as_long_as_it_should_and_one_of_a_fixed_siz
 @pytest.mark.parametrize("seconds", [1.1 * ALONE_SECONDS, 0.1, 10.0])
 def test_long_items_travel_alone(seconds: float) -> None:
     assert set(play(Batching(2, "auto", "auto"), seconds, 10)) == {1}
+
+
+class Far(MemoryEngine):
+    """As those of clusters are."""
+
+    is_remote = True
+
+
+@pytest.mark.parametrize(("engine", "size"), [(MemoryEngine(), 1), (Far(), 10)], ids=["near", "far"])
+def test_where_a_message_takes_longer_so_do_items_that_travel_together(engine: Engine, size: int) -> None:
+    batching = stateful_map(abs, [], n_jobs=2, engine=engine)._plan.batching
+    assert play(batching, 0.02, 8)[-1] == size
+    assert play(batching, 1.1 * REMOTE_ALONE_SECONDS, 8)[-1] == 1
 
 
 def test_items_that_become_long_travel_alone_soon() -> None:
