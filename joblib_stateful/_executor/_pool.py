@@ -109,11 +109,11 @@ class WorkerPool:
             self._driver.surroundings = request.surroundings
         if not _locks.is_held():
             self._driver.note_now(partial(self._scheduler.submit, request))
-        elif not self._scheduler.closing:
+        elif self._scheduler.closing:
+            self._scheduler.submit(request)  # which raises, and looks at nothing else
+        else:
             _locks.call_elsewhere(partial(self._accept_now, request))
             return
-        else:
-            self._driver.note(lambda: self._scheduler.submit(request))
         self._driver.has_called()
 
     def _accept_now(self, request: Request) -> None:

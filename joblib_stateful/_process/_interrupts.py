@@ -155,11 +155,9 @@ class Uninterrupted:
             self._handle()
 
     def _take_over(self) -> None:
-        for number, handler in zip(_HELD, map(_signal.getsignal, _HELD), strict=True):
-            # SIG_DFL and SIG_IGN are numbers here, and None is a handler that Python has not set.
-            if type(handler) is int or handler is None:
-                continue
-            if not isinstance(getattr(handler, "__self__", None), Uninterrupted):
+        for number in _HELD:
+            handler = _signal.getsignal(number)
+            if callable(handler) and not isinstance(getattr(handler, "__self__", None), Uninterrupted):
                 self._previous[number] = handler
                 _signal.signal(number, self._hold)
 

@@ -78,9 +78,11 @@ def _fault_in_run(n_items: int, reply: Ran) -> str:
 
 def _n_wanted(rows: Any, n_results: int) -> int:
     """Return how many values so many results make, some of which may be rows of one; -1 if that can't be."""
-    if rows == () and type(rows) is tuple:
+    if type(rows) is not tuple:
+        return -1
+    if not rows:
         return n_results
-    if type(rows) is not tuple or not _are(int, rows):
+    if not _are(int, rows):
         return -1
     return len(rows) if min(rows) >= 0 and sum(n_rows or 1 for n_rows in rows) == n_results else -1
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from .._worker._messages import Message, Ran
 
 
-# Frames of nothing but these types have no large buffers. Asked for each message.
-_HOLDS_NONE = frozenset({bytes}).issuperset
+# Then frames have no large buffers. Asked for each message.
+_are_bytes = frozenset({bytes}).issuperset
 
 
 def segments_in(message: Message) -> Iterator[Any]:
@@ -29,7 +29,7 @@ def segments_in(message: Message) -> Iterator[Any]:
     if (
         type(message) is Run
         and not (message.definitions or message.target)
-        and _HOLDS_NONE(map(type, message.parcel.frames))
+        and _are_bytes(map(type, message.parcel.frames))
     ):
         return iter(())
     # Each once, however often it is referred to.

@@ -21,6 +21,7 @@ import psutil
 import pytest
 
 from joblib_stateful import StatefulExecutor, call_worker, errors, factory, get_worker, get_worker_info
+from joblib_stateful._process import _locks
 from programs import program_text
 from scenes import Gate, Log, Meeting, Scene, engines, new_scene, parallel_engines
 
@@ -409,6 +410,15 @@ def test_after_shutdown_nothing_is_accepted(engine: str) -> None:
             forbidden()
         assert type(caught.value) is errors.ShutdownError
     assert [info.state for info in executor.workers()] == ["empty"]
+
+
+@engines
+def test_after_shutdown_nothing_is_accepted_of_a_finaliser_either(engine: str) -> None:
+    with StatefulExecutor(factory(lambda: abs), 1, engine=engine) as executor:
+        pass
+    # Which may strike where its thread holds one of our locks, and then nothing is waited for.
+    with _locks.make_lock(), pytest.raises(errors.ShutdownError):
+        executor.submit(abs, 1)
 
 
 @engines
