@@ -417,16 +417,10 @@ class Scheduler:
         ran, rest = job.positions, job.positions[n_run:]
         if rest:
             ran = job.positions[:n_run]
-        request = call.request
         decisions: Decisions = []
         errors_of, values = report.errors, report.values
-        if report.late and job.attempt <= request.limits.retries and not call.group.stopping:
-            late = [job.positions[place] for place in report.late]
-            avoid = report.slot if self.work.width(call.group) > 1 and job.only is None else None
-            again = Job(call, late, job.attempt + 1, avoid)
-            # One by one, or where they were in one call in halves.
-            n_parts = min(2, len(late)) if request.is_one_call else len(late)
-            decisions += self._put_back(reversed(again.split(late, n_parts)))
+        if report.late and job.attempt <= call.request.limits.retries and not call.group.stopping:
+            decisions += self._try_late_again(job, report)
             kept = [place for place in range(n_run) if place not in report.late]
             ran, values = [job.positions[place] for place in kept], [values[place] for place in kept]
             errors_of = {place: error for place, error in errors_of.items() if place not in report.late}
@@ -443,18 +437,32 @@ class Scheduler:
                 n_fit=report.n_fit,
             )
             decisions += self._deliver(call, outcome)
-        if rest and report.was_refused:
-            decisions += self._put_back_apart(job, rest)
-        elif rest and n_run and (request.after_error == "go_on" or not errors_of):
-            # It took too long for one message, or others have nothing to do. Parts for those, or else some for each slot,
-            # but none that is over sooner than it is worth.
-            n_free = self.work.n_free(call.group, beside=report.slot)
-            n_parts = 1 + n_free if n_free else 2 * self.work.width(call.group)
-            worth = report.seconds / n_run * len(rest) / PART_SECONDS
-            decisions += self._put_back(reversed(job.split(rest, max(1, min(n_parts, int(worth))))))
-        else:
-            decisions += self._drop_items(call, rest)
+        if rest:
+            decisions += self._go_on_with(job, rest, report, failed=bool(errors_of))
         return decisions + self._after_errors(call) if errors_of else decisions
+
+    def _try_late_again(self, job: Job, report: Report) -> Decisions:
+        """Put back items that were over their time, and that their worker has ended itself."""
+        call, late = job.call, [job.positions[place] for place in report.late]
+        avoid = report.slot if self.work.width(call.group) > 1 and job.only is None else None
+        again = Job(call, late, job.attempt + 1, avoid)
+        # One by one, or where they were in one call in halves.
+        n_parts = min(2, len(late)) if call.request.is_one_call else len(late)
+        return self._put_back(reversed(again.split(late, n_parts)))
+
+    def _go_on_with(self, job: Job, rest: Sequence[int], report: Report, *, failed: bool) -> Decisions:
+        """Do what is to be done with items of a job that were not run."""
+        call, n_run = job.call, report.n_run
+        if report.was_refused:
+            return self._put_back_apart(job, rest)
+        if not n_run or (failed and call.request.after_error != "go_on"):
+            return self._drop_items(call, rest)
+        # It took too long for one message, or others have nothing to do. Parts for those, or else some for each slot,
+        # but none that is over sooner than it is worth.
+        n_free = self.work.n_free(call.group, beside=report.slot)
+        n_parts = 1 + n_free if n_free else 2 * self.work.width(call.group)
+        worth = report.seconds / n_run * len(rest) / PART_SECONDS
+        return self._put_back(reversed(job.split(rest, max(1, min(n_parts, int(worth))))))
 
     def _after_errors(self, call: Call) -> Decisions:
         """Do what a call's error does to the rest of it, and of its group."""
