@@ -128,13 +128,14 @@ class BatchGenerator:
 
     def end(self) -> None:
         """End joblib's call at once, whatever state it is in, and in any thread."""
-        if self._batches is None:
+        batches, self._batches = self._batches, None
+        if batches is None:
             return
         # Not by running to its end: garbage collection may have closed the generator within joblib's generator already, and
         # joblib then takes what is still to come for done. Not `close()`, of which joblib warns in another thread than the
         # one that has begun the call.
         with contextlib.suppress(_LeftError, StopIteration):
-            self._batches.throw(_LeftError)
+            batches.throw(_LeftError)
 
     def __del__(self) -> None:
         if getattr(self, "_batches", None) is not None:  # or it would be closed, at the end of the interpreter

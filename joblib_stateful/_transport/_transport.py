@@ -8,6 +8,7 @@ machine `SharedMemory` (in `_shared_memory`).
 
 from __future__ import annotations
 
+import copyreg
 import math
 import pickle
 import sys
@@ -29,8 +30,11 @@ if TYPE_CHECKING:
     from ._definitions import Definition, Peer
     from ._noticing import Memory
 
-# Bytes of a pickled float, which may be any, in its frame; what names something has one more at least.
-_LONGEST_NUMBER = 21
+# By the opcode behind the frame's header, if it has one: the length of the pickle of a number alone, whose bytes may be any.
+_LENGTHS = {b"": 5, b"M": 15, b"J": 17, b"G": 21}
+# Classes that somebody has registered with `copyreg.add_extension`, and by what these are named then.
+_extensions: dict[Any, int] = copyreg._extension_registry  # type: ignore[attr-defined]  # typeshed doesn't know it
+_EXTENSION_CODES = (b"\x82", b"\x83", b"\x84")
 # Exact types only: nothing that users define is run when these are pickled or loaded.
 _SIZED: frozenset[type] = frozenset({str, bytes})
 _PLAIN: frozenset[type] = frozenset({int, float, complex, bool, str, bytes, type(None)})
@@ -294,8 +298,12 @@ class Pickled(Transport):
 
     def runs_code(self, packed: Any) -> bool:
         """Tell whether unpacking a value may run users' code: none is run without the name of something global."""
-        # That is two strings and this byte, which texts may hold, too.
-        return type(packed) is not bytes or (len(packed) > _LONGEST_NUMBER and b"\x93" in packed)
+        if type(packed) is not bytes:
+            return True
+        # This byte is behind each, but may also be part of a text or number.
+        if b"\x93" in packed:
+            return _LENGTHS.get(packed[11:12]) != len(packed)
+        return bool(_extensions) and any(code in packed for code in _EXTENSION_CODES)
 
     def definer(self, peer: Peer | None = None, memory: Memory | None = None) -> Definer:
         """Return what takes definitions out of values."""

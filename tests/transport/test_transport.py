@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copyreg
 import os
 import pickle
 import struct
+import sys
 import threading
 from collections import namedtuple
 from io import BytesIO
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -23,6 +26,10 @@ if TYPE_CHECKING:
     from conftest import BuildLog, RunProgram
 
 both = pytest.mark.parametrize("transport", [Pickled(), ByReference()], ids=["pickled", "by reference"])
+
+
+class Registered:
+    pass
 
 
 class Unpicklable:
@@ -197,10 +204,30 @@ def test_a_ctrl_c_while_the_parent_packs_is_no_items_error() -> None:
 @pytest.mark.parametrize("transport", [Pickled(), SharedMemory()], ids=["pickled", "shared"])
 def test_what_names_something_may_run_code_and_no_float_or_short_integer_does(transport: Pickled) -> None:
     any_byte = b"\x93" * 8
-    for value in (0x93, 0x9393, 0x93939393, 0x939393939393, struct.unpack("d", any_byte)[0], None, "Q", "Question" * 5):
+    for value in (0x93, 0x9393, 0x13939393, struct.unpack("d", any_byte)[0], None, "Q", "Question" * 5):
         assert not transport.runs_any_code(transport.pack_all([value])[0])
     for value in (abs, BytesIO, BytesIO(), [[abs]]):
         assert transport.runs_any_code(transport.pack_all([1, value])[0])
+
+
+@pytest.mark.parametrize("name", ["q", "sh", "abc"])
+def test_the_shortest_names_are_names(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType(sys.intern(name))
+    exec(f"def {name}(): pass", vars(module))
+    monkeypatch.setitem(sys.modules, name, module)
+    parcel, _ = Pickled().pack_all([getattr(module, name)])
+    assert parcel.nbytes <= 23  # one string for both names
+    assert Pickled().runs_any_code(parcel)
+
+
+def test_a_class_that_is_registered_by_a_number_has_a_name() -> None:
+    copyreg.add_extension(Registered.__module__, Registered.__qualname__, 0xF1)
+    try:
+        packed = pickle.dumps(Registered(), 5)
+        assert b"\x93" not in packed
+        assert Pickled().runs_code(packed)
+    finally:
+        copyreg.remove_extension(Registered.__module__, Registered.__qualname__, 0xF1)
 
 
 @both
