@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING
@@ -211,12 +212,13 @@ class WorkerPool:
 
     def interrupt(self, group: Group, grace: float) -> None:
         """Drop the calls of a group, and kill its workers that are still busy after ``grace`` seconds."""
-        done = False
+        done, started = False, time.monotonic()
         try:
             self.drop(group)
             with self._driver.changed:
                 done = wait_for(self._driver.changed, lambda: not self._scheduler.is_running(group), grace)
         finally:  # also if Ctrl-C is pressed again: that ends the grace
+            _exit.note_interrupt(time.monotonic() - started)
             if not done:
                 self._driver.note(lambda: self._scheduler.kill(group))
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
 
+from joblib_stateful._executor import _exit
 from joblib_stateful._process import _system
 from needs import needs
 from programs import program_text
@@ -77,6 +80,40 @@ def test_ctrl_c_while_workers_start(program: StartProgram, milliseconds: int) ->
     if _system.HAS_SIGMASK:  # else it strikes a process that is being born, too
         assert_only_the_parent_speaks(err)
     running.leaves_nothing()
+
+
+class Ended:
+    """Stands for a worker pool, and notes how long its end is waited for."""
+
+    is_awaited = False
+
+    def __init__(self) -> None:
+        self.waits: list[float | None] = []
+
+    def kill(self, *, only_busy: bool = False) -> None:
+        pass
+
+    def close(self, *, wait: bool = True) -> None:
+        pass
+
+    def wait_until_empty(self, timeout: float | None = None) -> bool:
+        self.waits.append(timeout)
+        return True
+
+
+@pytest.mark.parametrize(("seconds", "most"), [(0.0, 1.0), (0.2, 0.8), (0.5, 0.5), (3.0, 0.5)])
+def test_what_ctrl_c_has_waited_for_is_a_part_of_the_two_seconds(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, most: float
+) -> None:
+    pool = Ended()
+    monkeypatch.setattr(_exit, "_pools", [pool])
+    monkeypatch.setattr(_exit, "_kinds", [])
+    monkeypatch.setattr(_exit, "_waited", 0.0)
+    monkeypatch.setattr(_exit, "time", SimpleNamespace(monotonic=lambda: 0.0))
+    monkeypatch.setattr(sys, "last_type", KeyboardInterrupt, raising=False)
+    _exit.note_interrupt(seconds)
+    _exit._end_in_order()
+    assert pool.waits == [pytest.approx(most)]
 
 
 def test_ctrl_c_costs_busy_workers_only(program: StartProgram) -> None:
