@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 # 92 % so, and 98 % in company: none shall wait behind another, or run again for another's crash.
 BATCH_SECONDS = 0.2
 ALONE_SECONDS = 0.01
-# But on a cluster, where a message is longer on its way, those of 10 to 50 ms would get 55 to 95 % so, and get 95 to 98 in
-# company (`benchmarks/batching.py --engine dask`, and `ray`).
+# But on a cluster, where a message is longer on its way, those of 12, 20 and 40 ms would get 69, 77 and 87 % so, and get 95 in
+# company; those of 80 ms get 93 in either way (`benchmarks/batching.py --engine dask`, and `ray`).
 REMOTE_ALONE_SECONDS = 0.05
 # A batch grows at most so much over the largest that came back. One odd measurement costs little, for a batch that takes
 # too long is cut short; while each message on the way to full size costs both sides a millisecond of CPU time together,
