@@ -388,10 +388,9 @@ class Scheduler:
 
     def _after_removal(self) -> Decisions:
         """Do what follows from the removal of jobs that waited: others may have waited for those that were to be alone."""
-        is_waited_for = (
-            self.work.has_alone or self.work.jobs.own
-        )  # of those for one slot each may have been to be alone
-        return self._assign() if is_waited_for else self._release_if_done()
+        # Of those for one slot each may have been to be alone.
+        may_go_on = self.work.has_alone or self.work.jobs.own
+        return self._assign() if may_go_on else self._release_if_done()
 
     def _release_if_done(self) -> Decisions:
         """Close the workers that are idle if nothing can come for them any more."""
