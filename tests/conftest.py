@@ -25,6 +25,9 @@ from typing import Any
 # OpenBLAS starts a thread for each CPU in each process that imports numpy or scipy, which spins for 2**26 cycles before it
 # sleeps: CPU time that half of the processes here would take for nothing. With 2**20 its calls are as fast.
 os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "20")
+# Ray (2.60) runs its actors' processes at nice 15: beside four busy programs on two CPUs they got 1 % of the time, and a test
+# that takes 15 s took minutes. Read by what `ray.init` starts.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 import cloudpickle
 import joblib
