@@ -19,6 +19,7 @@ from ._defining import MOST_PRESETS, ReferringPickler
 from ._definitions import find
 from ._reducers import find_reducers, registered_reducers, tensors_of
 from ._reducing import PROTOCOL, NeedsWholeError
+from ._texts import joined
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -118,7 +119,7 @@ class Packer:
         beginning = b""
         if presets:  # there may be more of them behind it
             beginning, pickler.memo = _BEGINNINGS[len(presets)], presets
-        _dump(pickler, value)
+        _dump(pickler, joined(value) if type(value) is list else value)
         return beginning
 
     def _forget(self) -> None:
