@@ -32,7 +32,9 @@ def main() -> None:
     transport = Pickled()
     bounds = _texts._LEAST_COUNT, _texts._MOST_CHARACTERS
     ways = {"pickle": (1 << 60, 0), "as one": (2, 1 << 60)}
-    print(f"CPU ms there and back, the least of {ROUNDS}; ours joins from {bounds[0]:,} texts of at most {bounds[1]} on")
+    print(
+        f"CPU ms there and back, the least of {ROUNDS}; ours joins from {bounds[0]:,} texts of at most {bounds[1]} on"
+    )
     for name, alphabet in ALPHABETS.items():
         for n in (1_000, 10_000, 100_000, 1_000_000):
             for n_characters in (5, 10, 20, 40, 100, 300):
@@ -43,7 +45,9 @@ def main() -> None:
                 for _ in range(ROUNDS):
                     for way, limits in ways.items():
                         _texts._LEAST_COUNT, _texts._MOST_CHARACTERS = limits
-                        once = milliseconds(lambda value=value: transport.unpack(transport.pack_all([value])[0].frames[0]))
+                        once = milliseconds(
+                            lambda value=value: transport.unpack(transport.pack_all([value])[0].frames[0])
+                        )
                         took[way] = min(took.get(way, once), once)
                 ratio = took["pickle"] / took["as one"]
                 print(
