@@ -6,7 +6,7 @@ import functools
 import sys
 from typing import TYPE_CHECKING, Any
 
-from ._reducing import PROTOCOL
+from ._reducing import PROTOCOL, private
 
 if TYPE_CHECKING:
     from ._reducing import Reduce
@@ -137,13 +137,24 @@ def _reduce_jax(array: Any) -> Any:
     # As it says itself, but by numpy's array, and not by what that would be pickled as.
     import numpy as np
 
-    return (_make_jax, (np.asarray(array), array.weak_type))
+    held = np.asarray(array)
+    if held.nbytes < _LEAST_BYTES or not held.flags.c_contiguous:
+        return _make_jax, (held, array.weak_type)
+    # Nobody else's, for jax takes it as it is, and holds what it has for unchangeable.
+    return _make_jax_of, (private(held.reshape(-1).view(np.uint8)), held.dtype, held.shape, array.weak_type)
+
+
+def _make_jax_of(raw: Any, dtype: Any, shape: Any, is_weak: bool) -> Any:  # noqa: FBT001 - as pickle calls it
+    import numpy as np
+
+    return _make_jax(np.frombuffer(raw, dtype).reshape(shape), is_weak)
 
 
 def _make_jax(value: Any, is_weak: bool) -> Any:  # noqa: FBT001 - as pickle calls it
     import jax
 
-    made: Any = jax.numpy.asarray(value)
+    # By `jnp.asarray` it would be copied, which takes longer than all the rest of its way.
+    made: Any = jax.device_put(value, may_alias=True) if value.nbytes >= _LEAST_BYTES else jax.numpy.asarray(value)
     if made.dtype != value.dtype:  # jax would say nothing
         raise TypeError(
             f"an array of {value.dtype} would become one of {made.dtype}, for this process computes without x64. Switch it on in "

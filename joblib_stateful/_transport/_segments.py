@@ -37,6 +37,9 @@ _SPARE_SHARE = 16
 # So much is read at a time where that makes a copy of it.
 _READ_BYTES = 1 << 20
 
+# Jax copies what doesn't begin at a multiple of this (`python benchmarks/libraries.py --types jax`).
+_ALIGNMENT = 64
+
 # A folder of Linux whose files lie in memory.
 _IN_MEMORY = "/dev/shm"  # noqa: S108 - what is opened there has no name
 
@@ -346,5 +349,9 @@ class Arena:
 def empty(size: int) -> Any:
     """Return memory to be written to."""
     numpy = sys.modules.get("numpy")
+    if numpy is None:
+        return bytearray(size)
     # Its large blocks come in huge pages, and are not filled with zeros first.
-    return bytearray(size) if numpy is None else numpy.empty(size, dtype=numpy.uint8)
+    found = numpy.empty(size + _ALIGNMENT, dtype=numpy.uint8)
+    first = -found.__array_interface__["data"][0] % _ALIGNMENT
+    return found[first : first + size]

@@ -467,6 +467,43 @@ def test_what_joblib_shares_no_memory_of_is_each_tasks_own(name: str) -> None:
         assert found == [float(value[0]) + 1] * 6, mode
 
 
+def doubled(value: Any) -> float:
+    jax = pytest.importorskip("jax")
+    double = jax.jit(lambda array: array * 2, donate_argnums=0)  # which may take its memory for the result
+    return float(double(value)[0])
+
+
+@pytest.mark.parametrize("mode", ["r", "r+", "w+", "c"])
+def test_what_jax_may_write_to_is_each_tasks_own(mode: str) -> None:
+    value = pytest.importorskip("jax.numpy").full(SIZES["5 MB"] // 4, 3.0)
+    with parallel_config(backend="stateful", n_jobs=2, mmap_mode=mode):
+        assert Parallel()(delayed(doubled)(value) for _ in range(6)) == [6.0] * 6
+    assert set(np.asarray(value)) == {3.0}
+
+
+def weakly(value: Any) -> tuple[str, bool, Any]:
+    return str(value.dtype), value.weak_type, value
+
+
+def test_jax_arrays_of_all_forms_travel() -> None:
+    jnp = pytest.importorskip("jax.numpy")
+    n = SIZES["1 MB"] // 4
+    arrays = [
+        jnp.zeros((0, 3)),
+        jnp.float32(3),
+        jnp.arange(n).reshape(4, -1).T,
+        jnp.arange(n) % 3 == 0,
+        jnp.ones(n, jnp.int4),
+        jnp.ones(n, jnp.complex64),
+        jnp.asarray(2.0) * jnp.ones(()),
+        jnp.full((n,), 2),
+    ]
+    for (dtype, is_weak, back), array in zip(stateful_map(weakly, arrays, n_jobs=1), arrays, strict=True):
+        assert (dtype, is_weak) == (str(array.dtype), array.weak_type) == (str(back.dtype), back.weak_type)
+        assert back.shape == array.shape
+        assert (np.asarray(back) == np.asarray(array)).all()
+
+
 # --- users' own -------------------------------------------------------------------------------------------
 
 
