@@ -498,10 +498,10 @@ def test_jax_arrays_of_all_forms_travel() -> None:
         jnp.asarray(2.0) * jnp.ones(()),
         jnp.full((n,), 2),
     ]
-    for (dtype, is_weak, back), array in zip(stateful_map(weakly, arrays, n_jobs=1), arrays, strict=True):
-        assert (dtype, is_weak) == (str(array.dtype), array.weak_type) == (str(back.dtype), back.weak_type)
-        assert back.shape == array.shape
-        assert (np.asarray(back) == np.asarray(array)).all()
+    for (dtype, is_weak, back), sent in zip(stateful_map(weakly, arrays, n_jobs=1), arrays, strict=True):
+        assert (dtype, is_weak) == (str(sent.dtype), sent.weak_type) == (str(back.dtype), back.weak_type)
+        assert back.shape == sent.shape
+        assert (np.asarray(back) == np.asarray(sent)).all()
 
 
 # --- users' own -------------------------------------------------------------------------------------------
