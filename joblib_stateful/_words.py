@@ -68,6 +68,13 @@ def count(number: int, noun: str) -> str:
     return f"{number} {f'{noun[:-1]}ie' if noun[-1:] == 'y' else noun}s"
 
 
+def items(first: int, last: int, number: int) -> str:
+    """Return which items these are, by the indices of the first and the last one, and their number."""
+    if number == 1:
+        return f"item {first}"
+    return f"{'' if number == last - first + 1 else f'{number} of '}items {first} to {last}"
+
+
 def short(value: Any) -> str:
     """Return a value's text, cut short if it is a long one."""
     try:

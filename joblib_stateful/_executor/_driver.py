@@ -588,14 +588,18 @@ def _record_of(slot: Slot, seq: int, job: Job | None, reply: Reply | Death, *, l
     now, pid, life = time.perf_counter(), link.worker.pid, link.life
     if isinstance(reply, Built):
         return Record("built", slot.index, reply.pid, sent, now, reply.seconds, life=life)
-    first, n_items = (None, 0) if job is None else (job.call.request.index(job.positions[0]), len(job.positions))
+    first, last, n_items = None, None, 0
+    if job is not None:
+        index_of, n_items = job.call.request.index, len(job.positions)
+        first = index_of(job.positions[0])
+        last = first if n_items == 1 else index_of(job.positions[-1])
     if isinstance(reply, Ran):
         n_run, n_bytes = reply.n_run, reply.values.nbytes
-        return Record("ran", slot.index, pid, sent, now, reply.seconds, first, n_items, n_run, n_bytes, "", life)
+        return Record("ran", slot.index, pid, sent, now, reply.seconds, first, n_items, n_run, n_bytes, "", life, last)
     late = slot.killing is not None and seq in slot.killing.late
     what = "over its time" if late else "died" if isinstance(reply, Death) else "build failed"
     detail = f"{what}: {reply.reason}" if isinstance(reply, Death) and reply.reason else what
-    return Record(what, slot.index, pid, sent, now, first=first, n_items=n_items, detail=detail, life=life)
+    return Record(what, slot.index, pid, sent, now, first=first, n_items=n_items, detail=detail, life=life, last=last)
 
 
 # Not a method, which would keep the driver for as long as its worker lives.

@@ -10,6 +10,7 @@ from .._process._safely import text_of
 from .._scheduling._requests import Report
 from .._transport._definitions import active
 from .._transport._transport import ByReference
+from .._words import items
 from .._worker._rows import cut
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class Origin(NamedTuple):
     slot: int
     pid: int | None
     last: int | None = None
+    n_items: int = 1
 
 
 class NonsenseError(Exception):
@@ -138,7 +140,7 @@ def _exceptions_of(job: Job, reply: Ran, transport: Transport, slot: int, pid: i
     found: dict[int, BaseException] = {}
     for same in places.values():
         first, last = min(same), max(same)
-        origin = Origin(index_of(job.positions[first]), slot, pid, last=index_of(job.positions[last]))
+        origin = Origin(index_of(job.positions[first]), slot, pid, index_of(job.positions[last]), len(same))
         failure = reply.failures[first]
         if failure.what == "time":
             n_items = len(same) if job.call.request.is_one_call else 1
@@ -265,8 +267,8 @@ def add_note(error: BaseException, text: str) -> None:
 
 
 def _add_origin(error: BaseException, origin: Origin) -> None:
-    index, slot, pid, last = origin
-    which = "call" if index is None else f"item {index}" if last in (None, index) else f"items {index} to {last}"
+    index, slot, pid, last, n_items = origin
+    which = "call" if index is None else items(index, index if last is None else last, n_items)
     add_note(error, f"{which}, slot {slot}, pid {pid}")
 
 

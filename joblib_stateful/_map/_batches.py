@@ -65,7 +65,9 @@ class Batch:
         "_n_taken",
         "first",
         "has_begun",
+        "n_calls",
         "n_known",
+        "n_open",
         "n_run",
         "outcomes",
         "requests",
@@ -76,7 +78,11 @@ class Batch:
 
     def __init__(self, first: int, size: int, inbox: Inbox) -> None:
         self.first, self.size, self._inbox = first, size, inbox
-        self.requests: list[Request] = []  # until it is sent: one, or one for each slot that items of it must run in
+        # Until it is sent: one, or one for each slot that items of it must run in, or for each call with some of them.
+        self.requests: list[Request] = []
+        self.n_calls = self.n_open = (
+            1  # messages that workers can be at, and those of them that are not known to be over
+        )
         self.outcomes: deque[Outcome] = deque()  # that nobody has taken
         self._callback: list[Callable[[Batch], None]] = []  # joblib's, until it is called
         self._n_taken = 0

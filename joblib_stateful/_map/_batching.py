@@ -58,6 +58,10 @@ class Batching:
 
     #: The worker is called with all items of a batch at once, so that they should not go out before there are enough.
     is_of_calls = False
+    #: The batches are of several calls, of texts that are alike.
+    is_of_alike = False
+    #: The latest items are texts.
+    are_texts = False
 
     def __init__(
         self,
@@ -109,9 +113,12 @@ class Batching:
         self._n_back += n_run
         self._look_again()
 
-    def note_outcome(self, outcome: Outcome) -> None:
-        """Learn how long some items took, where they were run in one call."""
+    def note_outcome(self, outcome: Outcome, n_together: int = 1) -> None:  # noqa: ARG002 - a matter of calls
+        """Learn how long some items took, where they were run in one call, which may be one of several that belong together."""
         self.note_back(len(outcome.positions), outcome.n_run, outcome.seconds, outcome.result_bytes)
+
+    def note_together(self, n_items: int, n_calls: int, seconds: float) -> None:
+        """Learn how long calls took that belong together."""
 
     def _look_again(self) -> None:
         # Once for each message instead of ten times: `benchmarks/items.py`.
@@ -168,13 +175,20 @@ class Batching:
             size = min(size, max(share, int(TAIL_SECONDS / max(self._item_seconds, 1e-7)), 1))
         return max(1, min(size, room))
 
+    def n_in_call(self, n_items: int) -> int:
+        """Return how many of the items that are pulled together share a message."""
+        return n_items
+
+    def _find_usual_buffer(self) -> int:
+        return max(BUFFER_ITEMS * self._n_jobs, BUFFER_BATCHES * self._n_jobs * self.batch)
+
     def _find_buffer(self) -> int:
         if self._fixed_buffer != "auto":
             return self._fixed_buffer
         if self._n_back == 0:  # nothing is known of the results' weight yet
             size = 2 * self._n_jobs * (1 if self._fixed_batch == "auto" else self._fixed_batch)
         else:
-            size = max(BUFFER_ITEMS * self._n_jobs, BUFFER_BATCHES * self._n_jobs * self.batch)
+            size = self._find_usual_buffer()
         weight = (self._item_bytes or 0.0) + self._result_bytes
         if weight:
             size = min(size, int(BUFFER_BYTES / weight))

@@ -23,6 +23,7 @@ from .._scheduling._requests import Group
 from .._words import count
 from .._worker._tracebacks import without_our_frames
 from ..errors import ShutdownError
+from ._alike import AlikeFeeder
 from ._batches import Inbox
 from ._feeder import Feeder
 from ._measures import MapMeasures
@@ -90,7 +91,7 @@ class StatefulMap(NotCopied, Generic[T]):
         self._group = Group(on_error=inbox.put, n_slots=plan.n_jobs, watch=self._measures.note)
         if plan.route is not None and plan.on_error == "deferred":
             self._group.broken = {}
-        self._feeder = (Feeder if plan.route is None else RoutedFeeder)(plan, self._group, inbox)
+        self._feeder = _feeder_of(plan)(plan, self._group, inbox)
         self._progress = Progress(plan.progress, plan.length)
         self._give_back: Callable[[], None] | None = None
         self._results: Results | None = None
@@ -364,7 +365,9 @@ class StatefulMap(NotCopied, Generic[T]):
             self._n_finished += len(outcome.positions)
         self._note_errors(batch.first, outcome)
         if self._plan.batching.is_of_calls:
-            self._plan.batching.note_outcome(outcome)
+            self._plan.batching.note_outcome(outcome, batch.n_calls)
+            if batch.n_calls > 1 and batch.is_known:
+                self._plan.batching.note_together(batch.size, batch.n_calls, batch.seconds)
         elif batch.is_known:
             self._plan.batching.note_back(batch.size, batch.n_run, batch.seconds, batch.result_bytes)
 
@@ -559,3 +562,9 @@ def _first_of(failures: Sequence[tuple[int, BaseException]]) -> BaseException:
         replacement.__cause__ = error
         return replacement
     return error
+
+
+def _feeder_of(plan: Plan) -> type[Feeder]:
+    if plan.route is not None:
+        return RoutedFeeder
+    return AlikeFeeder if plan.batching.is_of_alike else Feeder

@@ -152,7 +152,11 @@ def make_plan(
         on_error=on_error,
         limits=checked,
         batching=(
-            _sizes_of_calls(n_places, batch_size, buffer)
+            # One worker alone gets its items in their order, and so do those with a route; and what "wait_others" has not run
+            # lies behind all that it has.
+            _sizes_of_calls(
+                n_places, batch_size, buffer, may_choose=slots > 1 and route is None and on_error != "wait_others"
+            )
             if pass_as == "batch"  # noqa: S105 - no password
             else Batching(
                 n_places,
@@ -214,10 +218,12 @@ def _refuse_next_to_executor(**own: Any) -> None:
         )
 
 
-def _sizes_of_calls(n_places: int, batch_size: int | Literal["auto"], buffer: int | Literal["auto"]) -> Batching:
+def _sizes_of_calls(
+    n_places: int, batch_size: int | Literal["auto"], buffer: int | Literal["auto"], *, may_choose: bool
+) -> Batching:
     from ._call_sizes import CallSizes  # here, for its statistics take 5 ms to import
 
-    return CallSizes(n_places, batch_size, buffer)
+    return CallSizes(n_places, batch_size, buffer, is_of_alike=may_choose and batch_size == "auto")
 
 
 def _open_owned(

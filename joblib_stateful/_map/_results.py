@@ -24,7 +24,7 @@ class Results:
 
     def __init__(self, call: BatchGenerator, *, ordered: bool) -> None:
         self._call, self._ordered = call, ordered
-        #: Batches that were sent, and of which the consumer has not been told that all is there.
+        #: Messages that workers can be at, of batches of which the consumer has not been told that all is there.
         self.n_running = 0
         # Ordered: all that were not taken. Else: those of which something can be taken, once for each outcome, None for the
         # first one of each: which batch that is says joblib.
@@ -33,7 +33,7 @@ class Results:
 
     def send(self, batch: Batch) -> None:
         """Have a batch run."""
-        self.n_running += 1
+        self.n_running += batch.n_open
         if self._ordered:
             self._next.append(batch)
         self._call.send(batch)
@@ -47,7 +47,10 @@ class Results:
         batch.seconds += outcome.seconds
         batch.result_bytes += outcome.result_bytes
         batch.n_known += len(outcome.positions)
-        self.n_running -= batch.is_known
+        # At least one, until all is there.
+        n_open = 0 if batch.is_known else max(1, batch.n_open - outcome.is_last)
+        self.n_running -= batch.n_open - n_open
+        batch.n_open = n_open
 
     @property
     def is_ready(self) -> bool:

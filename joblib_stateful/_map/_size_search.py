@@ -90,12 +90,16 @@ class SizeSearch:
         time = (seconds + _OVERHEAD_SECONDS) / size
         if self._n_first:
             self._n_first -= 1
-        elif seconds > OVERTIME * _MOST_SECONDS and 1 < size <= self.size:
+        elif self.is_too_long(seconds) and 1 < size <= self.size:
             self._begin_anew(max(1, int(size * _MOST_SECONDS / seconds)))
         elif self.is_growing:
             self._grow(size, time, n_had)
         elif size != self._best_size or not self._has_changed(time):
             self._look_around(size, time, n_had)
+
+    def is_too_long(self, seconds: float) -> bool:
+        """Tell whether a call takes so long that no other one should."""
+        return seconds > OVERTIME * _MOST_SECONDS
 
     def limit_to(self, size: int) -> None:
         """Learn that calls with more items run out of memory."""

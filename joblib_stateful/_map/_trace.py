@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._process import _locks, _system
 from .._process._safely import Log
+from .._words import items
 
 if TYPE_CHECKING:
     from .._scheduling._requests import Record
@@ -184,5 +185,5 @@ def _name_of(record: Record) -> str:
         return "building"
     if record.first is None:
         return "a call"
-    last = record.first + record.n_items - 1
-    return f"item {record.first}" if record.n_items == 1 else f"items {record.first} to {last}"
+    last = record.first + record.n_items - 1 if record.last is None else record.last
+    return items(record.first, last, record.n_items)

@@ -256,3 +256,4 @@ class Record(NamedTuple):
     bytes_back: int = 0
     detail: str = ""
     life: int = 0  # which worker of its slot it was
+    last: int | None = None  # index of the last item, between which and the first there may be others

@@ -111,6 +111,11 @@ class Packing(ABC):
     def count(self) -> int:
         """The number of values so far."""
 
+    @property
+    def held(self) -> list[Any] | None:
+        """The values so far, if they are only kept until `finish`; None if some are packed."""
+        return None
+
     @abstractmethod
     def add(self, value: Any) -> BaseException | None:
         """Pack one more value; return what kept it from being packed."""
@@ -367,6 +372,11 @@ class _PickledPacking(Packing):
         """The number of values so far."""
         return len(self._plain) if self._packer is None else len(self._frames) + len(self.faults)
 
+    @property
+    def held(self) -> list[Any] | None:
+        """The values so far, if all are plain."""
+        return self._plain if self._packer is None else None
+
     def add(self, value: Any) -> BaseException | None:
         """Pack one more value."""
         packer = self._packer
@@ -482,6 +492,11 @@ class _HeldTogether(Packing):
     def count(self) -> int:
         """The number of values so far."""
         return len(self._values)
+
+    @property
+    def held(self) -> list[Any]:
+        """The values so far."""
+        return self._values
 
     def add(self, value: Any) -> None:
         """Take one more value."""
