@@ -6,10 +6,12 @@ A model that pads the texts of a call takes as long for each of them as for the 
 from __future__ import annotations
 
 import math
+import time
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from . import _feeder
 from ._batches import Batch
 from ._feeder import Feeder
 
@@ -30,11 +32,11 @@ class AlikeFeeder(Feeder):
         """Pull a batch for which there is room; None if the input has ended, or if it has only begun."""
         source, wanted = self._source(), self._n_wanted(room)
         parts, self._parts = self._parts, []
-        self._pull_parts(parts, source, wanted)
-        count = sum(items.count for items in parts)
-        if self.is_slow and not (count >= wanted or is_awaited or self.is_over):
+        is_begun = self._pull_parts(parts, source, wanted)
+        if is_begun and not is_awaited:
             self._parts = parts
             return None
+        count = sum(items.count for items in parts)
         return self._batch_of_parts([items for items in parts if items.count], count) if count else None
 
     @property
@@ -47,17 +49,24 @@ class AlikeFeeder(Feeder):
         self._parts = []
         super().end()
 
-    def _pull_parts(self, parts: list[Packing], source: Iterator[Any], wanted: int) -> None:
-        """Pull up to so many items in all, in parts of a call each; no more behind one that is not all texts."""
+    def _pull_parts(self, parts: list[Packing], source: Iterator[Any], wanted: int) -> bool:
+        """Pull up to so many items in all, in parts of a call each; no more behind one that is not all texts.
+
+        Return whether there is something else to do first, and more may be pulled then.
+        """
         size, left = self._plan.batching.n_in_call(wanted), wanted - sum(items.count for items in parts)
         if not parts or parts[-1].count >= size:
             parts.append(self._packing())
+        until = time.perf_counter() + _feeder.PULL_SECONDS
         while True:
             items, before = parts[-1], parts[-1].count
-            self._pull(items, source, max(0, min(left, size - before)))  # calls may have become smaller meanwhile
+            # Calls may have become smaller meanwhile.
+            self._pull(items, source, max(0, min(left, size - before)), until)
             left -= items.count - before
-            if left <= 0 or self.is_over or self.is_slow or _lengths_of(items.held) is None:
-                return
+            if left <= 0 or self.is_over or _lengths_of(items.held) is None:
+                return False
+            if self.is_slow or (self._inbox.news and not self._is_at_rest):
+                return True
             parts.append(self._packing())
 
     def _batch_of_parts(self, parts: list[Packing], count: int) -> Batch:

@@ -101,14 +101,15 @@ class Feeder:
         transport = self._plan.transport
         return transport.packing(definer=transport.definer(memory=self._memory))
 
-    def _pull(self, items: Packing, source: Iterator[Any], wanted: int) -> None:
-        """Pull and pack up to ``wanted`` items more; fewer if the input ends, breaks or is slow."""
+    def _pull(self, items: Packing, source: Iterator[Any], wanted: int, until: float | None = None) -> None:
+        """Pull and pack up to ``wanted`` items more; fewer if the input ends, breaks or is slow, until a time for all of it."""
         max_bytes = self._plan.batching.max_bytes
         try:
             if self._is_at_rest:
                 has_more = self._fill(items, source, wanted, max_bytes)
             else:
-                until = time.perf_counter() + PULL_SECONDS
+                if until is None:
+                    until = time.perf_counter() + PULL_SECONDS
                 has_more = items.pull(source, wanted, until=until, max_bytes=max_bytes)
                 self.is_slow = items.is_late
         except Exception as error:  # noqa: BLE001 - it is raised when the items before it are done with

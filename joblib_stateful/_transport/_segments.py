@@ -262,12 +262,25 @@ class Segment:
 
     def view(self) -> memoryview:
         """Return what it holds now."""
+        if (
+            self in _looked_into
+            and self._kept is None
+            and len(_looked_into) <= _SPARE_FILES
+            and self.mode in ("r", "c")
+        ):
+            # What is sent again is sent many times, and is compared each time.
+            self._kept = map_of(self.fd, self.size, is_sealed=True)
+        _looked_into.add(self)
         if self._kept is not None:
             return memoryview(self._kept)[: self.size].toreadonly()
         return memoryview(mmap.mmap(self.fd, self.size, prot=mmap.PROT_READ))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Received, (self.number, self.size, self.mode)
+
+
+# Segments that something has been compared with.
+_looked_into: weakref.WeakSet[Segment] = weakref.WeakSet()
 
 
 class Received(NamedTuple):

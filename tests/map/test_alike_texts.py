@@ -198,6 +198,40 @@ def test_a_slow_input_is_gone_on_with_until_a_worker_waits(monkeypatch: pytest.M
     assert not feeder.has_begun_batch
 
 
+@pytest.mark.unit
+def test_pulling_takes_no_longer_for_many_calls_than_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, now = settled(), 0.0
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    seconds = 0.9 * _feeder.PULL_SECONDS / sizes.call  # for each item: a call takes a little less than it may
+
+    def source() -> Iterator[str]:
+        nonlocal now
+        for text in texts(1000):
+            now += seconds
+            yield text
+
+    feeder = feeder_of(source(), sizes, Pickled())
+    assert feeder.next_batch(ROOM, is_awaited=False) is None
+    assert feeder.has_begun_batch
+    assert now <= 1.2 * _feeder.PULL_SECONDS
+    batch = feeder.next_batch(ROOM, is_awaited=True)
+    assert batch is not None
+    assert batch.size == round(now / seconds)
+    assert now <= 2.4 * _feeder.PULL_SECONDS
+
+
+@pytest.mark.unit
+def test_news_go_before_more_calls() -> None:
+    sizes = settled()
+    feeder = feeder_of((text for text in texts(1000)), sizes, Pickled())
+    feeder._inbox.put()
+    assert feeder.next_batch(ROOM, is_awaited=False) is None
+    assert feeder.has_begun_batch
+    feeder._inbox.news.clear()
+    calls = calls_of(feeder.next_batch(ROOM, is_awaited=False))
+    assert sorted(place for places in calls for place in places) == list(range(sizes.batch))
+
+
 # --- what comes of it ---------------------------------------------------------------------------------------
 
 

@@ -236,7 +236,7 @@ def test_the_rows_of_one_array_come_as_one_buffer_that_can_be_written_to(width: 
     assert len(set(map(id, owners[:4]))) == 1
     assert len(set(map(id, owners[4:]))) == 1
     assert owners[0] is not owners[4], "they are of two calls"
-    assert owners[0].nbytes == 4 * width * 8
+    assert 0 <= owners[0].nbytes - 4 * width * 8 < 128, "but for where it begins"
     rows[1][:] = -1.0
     assert [row[-1] for row in rows] == [0.0, -1.0, *range(2, 8)]
 
