@@ -80,9 +80,8 @@ class Batch:
         self.first, self.size, self._inbox = first, size, inbox
         # Until it is sent: one, or one for each slot that items of it must run in, or for each call with some of them.
         self.requests: list[Request] = []
-        self.n_calls = self.n_open = (
-            1  # messages that workers can be at, and those of them that are not known to be over
-        )
+        # Messages that workers can be at, and those of them that are not known to be over.
+        self.n_calls = self.n_open = 1
         self.outcomes: deque[Outcome] = deque()  # that nobody has taken
         self._callback: list[Callable[[Batch], None]] = []  # joblib's, until it is called
         self._n_taken = 0

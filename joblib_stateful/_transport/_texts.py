@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ._reducing import private
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 # There and back a list of ten thousand words takes nine tenths of pickle's time, one of a million less than half. Texts of 40
 # characters are level, longer ones lose (`python benchmarks/texts.py`).
@@ -33,19 +36,29 @@ def joined(value: list[Any]) -> Any:
     """
     if len(value) < _LEAST_COUNT or type(value[0]) is not str:
         return value
-    sample = value[:: len(value) // _SAMPLE]
-    n_different = len(set(map(id, sample)))
-    if set(map(type, sample)) != {str} or n_different < 0.9 * len(sample):
-        return value
-    if sum(map(len, sample)) > _MOST_CHARACTERS * len(sample):
+    if not _is_worth_it(value[:: len(value) // _SAMPLE]):
         return value
     texts = tuple(value)  # which no other thread changes
-    if set(map(type, texts)) != {str}:
+    if types_of(texts) != {str}:
         return value
     text = _SEPARATOR.join(texts)
     if text.count(_SEPARATOR) != len(texts) - 1:
         return value
     return _Joined(text.encode("utf-8", "surrogatepass"))
+
+
+def _is_worth_it(sample: list[Any]) -> bool:
+    """Tell whether some of the values are short texts, and hardly one is there twice."""
+    n, n_different = len(sample), len(set(map(id, sample)))
+    return types_of(sample) == {str} and n_different >= 0.9 * n and sum(map(len, sample)) <= _MOST_CHARACTERS * n
+
+
+def types_of(values: Iterable[Any]) -> set[type]:
+    """Return the types of some values; none of the plain ones if some can't be in a set, for a metaclass without a hash."""
+    try:
+        return set(map(type, values))
+    except TypeError:
+        return {object}
 
 
 def split(data: Any) -> list[str]:

@@ -23,6 +23,7 @@ from ._code import ComparingPickler
 from ._defining import Definer, needs_of
 from ._frames import Packer, Unpacker
 from ._reducing import PROTOCOL
+from ._texts import types_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
@@ -346,14 +347,6 @@ def _is_large(value: Any) -> bool:
     return type(value) in _SIZED and len(value) >= THRESHOLD
 
 
-def _types_of(values: Iterable[Any]) -> set[type]:
-    """Return the types of some values; none of the plain ones if some can't be in a set, for a metaclass without a hash."""
-    try:
-        return set(map(type, values))
-    except TypeError:
-        return {object}
-
-
 class _PickledPacking(Packing):
     """Packs each value when it comes, for the next one may be the same object with other contents."""
 
@@ -381,7 +374,7 @@ class _PickledPacking(Packing):
         """Pack one more value."""
         packer = self._packer
         if packer is None:
-            if _types_of((value,)) <= _PLAIN:
+            if types_of((value,)) <= _PLAIN:
                 self._plain.append(value)
                 self.shortcut_nbytes += len(value) if type(value) in _SIZED else 0
                 return None
@@ -405,7 +398,7 @@ class _PickledPacking(Packing):
 
     def fill(self, values: list[Any], *, max_bytes: float) -> int:
         """Pack values that are there already."""
-        if self._packer is None and _PLAIN.issuperset(kinds := _types_of(values)):
+        if self._packer is None and _PLAIN.issuperset(kinds := types_of(values)):
             sized = () if kinds.isdisjoint(_SIZED) else compress(values, map(_SIZED.__contains__, map(type, values)))
             nbytes = sum(map(len, sized))
             if nbytes <= max_bytes:
