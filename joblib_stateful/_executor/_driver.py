@@ -30,7 +30,7 @@ from .._scheduling._decisions import (
 from .._scheduling._requests import Record, Report
 from .._scheduling._scheduler import Scheduler
 from .._scheduling._slots import State
-from .._worker._messages import Build, BuildFailed, Built, Death, Failure, Finish, Ran, Reply, Run
+from .._worker._messages import Build, BuildFailed, Built, Death, Failure, Finish, Phase, Ran, Reply, Run
 from .._worker._surroundings import Environment
 from ..errors import why_condemned
 from . import _exit, _room
@@ -164,6 +164,14 @@ class Driver:
         link = self.links[slot]
         assert link is not None  # noqa: S101 - decisions about a worker follow its start
         return link
+
+    def is_starting(self, slot: Slot) -> bool:
+        """Tell whether a slot's worker process has not come to its object yet, which it was started for."""
+        link = self.links[slot.index]
+        if link is None or slot.state is not State.BUILDING or not self.engine.has_processes or self.engine.is_remote:
+            return False
+        page = link.worker.progress_of(slot.seq)
+        return page.seq != slot.seq or page.phase is Phase.IDLE
 
     @property
     def is_answering(self) -> bool:

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
     from ..engines import Runtime
 
-# After Ctrl-C, objects have this long to close, what a map has waited for its workers before included; a script shall be gone
-# within two seconds.
+# After Ctrl-C, objects have this long to close, less half of the time that has gone by since then; a script shall be gone within
+# two seconds.
 _GRACE_AFTER_INTERRUPT = 1.0
-_LEAST_GRACE = 0.5
+_LEAST_GRACE = 0.2
 _GRACE = 10.0
 # What is waited for takes milliseconds, and is only missed in a complaint of a resource tracker.
 _SETTLE_SECONDS = 0.5
@@ -69,7 +69,7 @@ class Ending(Protocol):
 
 _pools: weakref.WeakSet[Ending] = weakref.WeakSet()
 _kinds: weakref.WeakSet[type[Runtime]] = weakref.WeakSet()  # also of pools that are gone
-_waited = 0.0  # seconds for which the latest Ctrl-C has waited for what ran
+_waited = 0.0  # seconds since the latest Ctrl-C, when what ran had ended
 _finalizer_of: int | None = None  # the process whose finaliser is ours: children of multiprocessing forget them
 
 
@@ -80,7 +80,7 @@ def watch(pool: Ending) -> None:
 
 
 def note_interrupt(seconds: float) -> None:
-    """Note how long a Ctrl-C has waited for what ran: that is a part of what it may take."""
+    """Note how long ago a Ctrl-C struck when what ran has ended: that is a part of what it may take."""
     global _waited  # noqa: PLW0603 - one for the process
     _waited = seconds
 
@@ -141,7 +141,7 @@ def _end_in_order() -> None:
     for pool in pools:
         pool.kill(only_busy=True)
         pool.close(wait=False)
-    grace = max(_LEAST_GRACE, _GRACE_AFTER_INTERRUPT - _waited) if interrupted else _GRACE
+    grace = max(_LEAST_GRACE, _GRACE_AFTER_INTERRUPT - _waited / 2) if interrupted else _GRACE
     deadline = time.monotonic() + grace
     for pool in pools:
         if pool.wait_until_empty(max(0.0, deadline - time.monotonic())):

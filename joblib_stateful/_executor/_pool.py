@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from .. import errors
 from .._process import _locks, _timers
-from .._process._interrupts import wait_for
+from .._process._interrupts import seconds_late, wait_for
 from .._scheduling._decisions import Deliver
 from .._scheduling._requests import Group, Outcome
 from .._scheduling._slots import State
@@ -211,12 +211,17 @@ class WorkerPool:
         return f"{what} {n_building} of {width}"
 
     def interrupt(self, group: Group, grace: float) -> None:
-        """Drop the calls of a group, and kill its workers that are still busy after ``grace`` seconds."""
-        done, started = False, time.monotonic()
+        """Drop the calls of a group, and kill its workers that are still busy ``grace`` seconds after the Ctrl-C.
+
+        Those that are only being started, and have come to no code of the user's, are killed at once.
+        """
+        done, started = False, time.monotonic() - seconds_late()
         try:
             self.drop(group)
+            self._driver.note(lambda: self._scheduler.kill(group, only=self._driver.is_starting))
             with self._driver.changed:
-                done = wait_for(self._driver.changed, lambda: not self._scheduler.is_running(group), grace)
+                rest = max(0.0, started + grace - time.monotonic())
+                done = wait_for(self._driver.changed, lambda: not self._scheduler.is_running(group), rest)
         finally:  # also if Ctrl-C is pressed again: that ends the grace
             _exit.note_interrupt(time.monotonic() - started)
             if not done:

@@ -163,6 +163,8 @@ class Uninterrupted:
 
     def _hold(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the system's signature
         self._caught[number] = None
+        if number == _signal.SIGINT:
+            _held_back.came = time.monotonic()
 
     def _let_go(self, numbers: list[int]) -> None:
         try:
@@ -178,12 +180,31 @@ class Uninterrupted:
 
     def _handle(self) -> None:
         number, _ = self._caught.popitem()
+        if number == _signal.SIGINT:
+            _held_back.handled = time.monotonic()
         try:
             # Not the frame in which it struck, which may have ended: a traceback would keep it, and what it has open.
             self._previous[number](number, sys._getframe())
         finally:
             if self._caught:  # also if that one has raised
                 self._handle()
+
+
+class _HeldBack:
+    """When the latest Ctrl-C that was held back struck, and when it was handed on."""
+
+    came = handled = -math.inf
+
+
+_held_back = _HeldBack()
+# Who is interrupted by one begins to end things at once.
+_AT_ONCE_SECONDS = 1.0
+
+
+def seconds_late() -> float:
+    """Return how many seconds ago the Ctrl-C struck by which things are being ended now; 0 if it was not held back."""
+    now = time.monotonic()
+    return now - _held_back.came if now - _held_back.handled < _AT_ONCE_SECONDS else 0.0
 
 
 #: A context that does nothing.

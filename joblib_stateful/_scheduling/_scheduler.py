@@ -32,7 +32,7 @@ from ._requests import Outcome
 from ._slots import Killing, Late, Slot, SlotTable, State
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from .._worker._messages import Death
     from ._requests import Group, Limits, Report, Request
@@ -167,13 +167,15 @@ class Scheduler:
         stopped = self._stop_running(self.work.calls_of(group), is_unwanted=False)
         return stopped + decisions + self._after_removal()
 
-    def kill(self, group: Group | None = None, *, idle_too: bool = False) -> Decisions:
+    def kill(
+        self, group: Group | None = None, *, idle_too: bool = False, only: Callable[[Slot], bool] | None = None
+    ) -> Decisions:
         """Kill the workers that run, or are built for, a group (None: any group); also those that are idle, or ending."""
         decisions: Decisions = []
         for slot in self.slots:
             is_at_rest = slot.state in (State.IDLE, State.CLOSING)
             is_spared = slot.state is State.EMPTY or (is_at_rest and not idle_too)
-            if is_spared or not slot.is_for(group):
+            if is_spared or not slot.is_for(group) or (only is not None and not only(slot)):
                 continue
             if slot.state is State.IDLE:
                 self.slots.enter(slot, State.CLOSING)

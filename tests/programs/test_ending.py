@@ -101,7 +101,7 @@ class Ended:
         return True
 
 
-@pytest.mark.parametrize(("seconds", "most"), [(0.0, 1.0), (0.2, 0.8), (0.5, 0.5), (3.0, 0.5)])
+@pytest.mark.parametrize(("seconds", "most"), [(0.0, 1.0), (0.2, 0.9), (0.5, 0.75), (1.5, 0.25), (3.0, 0.2)])
 def test_what_ctrl_c_has_waited_for_is_a_part_of_the_two_seconds(
     monkeypatch: pytest.MonkeyPatch, seconds: float, most: float
 ) -> None:
