@@ -18,8 +18,8 @@ import pytest
 
 import joblib_stateful
 from joblib_stateful import StatefulExecutor
-from joblib_stateful._process import _locks
-from joblib_stateful._process._interrupts import Uninterrupted, Wakeup
+from joblib_stateful._process import _interrupts, _locks
+from joblib_stateful._process._interrupts import Uninterrupted, Wakeup, seconds_late
 from joblib_stateful._scheduling._requests import Group
 from programs import program_text
 
@@ -29,6 +29,33 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no signal can be sent to a thread here")
 
 _TIMES = 300
+
+
+@pytest.mark.unit
+def test_it_is_known_how_long_a_ctrl_c_was_held_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr(_interrupts, "_held_back", type(_interrupts._held_back)())
+
+    def raise_it(*_: object) -> None:
+        raise StruckError
+
+    before = signal.signal(signal.SIGINT, raise_it)
+    try:
+        assert seconds_late() == 0
+        with pytest.raises(StruckError), Uninterrupted():
+            signal.raise_signal(signal.SIGINT)
+            now += 3
+        assert seconds_late() == 3
+        now += 0.5
+        assert seconds_late() == 3.5
+        now += 60  # by then it is another one
+        assert seconds_late() == 0
+        with pytest.raises(StruckError):
+            signal.raise_signal(signal.SIGINT)
+        assert seconds_late() == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class StruckError(Exception):

@@ -920,6 +920,15 @@ def test_killing_a_construction_is_no_failure_of_it() -> None:
     assert not play.scheduler.is_running(group)
 
 
+def test_of_those_that_are_built_for_a_group_only_some_may_be_killed() -> None:
+    play, group = Play(2), a_map()
+    play.scheduler.warm(group, Limits())
+    assert told(play.scheduler.kill(group, only=lambda slot: slot.index == 1)) == ["kill 1"]
+    assert play.died(1) == []
+    assert play.scheduler.is_running(group)
+    assert told(play.scheduler.kill(group)) == ["kill 0"]
+
+
 def test_idle_workers_are_killed_if_asked_for() -> None:
     play = with_objects(2)
     assert told(play.scheduler.kill()) == []
