@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _MOST_ITEMS = 8192
 # So many calls are filled together with texts, those alike in one. With MiniLM, which pads them, that gives 1.4 times as many
-# texts a second as the best calls of texts in their order, with half as many 1.35 times (`python benchmarks/calls.py --together`).
+# texts a second as the best calls of texts in their order, with half as many 1.15 to 1.35 (`python benchmarks/calls.py --together`).
 _TOGETHER = 16
 # To choose them and to put them in order again takes some 3 µs each.
 _LEAST_SECONDS = 2e-4
