@@ -8,6 +8,7 @@ import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
@@ -138,3 +139,21 @@ def note_call(
     sizes.note_outcome(
         Outcome(range(n_run), [], n_run=n_run, seconds=seconds, result_bytes=nbytes, n_calls=n_calls, n_fit=n_fit)
     )
+
+
+def plan_of_calls(source: Any, sizes: Batching, transport: Any, length: int | None = None) -> Any:
+    """Return as much of a map's plan as a feeder looks at, of calls with many items."""
+    plan = SimpleNamespace(
+        iterable=source,
+        length=length,
+        batching=sizes,
+        transport=transport,
+        surroundings=lambda: None,
+        limits=None,
+        pass_as="batch",
+        target=None,
+        on_error="immediate",
+        isolate=True,
+    )
+    plan.ended = lambda: plan
+    return plan

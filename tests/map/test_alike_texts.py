@@ -8,7 +8,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +19,7 @@ from joblib_stateful._map._batches import Batch, Inbox
 from joblib_stateful._map._call_sizes import _TOGETHER, CallSizes
 from joblib_stateful._scheduling._requests import Group
 from joblib_stateful._transport._transport import ByReference, Pickled
-from scenes import Scene, crash, new_scene, note_call, orders, parallel_engines
+from scenes import Scene, crash, new_scene, note_call, orders, parallel_engines, plan_of_calls
 
 ROOM = 10**9
 
@@ -127,20 +126,7 @@ def test_calls_are_whole_and_at_the_end_the_workers_share_what_is_left() -> None
 
 
 def feeder_of(source: Any, sizes: CallSizes, transport: Any) -> AlikeFeeder:
-    plan = SimpleNamespace(
-        iterable=source,
-        length=None,
-        batching=sizes,
-        transport=transport,
-        surroundings=lambda: None,
-        limits=None,
-        pass_as="batch",
-        target=None,
-        on_error="immediate",
-        isolate=True,
-    )
-    plan.ended = lambda: plan
-    return AlikeFeeder(plan, Group(), Inbox())
+    return AlikeFeeder(plan_of_calls(source, sizes, transport), Group(), Inbox())
 
 
 def calls_of(batch: Batch | None) -> list[list[int]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ from joblib_stateful._map._call_sizes import CallSizes
 from joblib_stateful._map._feeder import Feeder
 from joblib_stateful._scheduling._requests import Group
 from joblib_stateful._transport._transport import ByReference
-from scenes import engines, new_scene, note_call, orders, parallel_engines
+from scenes import engines, new_scene, note_call, orders, parallel_engines, plan_of_calls
 
 
 @pytest.fixture
@@ -206,20 +205,7 @@ class Closing:
 
 
 def feeder_of(source: Iterable[Any], sizes: CallSizes, length: int | None = None) -> Feeder:
-    plan = SimpleNamespace(
-        iterable=source,
-        length=length,
-        batching=sizes,
-        transport=ByReference(),
-        surroundings=lambda: None,
-        limits=None,
-        pass_as="batch",
-        target=None,
-        on_error="immediate",
-        isolate=True,
-    )
-    plan.ended = lambda: plan
-    return Feeder(plan, Group(), Inbox())  # type: ignore[arg-type]  # as much of a plan as it looks at
+    return Feeder(plan_of_calls(source, sizes, ByReference(), length), Group(), Inbox())
 
 
 def next_size(feeder: Feeder, room: int = 100, *, is_awaited: bool) -> int | None:
