@@ -120,6 +120,8 @@ class Store:
     """The segments that are alive, found again by the memory that they were made from."""
 
     def __init__(self) -> None:
+        # What segments that workers write to were made from: the array, and what it held then.
+        self._made_from: weakref.WeakKeyDictionary[Any, tuple[weakref.ref[Any], bytes]] = weakref.WeakKeyDictionary()
         # Held while one is written, so that two threads with the same array make one; and while one is looked for, so
         # that two threads with equal arrays do.
         self._lock, self._finding = _locks.make_lock(), _locks.make_lock()
@@ -135,12 +137,28 @@ class Store:
         key = (*place, sharing.mode, sharing.folder)
         with self._lock:
             found = self._segments.get(key)
-            if found is None or not is_same(contents, found):
+            is_new = found is None or not self._is_of(contents, found)
+            if is_new:
                 found = self._segments[key] = self._make(contents.in_memory(), sharing)
                 self._alive.add(found)
-            elif sharing.held is not None:
+                if is_shared(sharing.mode):
+                    self._note_origin(found, contents)
+            # What workers write to is to be there for the next one, too.
+            if sharing.held is not None and (not is_new or is_shared(sharing.mode)):
                 _hold(sharing.held, key, found, contents.owner)
         return found
+
+    def _is_of(self, contents: Contents, segment: Any) -> bool:
+        """Tell whether a segment holds what a buffer does; or did so, if workers have written to it since."""
+        if not is_shared(segment.mode):
+            return is_same(contents, segment)
+        owner, held = self._made_from.get(segment, (None, b""))
+        # Not only the same place and contents: an array that is made where another one was is not that one.
+        return owner is not None and owner() is _whole(contents.owner) and digest(contents.in_memory()) == held
+
+    def _note_origin(self, segment: Any, contents: Contents) -> None:
+        with contextlib.suppress(TypeError):  # it can't be referred to weakly
+            self._made_from[segment] = weakref.ref(_whole(contents.owner)), digest(contents.in_memory())
 
     def like(self, contents: Contents, sharing: Sharing) -> Any:
         """Return the segment with the bytes of a buffer, wherever that lies in memory; or a digest of them."""
@@ -162,7 +180,7 @@ class Store:
         alive = [found for found in alive if found.size == contents.nbytes and found.mode == sharing.mode]
         # The oldest one, so that it is the same one as long as a key keeps it.
         for found in sorted(alive, key=attrgetter("number")):
-            if is_same(contents, found):
+            if self._is_of(contents, found):
                 return found
         return None
 
@@ -192,7 +210,7 @@ class Files(Blobs):
     """The same, where those that all workers write to lie in files."""
 
     def _make(self, buffer: memoryview, sharing: Sharing) -> Any:
-        if sharing.mode not in ("r+", "w+"):
+        if not is_shared(sharing.mode):
             return super()._make(buffer, sharing)
         try:
             return NamedFile(buffer, sharing.mode, sharing.folder)
@@ -217,8 +235,7 @@ after_fork(_start_anew)
 
 def _hold(held: dict[Any, Any], key: Any, segment: Any, owner: Any) -> None:
     """Keep a segment as long as the array is there that it was made from; of several parts of that, no more than it weighs."""
-    while getattr(owner, "base", None) is not None and hasattr(owner.base, "__array_interface__"):
-        owner = owner.base
+    owner = _whole(owner)
     held.pop(key, None)  # it is the latest one now
     with contextlib.suppress(TypeError):  # it can't be referred to weakly
         held[key] = segment, weakref.ref(owner, lambda _: held.pop(key, None))
@@ -228,6 +245,18 @@ def _hold(held: dict[Any, Any], key: Any, segment: Any, owner: Any) -> None:
             room -= kept.size
             if room < 0:
                 held.pop(other, None)
+
+
+def _whole(owner: Any) -> Any:
+    """Return the array that a view is a part of."""
+    while getattr(owner, "base", None) is not None and hasattr(owner.base, "__array_interface__"):
+        owner = owner.base
+    return owner
+
+
+def is_shared(mode: str) -> bool:
+    """Tell whether what one worker writes to a buffer is seen by the others."""
+    return mode in ("r+", "w+")
 
 
 def _make_segment(pieces: Pieces, sharing: Sharing) -> Segment:

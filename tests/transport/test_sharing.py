@@ -372,6 +372,53 @@ def test_joblibs_own_arguments_hold(*, options: dict[str, Any], writable: bool, 
 
 
 @needs("sendfds")
+@pytest.mark.parametrize("make", [lambda: np.zeros(SIZE), lambda: np.zeros((SIZE, 2))[:, 1]], ids=["array", "column"])
+@pytest.mark.parametrize("mode", ["r+", "w+"])
+def test_what_tasks_may_write_to_is_the_same_for_all_of_a_call(mode: Any, make: Callable[[], Any]) -> None:
+    data = make()
+
+    def add(array: Any, number: int) -> float:
+        array[number] = 1
+        return float(array.sum())
+
+    with parallel_config(backend="stateful", n_jobs=2, mmap_mode=mode):
+        for _ in range(2):  # each call begins with what the program has
+            # No more than two at a time: the others have written before.
+            found = Parallel(batch_size=1, pre_dispatch=1)(delayed(add)(data, number) for number in range(6))
+            assert all(total >= number for number, total in enumerate(found))
+            assert max(found) == 6
+    assert not data.any()
+
+
+def test_what_tasks_may_write_to_is_nobody_elses() -> None:
+    def add(array: Any, number: int) -> float:
+        array[number] = 1
+        return float(array.sum())
+
+    def tasks() -> Iterator[Any]:  # of an array that is gone, the next one has the place
+        for number in range(20):
+            yield delayed(add)(np.zeros(SIZE), number)
+
+    with parallel_config(backend="stateful", n_jobs=2, mmap_mode="r+"):
+        assert Parallel(batch_size=1)(tasks()) == [1.0] * 20
+
+
+@pytest.mark.unit
+def test_what_the_program_has_changed_meanwhile_is_sent_anew_though_tasks_may_write_to_it() -> None:
+    data, sharing = np.zeros(SIZE), Sharing(1 << 20, "r+", held={})
+    transport = SharedMemory(sharing)
+
+    def segment() -> Any:
+        (found,) = transport.pack_all([data], sharing=sharing)[0].frames[0].buffers
+        return found
+
+    first = segment()
+    os.pwrite(first.fd, b"written by a task", 0)
+    assert segment() is first
+    data[-1] = 1
+    assert segment() is not first
+
+
 def test_arrays_lie_in_the_folder_that_is_named(tmp_path: Path) -> None:
     data = np.ones(SIZE)
 
