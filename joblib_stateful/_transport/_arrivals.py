@@ -14,11 +14,14 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from .._process._system import around_fork
-from ._kept_maps import KEEP_NO_FD
+from . import _unchanged
+from ._kept_maps import KEEP_NO_FD, Map
 from ._segments import Received, read
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
+
+    from ._contents import Contents
 
 # The buffers of one item are copied on arrival if they are no larger than this together: to read them takes as long as if
 # they were mapped, and to write to all of them a sixth, for each page that is written to first costs an interrupt. Of
@@ -27,14 +30,8 @@ if TYPE_CHECKING:
 COPIED_BYTES = 4 << 20
 
 
-class _Map(mmap.mmap):
-    """A map of a segment; it can be referred to weakly."""
-
-    number: int
-
-
 # Those that are alive: as long as a value made of them is.
-_maps: weakref.WeakValueDictionary[int, _Map] = weakref.WeakValueDictionary()
+_maps: weakref.WeakValueDictionary[int, Map] = weakref.WeakValueDictionary()
 _serials = itertools.count()
 
 
@@ -42,9 +39,13 @@ _serials = itertools.count()
 _forked: set[int] = set()
 
 
-def _mapped() -> set[int]:
+def _alive() -> list[Map]:
     maps = [reference() for reference in list(_maps.data.values())]  # type: ignore[attr-defined]  # as it is, in one step
-    return {found.number for found in maps if found is not None}
+    return [found for found in maps if found is not None]
+
+
+def _mapped() -> set[int]:
+    return {found.number for found in _alive()}
 
 
 def _note_fork() -> None:
@@ -76,6 +77,7 @@ class Arrived:
 
     def __init__(self, files: Mapping[int, int | None], uses: Mapping[int, int], copied_bytes: int) -> None:
         self._files, self._uses, self._copied_bytes = dict(files), dict(uses), copied_bytes
+        self._numbers = frozenset(files)
 
     def memory_of(self, buffers: Collection[Any]) -> list[Any]:
         """Return the memory of one frame's buffers: those that are the same to it in one and the same place."""
@@ -83,6 +85,10 @@ class Arrived:
         is_small = sum(segment.size for segment in segments.values()) <= self._copied_bytes
         memory = {number: self._take(segment, is_small=is_small) for number, segment in segments.items()}
         return [memory[buffer.number] if isinstance(buffer, Received) else buffer for buffer in buffers]
+
+    def unchanged(self, contents: Contents) -> _unchanged.Unchanged | None:
+        """Return where in one of these segments a buffer lies, if it is there as it came."""
+        return _unchanged.find(contents, (one for one in _alive() if one.is_private and one.number in self._numbers))
 
     def close(self) -> None:
         """Close what is left, of values that were not unpacked."""
@@ -111,12 +117,12 @@ def _map(fd: int, segment: Received) -> Any:
     is_private = segment.mode in ("r", "c")
     flags, prot = mmap.MAP_PRIVATE if is_private else mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE
     try:
-        found = _Map(fd, segment.size, flags=flags, prot=prot, **KEEP_NO_FD)
+        found = Map(fd, segment.size, flags=flags, prot=prot, **KEEP_NO_FD)
     except (OSError, ValueError) as error:
         if is_private:  # too many maps, or no file descriptor left: a copy needs neither
             return read(fd, segment.size)
         raise _lost() from error
-    found.number = segment.number
+    found.number, found.is_private = segment.number, is_private
     _maps[next(_serials)] = found
     return found
 

@@ -36,7 +36,7 @@ class Whole:
 
     def place(self) -> tuple[Any, ...] | None:
         """Return where it lies; None if it is hardly anything that is used again."""
-        return None if sys.modules.get("numpy") is None else (_address_of(self._buffer), self.nbytes)
+        return None if sys.modules.get("numpy") is None else (address_of(self._buffer), self.nbytes)
 
     def pieces(self) -> Iterator[memoryview]:
         """Yield all of it, one piece after the other."""
@@ -126,12 +126,13 @@ def _lies_in(view: memoryview, contents: Contents) -> bool:
 def _are_same(one: memoryview, other: memoryview) -> bool:
     # 11 ms for 200 MB; comparing arrays would make a third one.
     if HAS_LIBC:
-        return bool(_memcmp()(_address_of(one), _address_of(other), one.nbytes) == 0)
+        return bool(_memcmp()(address_of(one), address_of(other), one.nbytes) == 0)
     starts = range(0, one.nbytes, _COMPARED_BYTES)
     return all(one[at : at + _COMPARED_BYTES].tobytes() == other[at : at + _COMPARED_BYTES].tobytes() for at in starts)
 
 
-def _address_of(buffer: memoryview) -> int:
+def address_of(buffer: memoryview) -> int:
+    """Return where memory lies; only where numpy is there."""
     numpy = sys.modules["numpy"]
     address: int = numpy.frombuffer(buffer, dtype=numpy.uint8).__array_interface__["data"][0]
     return address

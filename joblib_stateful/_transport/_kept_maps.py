@@ -20,6 +20,17 @@ LEAST_BYTES = 1 << 20
 KEEP_NO_FD: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
 
 
+class Map(mmap.mmap):
+    """A map of a segment; it can be referred to weakly."""
+
+    #: The segment's.
+    number: int
+    #: What is written to it is this map's own.
+    is_private: bool
+    #: Where it lies, once that has been asked.
+    start: int | None = None
+
+
 def map_of(fd: int, size: int, *, is_sealed: bool) -> mmap.mmap | None:
     """Map so much of a file that is there, with all its pages; None if it is not worth that, or can't be.
 

@@ -245,11 +245,12 @@ class Segment:
         self.size, self.mode, self.number = size_of(pieces), mode, next(numbers)
         #: Messages whose workers have not said that nothing of theirs looks into it any more.
         self.lent: set[Hashable] = set()
+        self.capacity = self.size  # of its file
         self._kept: mmap.mmap | None = None
         if folder is None and mode in ("r", "c"):  # else workers write into the file itself
             spare = spares.take(self.size)
             spare = Spare(open_unnamed("segment"), self.size) if spare is None else spare.again()
-            self.fd, self._kept = spare.fd, spare.kept
+            self.fd, self.capacity, self._kept = spare.fd, spare.capacity, spare.kept
             # As `close_with`, and for the same reason.
             retire = weakref.finalize(self, _retire, spare, self.lent, os.getpid())
             retire.atexit = False

@@ -11,18 +11,20 @@ import pickle
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._frames import LongPickle
+from ._segments import Range
 from ._setting_aside import ComparingPacker, ResultPacker, SharedFrame, SharingPacker
 from ._stores import Blobs, Files, InFile, Store, ToCopy
 from ._transport import Packing, Pickled, Sharing, digest
+from ._unchanged import Unchanged, memory_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Iterator
+    from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
 
     from ._arrivals import Arrived
     from ._contents import Contents
     from ._defining import Definer
     from ._frames import Packer
-    from ._segments import Arena, Pieces
+    from ._segments import Arena, Pieces, Segment
 
 
 class Lost(NamedTuple):
@@ -119,7 +121,8 @@ class SharedMemory(Pickled):
     def _set_aside(self, contents: Contents, sharing: Sharing) -> Any:
         if self.arena is None:
             return self._store.segment_of(contents, sharing)
-        return self.arena.write((contents.in_memory(),))
+        unchanged = None if self.arrived is None else self.arrived.unchanged(contents)
+        return unchanged or self.arena.write((contents.in_memory(),))
 
     def _set_aside_pickle(self, pieces: Pieces, sharing: Sharing) -> Any:
         return self._store.make_private(pieces, sharing) if self.arena is None else self.arena.write(pieces)
@@ -182,11 +185,20 @@ def segments_of(frames: Iterable[Any]) -> Iterator[Any]:
             yield from (buffer for buffer in frame.buffers if not isinstance(buffer, (bytes, bytearray)))
 
 
-def copied_out(frame: Any, arena: Arena) -> Any:
-    """Return a worker's frame with copies of what it laid into its arena."""
+def copied_out(frame: Any, arena: Arena, lent: Collection[Segment] | None = None) -> Any:
+    """Return a worker's frame with copies of what it laid into its arena.
+
+    With the segments that went with the message, also with the memory of what it gives back as it came.
+    """
     if not isinstance(frame, SharedFrame):
         return frame
+
+    def memory(where: Any) -> Any:
+        if isinstance(where, Range):
+            return arena.read(where)
+        return memory_of(where, lent) if isinstance(where, Unchanged) and lent is not None else where
+
     try:
-        return frame.with_buffers(arena.read)
+        return frame.with_buffers(memory)
     except (OSError, MemoryError, BufferError) as error:  # the item's error, when it is unpacked
         return Lost(error)

@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._transport._arrivals import COPIED_BYTES, Arrived
 from .._transport._definitions import frames_of
+from .._transport._segments import Range
 from .._transport._setting_aside import SharedFrame
 from .._transport._shared_memory import copied_out, segments_of
 from .._transport._stores import NamedFile, ToCopy
+from .._transport._unchanged import Unchanged
 from .._worker._messages import Build, Finish, Run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
 
-    from .._transport._segments import Arena
+    from .._transport._segments import Arena, Segment
     from .._worker._messages import Message, Ran
 
 
@@ -92,9 +94,19 @@ def arrived_with(message: Message, fds: Sequence[int | None]) -> Arrived:
     return Arrived(dict(zip(numbers, fds, strict=True)), uses, copied)
 
 
-def without_arena(reply: Ran, arena: Arena) -> Ran:
-    """Return a reply with copies of what the worker laid into its arena."""
-    frames = tuple(copied_out(frame, arena) for frame in reply.values.frames)
+def places_in(reply: Ran) -> Iterator[Range | Unchanged]:
+    """Return where those large buffers of a worker's reply lie that have not come with it."""
+    frames = reply.values.frames
+    if not (reply.values.joint or _are_bytes(map(type, frames))):
+        yield from (place for place in segments_of(frames) if isinstance(place, (Range, Unchanged)))
+
+
+def without_arena(reply: Ran, arena: Arena, lent: Collection[Segment] | None = None) -> Ran:
+    """Return a reply with copies of what the worker laid into its arena.
+
+    With the segments that went with the message, also with the memory of what it gives back as it came.
+    """
+    frames = tuple(copied_out(frame, arena, lent) for frame in reply.values.frames)
     return reply._replace(values=reply.values._replace(frames=frames))
 
 

@@ -129,9 +129,12 @@ def test_the_file_beside_what_is_no_answer_is_closed(data: bytes) -> None:
         def answer_without(self, nbytes: int) -> Any:
             raise AssertionError(nbytes)
 
+        def lent_with(self, seq: int) -> Any:
+            raise AssertionError(seq)
+
     fd = os.memfd_create("beside")
     with pytest.raises((ValueError, pickle.UnpicklingError)):
-        answer_in(Worker(), (data, [fd]))
+        answer_in(Worker(), (data, [fd]), lambda: None)
     gc.collect()
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(fd)
@@ -192,25 +195,34 @@ def test_more_arrays_than_open_files_go_with_one_message() -> None:
     assert list(stateful_map(total, [item], n_jobs=1)) == [total(item)]
 
 
-def refuse_files(*args: Any, **kwargs: Any) -> int:
-    raise OSError(errno.ETOOMANYREFS, "Too many references: cannot splice")
+_send = Line.send
+
+
+def _send_no_files(self: Line, data: bytes, fds: Any = ()) -> None:
+    if fds:
+        raise OSError(errno.ETOOMANYREFS, "Too many references: cannot splice")
+    _send(self, data)
 
 
 def test_when_no_more_files_may_be_under_way_arrays_go_in_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with StatefulExecutor(n_jobs=2) as executor:
         executor.submit(abs, -1).result(60)
-        monkeypatch.setattr(socket, "send_fds", refuse_files)
+        monkeypatch.setattr(Line, "send", _send_no_files)
         items = [[np.full(200_000, float(number))] for number in range(6)]
         assert [executor.submit(total, item).result(60) for item in items] == [total(item) for item in items]
 
 
 def test_when_a_worker_may_send_no_more_files_its_result_comes_in_line() -> None:
-    def make(number: int) -> Any:
-        socket.send_fds = refuse_files
-        return np.full(200_000, float(number))
+    def make(item: Any) -> Any:
+        from joblib_stateful.engines.loky import _line
 
-    for number, result in enumerate(stateful_map(make, range(4), n_jobs=1)):
+        _line.Line.send = _send_no_files  # type: ignore[method-assign]
+        return item, np.full(200_000, item[0])
+
+    items = [np.full(1 << 20, float(number)) for number in range(4)]  # which come back as they came
+    for number, (item, result) in enumerate(stateful_map(make, items, n_jobs=1, max_restarts=0)):
         np.testing.assert_array_equal(result, np.full(200_000, float(number)))
+        np.testing.assert_array_equal(item, items[number])
 
 
 def test_a_message_that_cannot_be_sent_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from ..._process import _system
 from ..._transport._arrivals import still_mapped
-from ..._transport._segments import Arena
-from ..._transport._shared_memory import SharedMemory, segments_of
+from ..._transport._segments import Arena, Range
+from ..._transport._shared_memory import SharedMemory
 from ..._worker._debugging import refuse_breakpoints
 from ..._worker._log_levels import Levels
 from ..._worker._messages import NO_ROOM, Finish, Ran, Refused, Run
@@ -29,7 +29,7 @@ from ..._worker._progress_page import Progress
 from ..._worker._shortage import lighter
 from ..._worker._signals import hold_back, report
 from ..._worker._worker import Worker, current, set_process_worker
-from .._buffers import arrived_with, segments_in, without_arena
+from .._buffers import arrived_with, places_in, segments_in, without_arena
 from ._inheritance import keep_from_children
 from ._line import decode, encode
 from ._log_channel import ToParent
@@ -255,7 +255,7 @@ def _answer(worker: Worker, message: Message, fds: Sequence[int | None]) -> tupl
 def _send(line: Line, worker: Worker, reply: Reply, kept: Collection[int]) -> None:
     transport = worker.transport
     _flush()
-    if isinstance(reply, Ran) and isinstance(transport, SharedMemory) and transport.arena and lies_in_arena(reply):
+    if isinstance(reply, Ran) and isinstance(transport, SharedMemory) and transport.arena and _lies_in_arena(reply):
         data, encoded = _encode(reply, kept)
         try:
             line.send(data, [transport.arena.fd])
@@ -309,9 +309,9 @@ def _encode(reply: Any, kept: Collection[int]) -> tuple[bytes, Any]:
         reply = less
 
 
-def lies_in_arena(reply: Ran) -> bool:
+def _lies_in_arena(reply: Ran) -> bool:
     """Tell whether the worker's arena belongs to a reply."""
-    return not reply.values.joint and any(True for _ in segments_of(reply.values.frames))
+    return any(isinstance(place, Range) for place in places_in(reply))
 
 
 def _die_with_parent(lifeline: Connection) -> None:

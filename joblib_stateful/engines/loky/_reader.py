@@ -402,10 +402,10 @@ class Reader:
         return is_mine
 
     def _have_noted(self, turn: _Turn, source: Source, worker: Heard, received: Received | Exception) -> None:
-        if isinstance(received, tuple) and (received[1] or len(received[0]) > _LARGE_BYTES):
+        if isinstance(received, tuple) and len(received[0]) > _LARGE_BYTES:
             self.look_after()
         try:
-            reply, kept = answer_in(worker, received)
+            reply, kept = answer_in(worker, received, self.look_after)
             noted = worker.note(reply, kept)
         except Exception as error:  # noqa: BLE001 - it may be anything
             worker.note_fault(error)

@@ -8,14 +8,15 @@ import os
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from ..._transport._segments import Arena, Range
-from ..._transport._setting_aside import SharedFrame
 from ..._worker._messages import Ran
-from .._buffers import without_arena
+from .._buffers import places_in, without_arena
 from ._line import NoRoomError, decode
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection, Sequence
 
+    from ..._transport._segments import Segment
+    from ..._transport._unchanged import Unchanged
     from ..._worker._messages import Reply
     from ._line import Received
 
@@ -31,9 +32,14 @@ class Asked(Protocol):
     def answer_without(self, nbytes: int) -> Reply:
         """Return what stands for an answer for which there was no room."""
 
+    def lent_with(self, seq: int) -> Sequence[Segment]:
+        """Return the segments that went with a message under way."""
 
-def answer_in(worker: Asked, received: Received | Exception) -> Answer:
+
+def answer_in(worker: Asked, received: Received | Exception, look_after: Callable[[], None]) -> Answer:
     """Return a worker's answer, and the numbers of the segments that it still looks into; None if that isn't known.
+
+    Calls ``look_after`` before something that may take longer.
 
     Raises ValueError, or what loading raises, for what is no answer.
     """
@@ -49,36 +55,30 @@ def answer_in(worker: Asked, received: Received | Exception) -> Answer:
     except MemoryError:
         return worker.answer_without(len(data)), None
     worker.check(reply, kept)
-    if arenas and isinstance(reply, Ran):
-        reply = _copied_out(reply, arenas[0])
+    if isinstance(reply, Ran) and (places := list(places_in(reply))):
+        look_after()
+        reply = _copied_out(reply, places, arenas[0] if arenas else Arena(), worker.lent_with(reply.seq))
     return reply, kept
 
 
-def _copied_out(reply: Ran, arena: Arena) -> Ran:
+def _copied_out(reply: Ran, places: Sequence[Range | Unchanged], arena: Arena, lent: Sequence[Segment]) -> Ran:
     """Return a reply with copies of what the worker laid into its arena, which it uses for the next one.
 
     Where there was no room for the arena's open file, reading says so, for each item that needs it.
     """
-    if fault := fault_in_ranges(reply, None if arena.fd < 0 else arena.fd):
+    if fault := _fault_in(places, None if arena.fd < 0 else arena.fd):
         raise ValueError(fault)
-    reply = without_arena(reply, arena)
+    reply = without_arena(reply, arena, lent)
     with contextlib.suppress(OSError):
         arena.trim()
     return reply
 
 
-def fault_in_ranges(reply: Ran, fd: int | None) -> str:
-    """Say why what a reply refers to can't lie in a worker's arena; "" if it can."""
-    ranges = [
-        buffer
-        for frame in reply.values.frames
-        if isinstance(frame, SharedFrame)
-        for buffer in frame.buffers
-        if not isinstance(buffer, bytes)
-    ]
+def _fault_in(places: Sequence[Range | Unchanged], fd: int | None) -> str:
+    """Say why what a reply refers to can't lie in a worker's arena, nor in a segment; "" if it can."""
     most = math.inf if fd is None else os.fstat(fd).st_size  # without it nothing is read
-    for where in ranges:
-        is_range = type(where) is Range and type(where.offset) is int and type(where.size) is int
-        if not is_range or where.offset < 0 or where.size < 0 or where.offset + where.size > most:
+    for where in places:
+        is_place = all(type(number) is int and number >= 0 for number in where)
+        if not is_place or (isinstance(where, Range) and where.offset + where.size > most):
             return f"a buffer lies at {where!r:.80} of {most}"
     return ""

@@ -54,8 +54,9 @@ finally:
     multiprocessing.context._concrete_contexts.update(_start_methods)  # type: ignore[attr-defined]  # see above
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
+    from ..._transport._segments import Segment
     from ..._transport._transport import Transport
     from ..._worker._log_levels import Levels
     from ..._worker._messages import Finish, Message, Reply
@@ -341,6 +342,10 @@ class LokyWorker(EngineWorker):
     def note_fault(self, error: BaseException) -> None:
         """Note that what has come is no answer, for when it is asked how the process has ended."""
         self._fault = self._fault or f"{name_of(type(error))}: {text_of(error)}"
+
+    def lent_with(self, seq: int) -> Sequence[Segment]:
+        """Return the segments that went with a message under way."""
+        return self._lent.get(seq, ())
 
     def answer_without(self, nbytes: int) -> Reply:
         """Return the answer to the message under way for which there was no memory here."""
