@@ -19,6 +19,7 @@ from .._executor._replies import packing_error_of, stand_in
 from .._map._progress import Progress, Ticker
 from .._process import _locks, _safely
 from .._scheduling._requests import Group, Limits, Request
+from .._transport._held import Held
 from .._transport._noticing import Memory
 from .._transport._transport import Sharing
 from .._worker._lazy import call_all
@@ -250,4 +251,4 @@ def sharing_of(
     """Return how arrays travel under joblib's own arguments for that."""
     threshold = memstr_to_bytes(max_nbytes) if isinstance(max_nbytes, str) else max_nbytes
     folder = temp_folder or os.environ.get("JOBLIB_TEMP_FOLDER") or None
-    return Sharing(None if mmap_mode is None else threshold, mmap_mode or "r", folder, held={}, named="all")
+    return Sharing(None if mmap_mode is None else threshold, mmap_mode or "r", folder, held=Held(), named="all")

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from .._executor._replies import packing_error_of
 from .._scheduling._requests import Request
+from .._transport._held import Held
 from .._transport._noticing import Memory
+from .._transport._segments import SPARE_BYTES
 from ._batches import Batch
 from ._plan import AFTER_ERROR
 
@@ -48,6 +50,8 @@ class Feeder:
         self._set_back: list[Any] = []  # items of such an input for which the latest batch had no room
         self._begun: Packing | None = None  # the first items of a batch that is to be whole before it is sent
         self._memory = Memory()
+        # Else an array that goes with each item would be written anew when none of those is under way just now.
+        self._held = Held(SPARE_BYTES)
         self.surroundings: Surroundings | None = None  # when the input was begun
         self.n_pulled = 0
         self.is_over = False
@@ -93,13 +97,16 @@ class Feeder:
         """Pull nothing more."""
         source, self._input, self.is_over = self._input, None, True
         self._set_back.clear()
+        self._held.clear()
         self._begun, self._plan = None, self._plan.ended()
         if isinstance(source, Generator):
             source.close()
 
     def _packing(self) -> Packing:
         transport = self._plan.transport
-        return transport.packing(definer=transport.definer(memory=self._memory))
+        return transport.packing(
+            sharing=transport.sharing_with(self._held), definer=transport.definer(memory=self._memory)
+        )
 
     def _pull(self, items: Packing, source: Iterator[Any], wanted: int, until: float | None = None) -> None:
         """Pull and pack up to ``wanted`` items more; fewer if the input ends, breaks or is slow, until a time for all of it."""

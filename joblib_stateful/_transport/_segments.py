@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _KEPT_BYTES = 32 << 20
 # What is kept of segments, but leave files to others. Arrays go out twice as fast as with nothing kept, and no faster
 # with 256 MiB (`benchmarks/buffers.py`).
-_SPARE_BYTES = 64 << 20
+SPARE_BYTES = 64 << 20
 _SPARE_FILES = 64
 # ... and a small part of those that this process may have open.
 _SPARE_SHARE = 16
@@ -172,7 +172,7 @@ class _Spares:
         if not self._users:
             self.clear()
         files = self._files[:]
-        while files and (len(files) > self._most or sum(spare.capacity for spare in files) > _SPARE_BYTES):
+        while files and (len(files) > self._most or sum(spare.capacity for spare in files) > SPARE_BYTES):
             self._close_oldest()
             files = self._files[:]
 

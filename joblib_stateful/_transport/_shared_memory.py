@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ._contents import Contents
     from ._defining import Definer
     from ._frames import Packer
+    from ._held import Held
     from ._segments import Arena, Pieces, Segment
 
 
@@ -54,6 +55,10 @@ class SharedMemory(Pickled):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return SharedMemory, (self._sharing,)
+
+    def sharing_with(self, held: Held) -> Sharing:
+        """Return how buffers travel where a call does not say it, and what is used again is held."""
+        return self._sharing._replace(held=held)
 
     def pack_shared(self, value: Any, definer: Definer | None = None) -> Any:
         """Pack one value that several workers get, and that stays: files that it names are meant to be shared."""

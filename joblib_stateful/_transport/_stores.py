@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .._process import _locks
 from .._process._system import after_fork, most_open
 from ._contents import is_same
+from ._held import whole
 from ._segments import Segment, empty, numbers
 from ._transport import digest
 
@@ -143,9 +144,13 @@ class Store:
                 self._alive.add(found)
                 if is_shared(sharing.mode):
                     self._note_origin(found, contents)
+            if sharing.held is None:
+                return found
             # What workers write to is to be there for the next one, too.
-            if sharing.held is not None and (not is_new or is_shared(sharing.mode)):
-                _hold(sharing.held, key, found, contents.owner)
+            if not is_new or is_shared(sharing.mode):
+                sharing.held.put(key, found, contents.owner)
+            else:
+                sharing.held.drop(key)
         return found
 
     def _is_of(self, contents: Contents, segment: Any) -> bool:
@@ -154,11 +159,11 @@ class Store:
             return is_same(contents, segment)
         owner, held = self._made_from.get(segment, (None, b""))
         # Not only the same place and contents: an array that is made where another one was is not that one.
-        return owner is not None and owner() is _whole(contents.owner) and digest(contents.in_memory()) == held
+        return owner is not None and owner() is whole(contents.owner) and digest(contents.in_memory()) == held
 
     def _note_origin(self, segment: Any, contents: Contents) -> None:
         with contextlib.suppress(TypeError):  # it can't be referred to weakly
-            self._made_from[segment] = weakref.ref(_whole(contents.owner)), digest(contents.in_memory())
+            self._made_from[segment] = weakref.ref(whole(contents.owner)), digest(contents.in_memory())
 
     def like(self, contents: Contents, sharing: Sharing) -> Any:
         """Return the segment with the bytes of a buffer, wherever that lies in memory; or a digest of them."""
@@ -231,27 +236,6 @@ def _start_anew() -> None:
 
 
 after_fork(_start_anew)
-
-
-def _hold(held: dict[Any, Any], key: Any, segment: Any, owner: Any) -> None:
-    """Keep a segment as long as the array is there that it was made from; of several parts of that, no more than it weighs."""
-    owner = _whole(owner)
-    held.pop(key, None)  # it is the latest one now
-    with contextlib.suppress(TypeError):  # it can't be referred to weakly
-        held[key] = segment, weakref.ref(owner, lambda _: held.pop(key, None))
-    room = max(getattr(owner, "nbytes", 0), segment.size)
-    for other, (kept, whose) in reversed(list(held.items())):
-        if whose() is owner:
-            room -= kept.size
-            if room < 0:
-                held.pop(other, None)
-
-
-def _whole(owner: Any) -> Any:
-    """Return the array that a view is a part of."""
-    while getattr(owner, "base", None) is not None and hasattr(owner.base, "__array_interface__"):
-        owner = owner.base
-    return owner
 
 
 def is_shared(mode: str) -> bool:

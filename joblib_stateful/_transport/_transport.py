@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
 
     from ._definitions import Definition, Peer
+    from ._held import Held
     from ._noticing import Memory
 
 # By the opcode behind the frame's header, if it has one: the length of the pickle of a number alone, whose bytes may be any.
@@ -80,7 +81,7 @@ class Sharing(NamedTuple):
         what all workers see.
     folder : str or None
         Where they lie instead of in memory.
-    held : dict or None
+    held : Held or None
         Takes what was used more than once, for it will be used again.
     named : {"read-only", "all"}
         Which arrays in files travel by the name of their file. Those that can be written to may have other contents when
@@ -90,7 +91,7 @@ class Sharing(NamedTuple):
     threshold: int | None = THRESHOLD
     mode: Literal["c", "r", "r+", "w+"] = "c"
     folder: str | None = None
-    held: dict[Any, Any] | None = None
+    held: Held | None = None
     named: Literal["read-only", "all"] = "read-only"
 
 
@@ -229,6 +230,10 @@ class Transport(ABC):
     def runs_any_code(self, parcel: Parcel) -> bool:
         """Tell whether unpacking several values may run users' code."""
         return not parcel.joint and any(map(self.runs_code, parcel.frames))
+
+    def sharing_with(self, held: Held) -> Sharing | None:  # noqa: ARG002 - a matter of transports that share memory
+        """Return how buffers travel where a call does not say it, and what is used again is held."""
+        return None
 
     @abstractmethod
     def packing(

@@ -2,11 +2,12 @@
 
 A worker's pages of a segment are its own copies once they have been written to (`_arrivals`), and the kernel knows which are. If
 none is, the answer says only where in the segment the buffer lies. The parent maps that privately: what it writes is seen
-neither by the worker nor in another result, and the file is never written to again.
+neither by the worker nor in another result, and the file is not written to again before that is gone.
 """
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import os
 import sys
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
     from ._contents import Contents
     from ._segments import Segment
 
-# So many results may be such maps at a time, for a process may have 65,530 of all kinds (Linux); and where each holds an open
-# file, so many and no more than a small part of those that may be open. The others are copied.
+# So many results may be such maps at a time, for a process may have 65,530 of all kinds (Linux); and so many may hold open files,
+# each its segment's and before Python 3.13 one of its own, but no more than a small part of those that may be open.
 _MOST_MAPS = 4096
 _MOST_FILES = 64
 _FILES_SHARE = 16
@@ -107,6 +108,24 @@ def _can_tell() -> bool:
 
 
 _maps: weakref.WeakSet[Map] = weakref.WeakSet()
+# Segments whose files can be written to again when a map of them is gone, by what that is called where the segment is lent to it.
+_held: dict[str, Segment] = {}
+_names = map("result {}".format, itertools.count())
+_FOR_EVER = "a result"
+
+
+def _let_go(name: str) -> None:
+    segment = _held.pop(name)  # which may be gone after that, and is not to be lent to anyone then
+    segment.lent.discard(name)
+
+
+def _note_fork() -> None:
+    for segment in list(_held.values()):  # who is born now may look into it as long as it likes
+        segment.lent.add(_FOR_EVER)
+
+
+# Another thread may map one while the fork is made.
+_system.around_fork(_note_fork)
 
 
 def memory_of(where: Unchanged, lent: Iterable[Segment]) -> Any:
@@ -124,9 +143,10 @@ def memory_of(where: Unchanged, lent: Iterable[Segment]) -> Any:
 def _map(segment: Segment, where: Unchanged) -> Any:
     """Map it privately; None if it can't be, or not without what others need more."""
     numpy = sys.modules.get("numpy")
-    most = _MOST_MAPS if KEEP_NO_FD else min(_MOST_FILES, _system.most_open() // _FILES_SHARE)
+    can_hold = len(_held) < min(_MOST_FILES, _system.most_open() // _FILES_SHARE)
+    has_room = can_hold or (KEEP_NO_FD and len(_maps) < _MOST_MAPS)
     is_worth_it = 2 * where.size >= segment.capacity  # see above
-    if numpy is None or not _system.HAS_SEALS or len(_maps) >= most or not is_worth_it:
+    if numpy is None or not (_system.HAS_SEALS and has_room and is_worth_it):
         return None
     start = where.offset - where.offset % mmap.ALLOCATIONGRANULARITY
     flags, prot = mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE
@@ -136,6 +156,10 @@ def _map(segment: Segment, where: Unchanged) -> Any:
         found = Map(segment.fd, end - start, flags=flags, prot=prot, offset=start, **KEEP_NO_FD)
     except (OSError, ValueError):  # it lies in a folder; or too many maps or open files
         return None
-    segment.lent.add("given back")  # for ever: whoever is forked from this process may look into it
     _maps.add(found)
+    name = next(_names) if can_hold else _FOR_EVER
+    segment.lent.add(name)
+    if can_hold:
+        _held[name] = segment
+        weakref.finalize(found, _let_go, name).atexit = False
     return numpy.frombuffer(found, numpy.uint8)[where.offset - start :]  # as a copy is

@@ -20,6 +20,7 @@ from joblib import Parallel, delayed, parallel_config
 
 import joblib_stateful
 from joblib_stateful import StatefulExecutor, call_worker, get_worker, shutdown, stateful_map
+from joblib_stateful._transport._held import Held
 from joblib_stateful._transport._segments import Segment, Spare, _Spares, spares
 from joblib_stateful._transport._setting_aside import SharedFrame
 from joblib_stateful._transport._shared_memory import SharedMemory, Stored
@@ -405,7 +406,7 @@ def test_what_tasks_may_write_to_is_nobody_elses() -> None:
 
 @pytest.mark.unit
 def test_what_the_program_has_changed_meanwhile_is_sent_anew_though_tasks_may_write_to_it() -> None:
-    data, sharing = np.zeros(SIZE), Sharing(1 << 20, "r+", held={})
+    data, sharing = np.zeros(SIZE), Sharing(1 << 20, "r+", held=Held())
     transport = SharedMemory(sharing)
 
     def segment() -> Any:
@@ -642,32 +643,32 @@ def test_an_array_is_written_once_as_long_as_it_does_not_change(make: Callable[[
 
 @every_odd
 def test_what_is_used_again_is_held_as_long_as_what_it_looks_into(make: Callable[[Any], Any]) -> None:
-    held: dict[Any, Any] = {}
+    held = Held()
     base, transport = np.arange(float(SIZE)), SharedMemory(Sharing(mode="r", held=held))
     before = open_segments()
     for _ in range(3):
         frame = transport.pack_shared(make(base))
-        assert (transport.pack_shared(make(base)).buffers, len(held)) == (frame.buffers, 1)
+        assert (transport.pack_shared(make(base)).buffers, len(held.segments)) == (frame.buffers, 1)
         del frame
     assert len(open_segments() - before) == CAN_COUNT
     del base
-    assert not held
+    assert not held.segments
     wait_for(lambda: not open_segments() - before)
 
 
 @pytest.mark.parametrize("axis", [0, 1], ids=["rows", "columns"])
 def test_of_the_windows_of_one_array_no_more_is_held_than_it_weighs(axis: int) -> None:
-    held: dict[Any, Any] = {}
+    held = Held()
     base, transport = np.arange(2.0 * SIZE).reshape(512, -1), SharedMemory(Sharing(mode="r", held=held))
     width = base.shape[axis] // 4
     for start in range(base.shape[axis] - width):
         window = base[start : start + width] if axis == 0 else base[:, start : start + width]
         frame = transport.pack_shared(window)
         assert transport.pack_shared(window).buffers == frame.buffers
-        assert frame.buffers[0] in [segment for segment, _ in held.values()]
-        assert sum(segment.size for segment, _ in held.values()) <= base.nbytes
+        assert frame.buffers[0] in [segment for segment, _ in held.segments.values()]
+        assert sum(segment.size for segment, _ in held.segments.values()) <= base.nbytes
     del frame
-    assert len(held) == 4
+    assert len(held.segments) == 4
 
 
 def test_parts_of_one_array_are_not_taken_for_each_other() -> None:

@@ -17,7 +17,7 @@ from joblib import Parallel, delayed, parallel_config
 from joblib_stateful import shutdown, stateful_map
 from joblib_stateful._process import _system
 from joblib_stateful._transport import _unchanged
-from joblib_stateful._transport._segments import Segment
+from joblib_stateful._transport._segments import Segment, spares
 from joblib_stateful._transport._setting_aside import SharedFrame
 from joblib_stateful._transport._shared_memory import Lost
 from joblib_stateful._transport._transport import Parcel
@@ -157,6 +157,20 @@ def test_what_the_program_keeps_stays_as_it_was() -> None:
     shutdown()
     for number, back in enumerate([*kept, *more]):
         assert (back == number).all()
+
+
+@needs_maps
+def test_memory_of_results_that_are_gone_is_used_again() -> None:
+    used: set[int] = set()
+
+    def arrays() -> Iterator[Any]:
+        for number in range(30):
+            yield np.full(SIZE, float(number))
+            used.update(os.fstat(fd).st_ino for fd in spares.fds())
+
+    results = stateful_map(give_back, arrays(), n_jobs=2, batch_size=1, buffer=4)
+    assert [float(back[-1]) for back in results] == list(range(30))
+    assert 1 <= len(used) <= 8
 
 
 @needs("fork")
