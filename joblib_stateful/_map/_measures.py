@@ -51,6 +51,8 @@ class MapMeasures(Measures):
         """Note that it is given one."""
         now = self._left = clock()
         self.inside += now - self._since
+        if self._writer is not None:
+            self._writer.flush()
 
     def stay(self, where: str, since: float) -> None:
         """Note that the consumer's thread was in the input's code, or waited, until now."""
