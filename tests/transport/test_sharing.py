@@ -372,7 +372,6 @@ def test_joblibs_own_arguments_hold(*, options: dict[str, Any], writable: bool, 
     assert data.all()
 
 
-@needs("sendfds")
 @pytest.mark.parametrize("make", [lambda: np.zeros(SIZE), lambda: np.zeros((SIZE, 2))[:, 1]], ids=["array", "column"])
 @pytest.mark.parametrize("mode", ["r+", "w+"])
 def test_what_tasks_may_write_to_is_the_same_for_all_of_a_call(mode: Any, make: Callable[[], Any]) -> None:
@@ -420,6 +419,7 @@ def test_what_the_program_has_changed_meanwhile_is_sent_anew_though_tasks_may_wr
     assert segment() is not first
 
 
+@needs("sendfds")
 def test_arrays_lie_in_the_folder_that_is_named(tmp_path: Path) -> None:
     data = np.ones(SIZE)
 

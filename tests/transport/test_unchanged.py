@@ -215,6 +215,7 @@ def test_memory_is_of_the_same_class_whether_it_is_a_copy_or_not() -> None:
     assert type(pickle.loads(pickle.dumps(unchanged, 5))) is Buffer
 
 
+@needs("sendfds")
 def test_what_a_worker_has_closed_costs_no_other_result() -> None:
     def closes(item: Any) -> Any:
         other, memory = item
