@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import weakref
@@ -123,7 +124,8 @@ class TraceWriter:
         self._write(ph="C", tid=0, name="buffer", ts=at, args={"items": n_buffered})
         if _system.HAS_PROC and at >= self._asked + _MEMORY_SECONDS:
             self._asked = at
-            self._write(ph="C", tid=0, name="memory", ts=at, args={"MB": _system.resident_bytes() // 1_000_000})
+            with contextlib.suppress(OSError):  # no file can be opened just now
+                self._write(ph="C", tid=0, name="memory", ts=at, args={"MB": _system.resident_bytes() // 1_000_000})
 
     def close(self) -> None:
         """Write the end."""
@@ -178,7 +180,9 @@ class TraceWriter:
             try:
                 if self._fd is None:
                     self._fd = self._open()
-                os.write(self._fd, "".join(texts).encode())
+                rest = "".join(texts).encode()
+                while rest:
+                    rest = rest[os.write(self._fd, rest) :]
             except OSError as error:
                 self._give_up(error)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .._process import _locks
 from .._process._system import after_fork, most_open
 from ._contents import is_same
-from ._held import whole
+from ._held import is_shared, whole
 from ._segments import Segment, empty, numbers
 from ._transport import digest
 
@@ -135,19 +135,25 @@ class Store:
         place = contents.place()
         if place is None:
             return self._make(contents.in_memory(), sharing)
-        key = (*place, sharing.mode, sharing.folder)
+        is_to_be_shared = is_shared(sharing.mode)
+        # What the tasks of one call write to is not another one's.
+        whose = sharing.held.number if is_to_be_shared and sharing.held is not None else None
+        key = (*place, sharing.mode, sharing.folder, whose)
         with self._lock:
             found = self._segments.get(key)
             is_new = found is None or not self._is_of(contents, found)
             if is_new:
+                # Before it is copied: if somebody changes it meanwhile, it is another one the next time.
+                held_first = digest(contents.in_memory()) if is_to_be_shared else b""
                 found = self._segments[key] = self._make(contents.in_memory(), sharing)
                 self._alive.add(found)
-                if is_shared(sharing.mode):
-                    self._note_origin(found, contents)
+                if is_to_be_shared:
+                    with contextlib.suppress(TypeError):  # it can't be referred to weakly
+                        self._made_from[found] = weakref.ref(whole(contents.owner)), held_first
             if sharing.held is None:
                 return found
             # What workers write to is to be there for the next one, too.
-            if not is_new or is_shared(sharing.mode):
+            if not is_new or is_to_be_shared:
                 sharing.held.put(key, found, contents.owner)
             else:
                 sharing.held.drop(key)
@@ -155,15 +161,11 @@ class Store:
 
     def _is_of(self, contents: Contents, segment: Any) -> bool:
         """Tell whether a segment holds what a buffer does; or did so, if workers have written to it since."""
-        if not is_shared(segment.mode):
+        owner, held_first = self._made_from.get(segment, (None, b""))
+        if owner is None:
             return is_same(contents, segment)
-        owner, held = self._made_from.get(segment, (None, b""))
         # Not only the same place and contents: an array that is made where another one was is not that one.
-        return owner is not None and owner() is whole(contents.owner) and digest(contents.in_memory()) == held
-
-    def _note_origin(self, segment: Any, contents: Contents) -> None:
-        with contextlib.suppress(TypeError):  # it can't be referred to weakly
-            self._made_from[segment] = weakref.ref(whole(contents.owner)), digest(contents.in_memory())
+        return owner() is whole(contents.owner) and digest(contents.in_memory()) == held_first
 
     def like(self, contents: Contents, sharing: Sharing) -> Any:
         """Return the segment with the bytes of a buffer, wherever that lies in memory; or a digest of them."""
@@ -236,11 +238,6 @@ def _start_anew() -> None:
 
 
 after_fork(_start_anew)
-
-
-def is_shared(mode: str) -> bool:
-    """Tell whether what one worker writes to a buffer is seen by the others."""
-    return mode in ("r+", "w+")
 
 
 def _make_segment(pieces: Pieces, sharing: Sharing) -> Segment:

@@ -403,6 +403,48 @@ def test_what_tasks_may_write_to_is_nobody_elses() -> None:
         assert Parallel(batch_size=1)(tasks()) == [1.0] * 20
 
 
+def count(array: Any) -> float:
+    array[0] += 1
+    return float(array[0])
+
+
+def test_what_tasks_may_write_to_stays_while_parts_of_another_array_are_sent() -> None:
+    one, other = np.zeros(SIZE), np.zeros(SIZE)
+    arrays = [one, other[:-8], other[8:], one, other[:-8]]
+
+    def add(array: Any, number: int) -> float:
+        array[number] = 1
+        return float(array.sum())
+
+    with parallel_config(backend="stateful", n_jobs=2, mmap_mode="r+"):
+        tasks = (delayed(add)(array, number) for number, array in enumerate(arrays))
+        found = Parallel(batch_size=1, pre_dispatch=1)(tasks)
+    # Whichever of two is the later one.
+    assert (max(found[0], found[3]), max(found[1], found[4]), found[2]) == (2, 2, 1)
+
+
+def test_what_tasks_may_write_to_is_not_another_calls() -> None:
+    data = np.zeros(SIZE)
+    with parallel_config(backend="stateful", n_jobs=2, mmap_mode="r+"):
+        first = Parallel(return_as="generator", batch_size=1)(delayed(count)(data) for _ in range(3))
+        assert next(first) >= 1
+        assert Parallel(batch_size=1)([delayed(count)(data)]) == [1]
+        assert len(list(first)) == 2
+
+
+@pytest.mark.unit
+def test_what_is_held_leaves_files_to_others() -> None:
+    arrays, sharing = [np.zeros(1 << 15) for _ in range(70)], Sharing(1 << 10, "c", held=Held())
+    transport = SharedMemory(sharing)
+    for array in arrays:
+        for _ in range(2):
+            frame = transport.pack_all([array], sharing=sharing)[0].frames[0]
+            assert isinstance(frame, SharedFrame)
+    del frame
+    assert sharing.held is not None
+    assert 1 <= len(sharing.held.segments) <= 64
+
+
 @pytest.mark.unit
 def test_what_the_program_has_changed_meanwhile_is_sent_anew_though_tasks_may_write_to_it() -> None:
     data, sharing = np.zeros(SIZE), Sharing(1 << 20, "r+", held=Held())
