@@ -214,9 +214,11 @@ def main() -> None:
                 command += ["--megabytes", str(options.megabytes)]
                 command += ["--same"] * options.same + ["--peak"] * options.peak
                 env = {**os.environ, "PYTHONPATH": options.before if way == "before" else own}
-                output = subprocess.run(command, capture_output=True, text=True, env=env, check=False).stdout
-                if output:
-                    found_all.setdefault(way, []).append(json.loads(output.splitlines()[-1]))
+                ran = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+                if ran.returncode:
+                    print(f"{way} ended with {ran.returncode} for {kind}:", *ran.stderr.splitlines()[-1:], flush=True)
+                    continue
+                found_all.setdefault(way, []).append(json.loads(ran.stdout.splitlines()[-1]))
         row = [
             f"{way} " + ", ".join(f"{statistics.median(one[key] for one in found):.4g} {key}" for key in found[0])
             for way, found in found_all.items()

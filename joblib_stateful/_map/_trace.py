@@ -137,7 +137,7 @@ class TraceWriter:
             if fd is None or self._pid != os.getpid():
                 return
             try:
-                os.write(fd, f"{json.dumps(_END | {'pid': self._pid})}\n]\n".encode())
+                _write_whole(fd, f"{json.dumps(_END | {'pid': self._pid})}\n]\n".encode())
                 self._close()
             except OSError as error:
                 self._give_up(error)
@@ -180,9 +180,7 @@ class TraceWriter:
             try:
                 if self._fd is None:
                     self._fd = self._open()
-                rest = "".join(texts).encode()
-                while rest:
-                    rest = rest[os.write(self._fd, rest) :]
+                _write_whole(self._fd, "".join(texts).encode())
             except OSError as error:
                 self._give_up(error)
 
@@ -192,7 +190,7 @@ class TraceWriter:
         fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         # Also of a map that nobody ends: at the end of the program it is no mistake of the user's.
         self._close = weakref.finalize(self, os.close, fd)
-        os.write(fd, f"[\n{json.dumps(_PROGRAM | {'pid': self._pid})},\n".encode())
+        _write_whole(fd, f"[\n{json.dumps(_PROGRAM | {'pid': self._pid})},\n".encode())
         return fd
 
     def _give_up(self, error: OSError) -> None:
@@ -213,6 +211,11 @@ _PROGRAM = {"ph": "M", "name": "process_name", "ts": 0, "tid": 0, "args": {"name
 _END = {"ph": "M", "name": "process_sort_index", "ts": 0, "tid": 0, "args": {"sort_index": 0}}
 # Those that have begun, by path, until they are gone.
 _writers: weakref.WeakValueDictionary[str, TraceWriter] = weakref.WeakValueDictionary()
+
+
+def _write_whole(fd: int, text: bytes) -> None:
+    while text:  # on a disk that is nearly full a part of it is written
+        text = text[os.write(fd, text) :]
 
 
 def _name_of(record: Record) -> str:

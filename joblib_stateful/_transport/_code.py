@@ -163,8 +163,12 @@ class ComparingPickler(cloudpickle.Pickler):  # type: ignore[misc]  # it is not 
     #: How objects of further types are reduced.
     reducers: ClassVar[dict[Any, Callable[[Any], Any]]] = {itertools.count: reduce_count}
 
+    #: Something was reduced since this was set back: see `forget`.
+    has_reduced = False
+
     def reducer_override(self, obj: Any) -> Any:
         """Return how an object is pickled."""
+        self.has_reduced = True
         reduce = self.reducers.get(type(obj))
         if reduce is not None:
             return reduce(obj)

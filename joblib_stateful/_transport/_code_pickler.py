@@ -155,8 +155,12 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it is not typed
         type(dataclasses.MISSING): lambda _: (missing, ()),
     }
 
+    #: Something was reduced since this was set back: see `forget`.
+    has_reduced = False
+
     def reducer_override(self, found: Any) -> Any:
         """Return how an object is reduced; called for all but those of built-in types."""
+        self.has_reduced = True
         reduce = self.reducer_of(type(found))
         if reduce is not None:
             return reduce(found)

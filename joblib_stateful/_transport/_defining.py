@@ -366,6 +366,7 @@ class ReferringPickler(Pickler):
 
     def reducer_override(self, found: Any) -> Any:  # noqa: PLR0911 - each kind is a case of its own, and time counts
         """Return what stands for an object; called for all but those of built-in types."""
+        self.has_reduced = True
         kind = type(found)
         if kind in self._ordinary:
             return NotImplemented

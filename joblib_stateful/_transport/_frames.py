@@ -18,7 +18,7 @@ from . import _code_pickler
 from ._defining import MOST_PRESETS, ReferringPickler
 from ._definitions import find
 from ._reducers import find_reducers, registered_reducers, tensors_of
-from ._reducing import PROTOCOL, NeedsWholeError
+from ._reducing import PROTOCOL, NeedsWholeError, forget
 from ._texts import joined
 
 if TYPE_CHECKING:
@@ -99,7 +99,10 @@ class Packer:
         pickler, written = self._pickler, self._written
         frame = self._frame(beginning, written)
         written.clear()
-        pickler.clear_memo()
+        if pickler.has_reduced:
+            forget(pickler)
+        else:
+            pickler.clear_memo()
         pickler.globals_ref.clear()  # by number of a function's globals, which may be freed and given again
         return frame
 

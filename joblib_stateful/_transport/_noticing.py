@@ -19,6 +19,7 @@ from cloudpickle import cloudpickle
 
 from ._code import resolve_lazy
 from ._code_pickler import Pickler
+from ._reducing import forget
 
 if TYPE_CHECKING:
     from ._definitions import Definition, Key
@@ -102,7 +103,7 @@ class _Printer(Pickler):
         """Return the print of a class or value."""
         pickle.Pickler.dump(self, found)
         printed = self._file.getvalue()
-        self.clear_memo()
+        forget(self)
         self._file.seek(0)
         self._file.truncate()
         return printed

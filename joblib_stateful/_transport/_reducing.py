@@ -18,6 +18,18 @@ class NeedsWholeError(Exception):
     """Parts of a tensor's storage were pickled, and then something that shares memory with them."""
 
 
+def forget(pickler: Any) -> None:
+    """Clear the memo of a pickler, and only then let go of what it alone has kept alive: what objects have reduced themselves to.
+
+    The end of such an object may let another thread run, as that of torch's tensors does. If that collects garbage it comes to
+    this memo, half of which would be gone (CPython 3.11 ends with SIGSEGV).
+    """
+    kept = pickler.memo.copy()
+    pickler.clear_memo()
+    pickler.has_reduced = False
+    kept.clear()
+
+
 def private(data: Any) -> pickle.PickleBuffer:
     """Return a buffer of which each worker gets a copy of its own, whatever `Sharing.mode` says of arrays."""
     buffer = pickle.PickleBuffer(data)

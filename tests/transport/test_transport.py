@@ -12,11 +12,12 @@ from collections import namedtuple
 from io import BytesIO
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
 from joblib_stateful import TaskResult, errors, stateful_map
+from joblib_stateful._transport._frames import Packer
 from joblib_stateful._transport._shared_memory import SharedMemory
 from joblib_stateful._transport._transport import ByReference, Pickled, Transport
 from programs import program_text
@@ -450,3 +451,42 @@ def test_a_class_of_the_scripts_main_can_be_caught(run_program: RunProgram) -> N
     done = run_program(program_text("transport/catches_its_own_exception"))
     assert (done.code, done.err) == (0, "")
     assert done.out == "caught 7\ncaught 7\nTrue\n" * 3
+
+
+class Temporary:
+    """Is made while an object is pickled, and notes its end."""
+
+    notes: ClassVar[list[str]] = []
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        self.notes.append("gone")
+
+
+class Reduced:
+    """Travels as another object."""
+
+    def __reduce__(self) -> Any:
+        return Temporary, (1,), {"number": 1, "other": Temporary(2)}
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("packer", [Packer(), Packer(definer=SharedMemory().definer())], ids=["plain", "referring"])
+def test_what_was_made_for_a_pickle_goes_when_nothing_refers_to_it(packer: Packer) -> None:
+    # Else whoever runs at its end, as other threads may, comes upon a memo that is being cleared.
+    pickler, notes = packer._pickler, Temporary.notes
+    clear = pickler.clear_memo
+
+    def clear_memo() -> None:
+        notes.append("clearing")
+        clear()
+        notes.append("cleared")
+
+    pickler.clear_memo = clear_memo
+    for _ in range(2):
+        notes.clear()
+        packer.pack([Reduced(), "text"])
+        assert notes == ["clearing", "cleared", "gone"]
+        packer.pack(["text"])
