@@ -66,7 +66,7 @@ class TraceWriter:
         self._path, self._n_at_once = path, n_at_once
         self._lock = _locks.Lock()
         self._fd: int | None = None
-        self._is_over = False
+        self._is_over = self._is_writing = False
         self._pid = os.getpid()
         self._known: set[int] = set()
         self._n_pairs = 0
@@ -129,18 +129,13 @@ class TraceWriter:
 
     def close(self) -> None:
         """Write the end."""
-        self.flush()
+        if self._pid != os.getpid():  # a fork: the file is the parent's, and the lock may be held for ever
+            return
         with self._lock:
-            fd, self._fd, self._is_over = self._fd, None, True
+            self._is_over = True
+            self._write_noted()
             if _writers.get(str(self._path)) is self:
                 del _writers[str(self._path)]
-            if fd is None or self._pid != os.getpid():
-                return
-            try:
-                _write_whole(fd, f"{json.dumps(_END | {'pid': self._pid})}\n]\n".encode())
-                self._close()
-            except OSError as error:
-                self._give_up(error)
 
     def _know(self, row: int, name: str) -> None:
         if row not in self._known:
@@ -173,16 +168,31 @@ class TraceWriter:
 
     def flush(self) -> None:
         """Write what has been noted."""
-        with self._lock:
-            texts, self._noted = self._noted, []
-            if not texts or self._is_over or self._pid != os.getpid():  # a fork: it is the parent's
-                return
-            try:
-                if self._fd is None:
-                    self._fd = self._open()
-                _write_whole(self._fd, "".join(texts).encode())
-            except OSError as error:
-                self._give_up(error)
+        if self._pid == os.getpid():
+            with self._lock:
+                self._write_noted()
+
+    def _write_noted(self) -> None:
+        if self._is_writing:  # this is a finaliser, which garbage collection runs within a write of this thread's
+            return
+        self._is_writing = True
+        try:
+            self._write_texts()
+            if self._is_over and self._fd is not None:
+                fd, self._fd = self._fd, None
+                _write_whole(fd, f"{json.dumps(_END | {'pid': self._pid})}\n]\n".encode())
+                self._close()
+        except OSError as error:
+            self._give_up(error)
+        finally:
+            self._is_writing = False
+
+    def _write_texts(self) -> None:
+        texts, self._noted = self._noted, []
+        if texts:
+            if self._fd is None:
+                self._fd = self._open()
+            _write_whole(self._fd, "".join(texts).encode())
 
     def _open(self) -> int:
         if _writers.setdefault(str(self._path), self) is not self:
@@ -195,7 +205,7 @@ class TraceWriter:
 
     def _give_up(self, error: OSError) -> None:
         """Write no more: that is no reason for the map to end."""
-        self._fd, self._is_over = None, True
+        self._fd, self._is_over, self._noted = None, True, []
         _log.warning(
             "trace=%r could not be written, and is left as it is; the map goes on. %s: %s",
             str(self._path),

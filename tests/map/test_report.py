@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import threading
+import warnings
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +16,7 @@ import pytest
 from joblib_stateful import StatefulExecutor, stateful_map
 from joblib_stateful._map._measures import MapMeasures
 from joblib_stateful._map._report import report_of
+from joblib_stateful._map._trace import TraceWriter
 from joblib_stateful._measuring._measures import MOST_KEPT
 from joblib_stateful._scheduling._requests import Record
 from needs import needs
@@ -295,3 +299,49 @@ def test_a_fork_leaves_the_trace_alone(run_program: RunProgram, tmp_path: Path) 
     )
     assert (done.code, done.out) == (0, "19\n"), done.err
     assert sum(event.get("cat") == "ran" for event in json.loads(path.read_text())) == 20
+
+
+@needs("fork")
+def test_a_fork_does_not_wait_for_a_thread_of_its_parents_that_writes_a_trace(tmp_path: Path) -> None:
+    writer, is_held, may_end = TraceWriter(tmp_path / "trace.json"), threading.Event(), threading.Event()
+
+    def write() -> None:
+        with writer._lock:
+            is_held.set()
+            may_end.wait()
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    is_held.wait()
+    with warnings.catch_warnings(action="ignore"):  # Python 3.12 and later warn of each fork beside threads
+        child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(20)
+        writer.flush()
+        writer.close()
+        os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    may_end.set()
+    thread.join()
+    assert status == 0
+
+
+def test_a_finaliser_that_ends_a_map_while_its_trace_is_written_has_the_end_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer, write = TraceWriter(tmp_path / "trace.json"), os.write
+
+    def write_and_collect(fd: int, text: bytes) -> int:
+        monkeypatch.undo()
+        writer.write_stay("input", 1, 2)
+        writer.flush()
+        writer.close()
+        return write(fd, text)
+
+    writer.write_stay("waiting", 0, 1)
+    monkeypatch.setattr(os, "write", write_and_collect)
+    writer.flush()
+    names = [event["name"] for event in json.loads(writer._path.read_text())]
+    assert names.count("waiting") == 1
+    assert names[-1] == "process_sort_index"
