@@ -20,10 +20,10 @@ from types import CodeType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import cloudpickle
-from cloudpickle import cloudpickle as inside
 
 from ._code import reduce_count, resolve_what_travels
 from ._exceptions import reduce_exception
+from ._typing_objects import REDUCERS, is_imported
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,12 +86,6 @@ _brought: dict[str, list[str]] = {}
 CACHED: Any = functools._lru_cache_wrapper
 
 
-def is_imported(found: Any) -> bool:
-    """Tell whether something with a name, but neither a class nor a plain function, can be imported by others."""
-    name = inside._lookup_module_and_qualname(found)
-    return name is not None and not inside._is_registered_pickle_by_value(name[0])
-
-
 def reduce_cached(found: Any, version: Any = None) -> Any:
     """Reduce a function under `functools.lru_cache`, which pickle takes for one that can always be imported.
 
@@ -145,6 +139,7 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it is not typed
     #: What is in that chain, and more: how objects of a type are reduced.
     reducers: ClassVar[dict[Any, Callable[[Any], Any]]] = {
         **cloudpickle.Pickler.dispatch_table.maps[0],
+        **REDUCERS,
         CodeType: _reduce,
         CACHED: reduce_cached,
         itertools.count: reduce_count,

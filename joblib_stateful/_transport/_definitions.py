@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from cloudpickle import cloudpickle
 
 from .._process._system import after_fork
+from ._main import PREFIX, MainModule
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -79,12 +80,18 @@ class Peer:
         self.has_lost = False
         self._versions: dict[Key, int] = {}
         self._namespaces: dict[str, dict[str, Any]] = {}
+        self._has_process = False
+        self._mains: dict[str, MainModule] = {}  # of this side's process, by their namespaces
         # Frames that have come, until they are loaded; those that could not be loaded are tried again when asked for.
         self._unloaded: dict[Key, tuple[int, Any]] = {}
         self._load: Callable[[Any], Any] = _nothing
         # Classes that are being loaded and can't be referred to yet, and attributes that may refer to them.
         self._making: set[str] = set()
         self._waiting: list[tuple[str, tuple[str, ...]]] = []
+
+    def use_process(self) -> None:
+        """Have what comes of the program's ``__main__`` be this process's own, which is for the other side alone."""
+        self._has_process = True
 
     # --- what goes to the other side --------------------------------------------------------------------
 
@@ -193,9 +200,23 @@ class Peer:
         """Return the globals that functions from one module share."""
         if self._is_near:
             return own_namespaces[name].globals  # type: ignore[no-any-return]  # see there
-        found = self._namespaces.setdefault(name, {})
+        found = self._globals_of(name)
         for known, value in base.items():
             found.setdefault(known, value)  # one of its globals may have come, and made it, ahead of its functions
+        if name in self._mains:
+            self._mains[name].complete()
+        return found
+
+    def _globals_of(self, owner: str) -> dict[str, Any]:
+        found = self._namespaces.get(owner)
+        if found is None:
+            found = {}
+            if self._has_process and owner.startswith(PREFIX):
+                self._mains[owner] = main = MainModule()
+                found = main.globals
+            self._namespaces[owner] = found
+        if owner in self._mains:
+            self._mains[owner].be_current()
         return found
 
     def entry(self, owner: str, name: str) -> Any:
@@ -295,13 +316,13 @@ class Peer:
             self._namespaces.get(owner, {}).pop(name, None)
             return
         if owner in self._namespaces:
-            self._namespaces[owner][name] = value
+            self._globals_of(owner)[name] = value
             return
         found = self._held.get(owner)
         if found is None:
             found = self.existing(owner)
         if found is None:
-            self._namespaces[owner] = {name: value}
+            self._globals_of(owner)[name] = value
         else:
             setattr(found, name, value)
 
@@ -309,6 +330,7 @@ class Peer:
         """Hold no longer what nothing else here uses."""
         self._held.clear()
         self._unloaded.clear()
+        self._mains = {owner: main for owner, main in self._mains.items() if main.is_current}
         # One reference is the table's, one `getrefcount`'s own.
         for name in [name for name in self._namespaces if sys.getrefcount(self._namespaces[name]) <= 2]:  # noqa: PLR2004
             del self._namespaces[name]

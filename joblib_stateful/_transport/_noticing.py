@@ -17,11 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 from cloudpickle import cloudpickle
 
+from ._annotations import named_by_class, named_by_function
 from ._code import resolve_lazy
 from ._code_pickler import Pickler
+from ._main import main_with
 from ._reducing import forget
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ._definitions import Definition, Key
 
 _FUNCTION = types.FunctionType
@@ -125,7 +129,8 @@ class _Printer(Pickler):
 
     def _class(self, found: Any) -> Any:
         _, (*args, _, _), state, *_ = cloudpickle._dynamic_class_reduce(found)
-        return _Seen, (cloudpickle._get_or_create_tracker_id(found),), (args, state)
+        named = _numbers_of(named_by_class(found))
+        return _Seen, (cloudpickle._get_or_create_tracker_id(found), main_with(found) is None, named), (args, state)
 
     def _function(self, found: Any) -> Any:
         number, names = _codes.look_up(found.__code__)
@@ -139,8 +144,20 @@ class _Printer(Pickler):
             found.__annotations__,
             found.__doc__,
             [globals_.get(name, _ABSENT) for name in names],
+            _numbers_of(named_by_function(found)),
         )
         return _Seen, (number, found.__module__, found.__qualname__), state
+
+
+def _numbers_of(named: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """Return what tells classes that annotations name from others that had these names."""
+    return tuple(
+        (name, cloudpickle._get_or_create_tracker_id(found)) for name, found in named.items() if _is_own(found)
+    )
+
+
+def _is_own(found: Any) -> bool:
+    return isinstance(found, type) and not cloudpickle._should_pickle_by_reference(found)
 
 
 # For use in any threads.

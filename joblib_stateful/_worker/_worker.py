@@ -557,3 +557,4 @@ def current() -> Worker | None:
 def set_process_worker(worker: Worker) -> None:
     """Make this process be a worker for good."""
     _of_process[:] = [worker]
+    worker.life.parent.use_process()

@@ -56,7 +56,7 @@ def _by_value(_: ForkingPickler, value: object) -> Any:
     found: Any = sys.modules.get(value.__module__)
     for name in value.__qualname__.split("."):
         found = getattr(found, name, None)
-    if found is value:
+    if found is value and value.__module__ != "__main__":  # which children don't run
         return NotImplemented
     return _load, (cloudpickle.dumps(value),)
 
