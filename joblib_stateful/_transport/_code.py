@@ -23,6 +23,7 @@ import cloudpickle
 from cloudpickle import cloudpickle as inside
 
 from .._process import _safely
+from . import _by_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -161,7 +162,7 @@ class ComparingPickler(cloudpickle.Pickler):  # type: ignore[misc]  # it is not 
     """cloudpickle's own, for output that is only compared: what use has added to a class is no edit of it."""
 
     #: How objects of further types are reduced.
-    reducers: ClassVar[dict[Any, Callable[[Any], Any]]] = {itertools.count: reduce_count}
+    reducers: ClassVar[dict[Any, Callable[[Any], Any]]] = {itertools.count: reduce_count, **_by_name.REDUCERS}
 
     #: Something was reduced since this was set back: see `forget`.
     has_reduced = False
@@ -170,8 +171,9 @@ class ComparingPickler(cloudpickle.Pickler):  # type: ignore[misc]  # it is not 
         """Return how an object is pickled."""
         self.has_reduced = True
         reduce = self.reducers.get(type(obj))
-        if reduce is not None:
-            return reduce(obj)
+        reduced = NotImplemented if reduce is None else reduce(obj)
+        if reduced is not NotImplemented:
+            return reduced
         resolve_what_travels(obj)
         reduced = super().reducer_override(obj)
         if isinstance(obj, type) and isinstance(reduced, tuple) and len(reduced) > 2:  # noqa: PLR2004 - it has a state

@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import cloudpickle
 
+from . import _by_name, _typing_objects
 from ._code import reduce_count, resolve_what_travels
 from ._exceptions import reduce_exception
-from ._typing_objects import REDUCERS, is_imported
+from ._typing_objects import is_imported
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -139,7 +140,8 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it is not typed
     #: What is in that chain, and more: how objects of a type are reduced.
     reducers: ClassVar[dict[Any, Callable[[Any], Any]]] = {
         **cloudpickle.Pickler.dispatch_table.maps[0],
-        **REDUCERS,
+        **_typing_objects.REDUCERS,
+        **_by_name.REDUCERS,
         CodeType: _reduce,
         CACHED: reduce_cached,
         itertools.count: reduce_count,

@@ -57,6 +57,7 @@ def _table_in(module: str, name: str) -> Callable[[Any], dict[type, Reduce]]:
 #: What makes a table out of a module, until that is there.
 _waiting: list[tuple[str, Callable[[Any], dict[type, Reduce]]]] = [
     ("numpy", _table_in("._arrays", "table")),
+    ("numpy.random", _table_in("._by_name", "table_of_numpy")),
     ("torch", _table_in("._tensors", "table")),
     ("pyarrow", _table_in("._columns", "table_of_arrow")),
     ("polars", _table_in("._columns", "table_of_polars")),

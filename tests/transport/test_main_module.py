@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import tempfile
 from typing import TYPE_CHECKING
 
@@ -51,4 +52,16 @@ def test_annotations_that_are_text_can_be_resolved(engine: str, run_program: Run
 @pytest.mark.parametrize("engine", ["loky", "threads", "inline"])
 def test_types_that_typing_has_made(engine: str, run_program: RunProgram) -> None:
     done = run_program(program_text("transport/has_types_of_its_own"), engine)
+    assert (done.code, done.out) == (0, "as in the program\n"), done.err
+
+
+@pytest.mark.parametrize(
+    "library",
+    [
+        "none",
+        pytest.param("numpy", marks=pytest.mark.skipif(not importlib.util.find_spec("numpy"), reason="it isn't there")),
+    ],
+)
+def test_what_there_is_one_of_in_each_process_is_not_copied(library: str, run_program: RunProgram) -> None:
+    done = run_program(program_text("transport/uses_what_there_is_one_of"), library)
     assert (done.code, done.out) == (0, "as in the program\n"), done.err
