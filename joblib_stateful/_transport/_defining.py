@@ -11,7 +11,6 @@ pickled as cloudpickle does it, but for the classes.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import types
 import typing
@@ -22,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 from cloudpickle import cloudpickle
 
-from ._annotations import named_by_class, named_by_function
 from ._code import resolve_lazy
 from ._code_pickler import CACHED, Pickler, reduce_cached
 from ._definitions import (
@@ -134,7 +132,6 @@ class Definer:
     # Of the definition that is being made, and of those that it needs.
     _new: dict[Key, Definition] = {}  # noqa: RUF012 - replaced, never changed
     _queued: dict[Key, tuple[Any, Marks, str]] | None = None
-    _hinted: dict[Key, tuple[Any, Marks, str]] = {}  # noqa: RUF012 - likewise
     _key: Key = ""
     _label = ""
     _globals: dict[int, tuple[_Namespace, str]] | None = None
@@ -174,22 +171,11 @@ class Definer:
         empty = {name: type(members[name])() for name in names if type(members[name]) in (dict, list, set)}
         for name in names:
             self._need((key, name), members.pop(name), marks, f"attribute {name!r} of class {found.__qualname__}")
-        if not self.is_back:
-            self._name(found)
+        if not self.is_back and (globals_ := main_with(found)) is not None:
+            space, name = _namespace_of(globals_), found.__qualname__
+            self._need((space.key, name), found, space.marks, f"global {name!r}")
         state = members, slots, key, tuple(names), empty, set_on_members
         return skeleton, (key, make, (*args[:-2], None, args[-1])), state, None, None, set_class_state
-
-    def _name(self, found: Any) -> None:
-        """Have a class, and what its annotations name, be found in a worker as in the program."""
-        if (globals_ := main_with(found)) is not None:
-            space, name = _namespace_of(globals_), found.__name__
-            self._need((space.key, name), found, space.marks, f"global {name!r}")
-        if named := named_by_class(found):
-            self._hint(_namespace_of(main_globals() or {}), named)
-
-    def _hint(self, space: _Namespace, named: Mapping[str, Any]) -> None:
-        for name, value in named.items():
-            self._need((space.key, name), value, space.marks, f"global {name!r}", is_hint=True)
 
     def function(self, found: Any, *, is_root: bool) -> tuple[Any, ...]:
         """Return what stands for a function that travels by value: its name if it is a global itself, else all of it."""
@@ -209,9 +195,7 @@ class Definer:
             self._need(
                 (space.key, used_name), value, space.marks, f"global {used_name!r}, which {found.__qualname__} uses"
             )
-        named = named_by_function(found)
-        self._hint(space, named)
-        slots["__globals__"] = _Reference(entries, space.key, tuple({**used, **named}))
+        slots["__globals__"] = _Reference(entries, space.key, tuple(used))
         code = found.__code__
         closure = None
         if found.__closure__ is not None:
@@ -275,18 +259,12 @@ class Definer:
             self._globals = None
         return space
 
-    def _need(self, key: Key, value: Any, marks: Marks, label: str, *, is_hint: bool = False) -> None:
+    def _need(self, key: Key, value: Any, marks: Marks, label: str) -> None:
         if key in self.needs:
             return
         if self._queued is not None:
-            if is_hint:
-                self._hinted.setdefault(key, (value, marks, label))
-            elif key not in self._new and key not in self._queued:
+            if key not in self._new and key not in self._queued:
                 self._queued[key] = value, marks, f"{label} (for {self._label})" if self._label else label
-            return
-        if is_hint:
-            with contextlib.suppress(DefinitionError):
-                self._need(key, value, marks, label)
             return
         memory = self._memory
         if memory is None:
@@ -305,26 +283,12 @@ class Definer:
             self.needs.setdefault(need.key, need)
 
     def _define_all(self, key: Key, value: Any, marks: Marks, label: str) -> dict[Key, Definition]:
-        self._queued, self._new, self._hinted = {key: (value, marks, label)}, {}, {}
+        self._queued, self._new = {key: (value, marks, label)}, {}
         try:
             self._define_queued(self._queued)
-            self._define_hinted()
             return self._new
         finally:
-            self._queued, self._new, self._hinted, self._key, self._label = None, {}, {}, "", ""
-
-    def _define_hinted(self) -> None:
-        """Define what is only named by annotations, as far as it can be pickled."""
-        given_up: set[Key] = set()
-        while left := self._hinted.keys() - self._new.keys() - given_up:
-            key = next(key for key in self._hinted if key in left)
-            before, self._queued = self._new, {key: self._hinted[key]}
-            self._new = {**before}
-            try:
-                self._define_queued(self._queued)
-            except DefinitionError:
-                self._new = before
-                given_up.add(key)
+            self._queued, self._new, self._key, self._label = None, {}, "", ""
 
     def _define_queued(self, queued: dict[Key, tuple[Any, Marks, str]]) -> None:
         while queued:  # which grows meanwhile

@@ -80,8 +80,9 @@ class Peer:
         self.has_lost = False
         self._versions: dict[Key, int] = {}
         self._namespaces: dict[str, dict[str, Any]] = {}
+        self._main: MainModule | None = None  # of this side's process, before something comes of the program's
+        self._mains: dict[str, MainModule] = {}  # by their namespaces
         self._has_process = False
-        self._mains: dict[str, MainModule] = {}  # of this side's process, by their namespaces
         # Frames that have come, until they are loaded; those that could not be loaded are tried again when asked for.
         self._unloaded: dict[Key, tuple[int, Any]] = {}
         self._load: Callable[[Any], Any] = _nothing
@@ -92,6 +93,8 @@ class Peer:
     def use_process(self) -> None:
         """Have what comes of the program's ``__main__`` be this process's own, which is for the other side alone."""
         self._has_process = True
+        self._main = MainModule()
+        self._main.be_current()
 
     # --- what goes to the other side --------------------------------------------------------------------
 
@@ -212,8 +215,9 @@ class Peer:
         if found is None:
             found = {}
             if self._has_process and owner.startswith(PREFIX):
-                self._mains[owner] = main = MainModule()
-                found = main.globals
+                # The first one is there before any code of the user's, which may have put something into it.
+                main, self._main = self._main or MainModule(), None
+                self._mains[owner], found = main, main.globals
             self._namespaces[owner] = found
         if owner in self._mains:
             self._mains[owner].be_current()

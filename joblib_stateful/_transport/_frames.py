@@ -18,7 +18,7 @@ from . import _code_pickler
 from ._defining import MOST_PRESETS, ReferringPickler
 from ._definitions import find
 from ._reducers import find_reducers, registered_reducers, tensors_of
-from ._reducing import PROTOCOL, NeedsWholeError, forget
+from ._reducing import PROTOCOL, NeedsWholeError, forget, is_soon_copied
 from ._texts import joined
 
 if TYPE_CHECKING:
@@ -97,12 +97,16 @@ class Packer:
             self._forget()  # at once: a pickler and its packer are a cycle, which is collected at some time
             raise
         pickler, written = self._pickler, self._written
+        is_light = pickler.has_reduced and is_soon_copied(written)
         frame = self._frame(beginning, written)
         written.clear()
-        if pickler.has_reduced:
+        if not pickler.has_reduced:
+            pickler.clear_memo()
+        elif is_light:
             forget(pickler)
         else:
-            pickler.clear_memo()
+            self._begin()
+            return frame
         pickler.globals_ref.clear()  # by number of a function's globals, which may be freed and given again
         return frame
 

@@ -17,15 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from cloudpickle import cloudpickle
 
-from ._annotations import named_by_class, named_by_function
 from ._code import resolve_lazy
 from ._code_pickler import Pickler
 from ._main import main_with
 from ._reducing import forget
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from ._definitions import Definition, Key
 
 _FUNCTION = types.FunctionType
@@ -34,6 +31,8 @@ _ABSENT = "absent"
 _MOST_CODES = 10_000
 # What is remembered, by number and each by bytes.
 _MOST_REMEMBERED, _HEAVY = 500, 1 << 20
+# After a longer print another pickler takes less time than to copy this one's memo, also as it knows nothing then.
+_LIGHT = 1 << 16
 
 
 class Memory:
@@ -67,7 +66,8 @@ def print_of(found: Any) -> bytes | None:
         printed = printer.print(found)
     except Exception:  # noqa: BLE001 - then it is defined again, which says what is wrong
         return None
-    _printers.append(printer)
+    if printer.is_light:  # else it is not used again
+        _printers.append(printer)
     return printed
 
 
@@ -99,6 +99,7 @@ class _Printer(Pickler):
 
     def __init__(self) -> None:
         self._file = io.BytesIO()
+        self.is_light = True
         super().__init__(self._file, 5)
         # What can be imported, by number; held, so that its number is not given again.
         self._imported: dict[int, tuple[Any, Any]] = {}
@@ -107,9 +108,11 @@ class _Printer(Pickler):
         """Return the print of a class or value."""
         pickle.Pickler.dump(self, found)
         printed = self._file.getvalue()
-        forget(self)
-        self._file.seek(0)
-        self._file.truncate()
+        self.is_light = len(printed) <= _LIGHT
+        if self.is_light:
+            forget(self)
+            self._file.seek(0)
+            self._file.truncate()
         return printed
 
     def reducer_override(self, found: Any) -> Any:
@@ -129,8 +132,7 @@ class _Printer(Pickler):
 
     def _class(self, found: Any) -> Any:
         _, (*args, _, _), state, *_ = cloudpickle._dynamic_class_reduce(found)
-        named = _numbers_of(named_by_class(found))
-        return _Seen, (cloudpickle._get_or_create_tracker_id(found), main_with(found) is None, named), (args, state)
+        return _Seen, (cloudpickle._get_or_create_tracker_id(found), main_with(found) is None), (args, state)
 
     def _function(self, found: Any) -> Any:
         number, names = _codes.look_up(found.__code__)
@@ -144,20 +146,8 @@ class _Printer(Pickler):
             found.__annotations__,
             found.__doc__,
             [globals_.get(name, _ABSENT) for name in names],
-            _numbers_of(named_by_function(found)),
         )
         return _Seen, (number, found.__module__, found.__qualname__), state
-
-
-def _numbers_of(named: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    """Return what tells classes that annotations name from others that had these names."""
-    return tuple(
-        (name, cloudpickle._get_or_create_tracker_id(found)) for name, found in named.items() if _is_own(found)
-    )
-
-
-def _is_own(found: Any) -> bool:
-    return isinstance(found, type) and not cloudpickle._should_pickle_by_reference(found)
 
 
 # For use in any threads.

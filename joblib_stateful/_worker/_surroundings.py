@@ -17,6 +17,7 @@ import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._transport._reducers import Registration, registrations, take_over
+from ._settings import Settings, settings, take_over_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -45,7 +46,7 @@ _NOISE = (
 
 
 class Surroundings(NamedTuple):
-    """Where a program is, where it looks for modules, two limits of its interpreter, and how it takes values apart."""
+    """Where a program is, where it looks for modules, two limits of its interpreter, and what it has set in libraries."""
 
     folder: str
     path: tuple[str, ...]
@@ -54,6 +55,7 @@ class Surroundings(NamedTuple):
     recursion_limit: int
     int_digits: int
     reducers: tuple[Registration, ...]
+    settings: Settings
 
     @classmethod
     def now(cls) -> Surroundings:
@@ -66,15 +68,15 @@ class Surroundings(NamedTuple):
         except OSError as error:
             raise _gone(error, "The current folder of this program is gone") from error
         limits = sys.getrecursionlimit(), sys.get_int_max_str_digits()
-        reducers = registrations()
-        if _latest and _latest[0] == (folder, *limits, reducers) and _latest[1] == sys.path:
+        reducers, set_here = registrations(), settings()
+        if _latest and _latest[0] == (folder, *limits, reducers, set_here) and _latest[1] == sys.path:
             known: Surroundings = _latest[2]
             return known
         path: list[Any] = list(sys.path)
         # Anything else in there is passed over by the import system.
         entries = tuple(str(entry) for entry in path if isinstance(entry, str))
-        found = cls(folder, entries, tuple(_hidden(entries)), _checked(limits[0]), limits[1], reducers)
-        _latest[:] = (folder, *limits, reducers), path, found
+        found = cls(folder, entries, tuple(_hidden(entries)), _checked(limits[0]), limits[1], reducers, set_here)
+        _latest[:] = (folder, *limits, reducers, set_here), path, found
         return found
 
     def take_over(self, before: Surroundings | None) -> None:
@@ -91,6 +93,8 @@ class Surroundings(NamedTuple):
             sys.set_int_max_str_digits(self.int_digits)
         if self.reducers and (before is None or self.reducers != before.reducers):
             take_over(self.reducers)
+        if self.settings:
+            take_over_settings(self.settings, () if before is None else before.settings, of_thread=False)
         if before is None or self.folder != before.folder:
             try:
                 os.chdir(self.folder)

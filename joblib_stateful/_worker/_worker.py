@@ -39,6 +39,7 @@ from ._messages import (
 )
 from ._passing import passing, refusing
 from ._progress_page import Progress
+from ._settings import take_over_settings
 from ._shortage import RESULT, UNTOLD
 from ._signals import calls_users, held, raising
 from ._tracebacks import strip, text_of_traceback
@@ -305,6 +306,10 @@ class Worker:
         if surroundings is not None:
             surroundings.take_over(self.life.surroundings)
             self.life.surroundings = surroundings
+        now = self.life.surroundings
+        if now is not None and now.settings is not (before := getattr(_local, "settings", ())):
+            take_over_settings(now.settings, before, of_thread=True)
+            _local.settings = now.settings
 
     @calls_users
     def _run_items(  # noqa: C901 - one loop, for a call of a function can be felt in it

@@ -44,12 +44,6 @@ def test_names_stand_for_what_they_stand_for_now(engine: str, run_program: RunPr
 
 
 @pytest.mark.parametrize("engine", ["loky", "threads", "inline"])
-def test_annotations_that_are_text_can_be_resolved(engine: str, run_program: RunProgram) -> None:
-    done = run_program(program_text("transport/resolves_its_annotations_in_a_worker"), engine)
-    assert (done.code, done.out) == (0, "as in the program\n"), done.err
-
-
-@pytest.mark.parametrize("engine", ["loky", "threads", "inline"])
 def test_types_that_typing_has_made(engine: str, run_program: RunProgram) -> None:
     done = run_program(program_text("transport/has_types_of_its_own"), engine)
     assert (done.code, done.out) == (0, "as in the program\n"), done.err

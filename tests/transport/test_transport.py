@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copyreg
+import gc
+import math
 import os
 import pickle
 import struct
@@ -17,6 +19,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pytest
 
 from joblib_stateful import TaskResult, errors, stateful_map
+from joblib_stateful._transport import _reducing
+from joblib_stateful._transport._code_pickler import Pickler
+from joblib_stateful._transport._defining import ReferringPickler
 from joblib_stateful._transport._frames import Packer
 from joblib_stateful._transport._shared_memory import SharedMemory
 from joblib_stateful._transport._transport import ByReference, Pickled, Transport
@@ -457,12 +462,14 @@ class Temporary:
     """Is made while an object is pickled, and notes its end."""
 
     notes: ClassVar[list[str]] = []
+    picklers: ClassVar[list[int]] = []  # that a garbage collection would come upon at its end
 
     def __init__(self, number: int) -> None:
         self.number = number
 
     def __del__(self) -> None:
         self.notes.append("gone")
+        self.picklers.extend(id(found) for found in gc.get_objects() if type(found) in (Pickler, ReferringPickler))
 
 
 class Reduced:
@@ -474,7 +481,10 @@ class Reduced:
 
 @pytest.mark.unit
 @pytest.mark.parametrize("packer", [Packer(), Packer(definer=SharedMemory().definer())], ids=["plain", "referring"])
-def test_what_was_made_for_a_pickle_goes_when_nothing_refers_to_it(packer: Packer) -> None:
+def test_what_was_made_for_a_pickle_goes_when_nothing_refers_to_it(
+    packer: Packer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_reducing, "_MOST_COPIED", math.inf)
     # Else whoever runs at its end, as other threads may, comes upon a memo that is being cleared.
     pickler, notes = packer._pickler, Temporary.notes
     clear = pickler.clear_memo
@@ -490,3 +500,18 @@ def test_what_was_made_for_a_pickle_goes_when_nothing_refers_to_it(packer: Packe
         packer.pack([Reduced(), "text"])
         assert notes == ["clearing", "cleared", "gone"]
         packer.pack(["text"])
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("packer", [Packer(), Packer(definer=SharedMemory().definer())], ids=["plain", "referring"])
+def test_a_memo_that_would_take_long_to_copy_goes_with_its_pickler(
+    packer: Packer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_reducing, "_MOST_COPIED", 0)
+    number = id(packer._pickler)
+    Temporary.notes.clear()
+    Temporary.picklers.clear()
+    packer.pack([Reduced(), "text"])
+    assert "gone" in Temporary.notes
+    assert number not in Temporary.picklers
+    assert packer.pack(["text"]) == packer.pack(["text"])

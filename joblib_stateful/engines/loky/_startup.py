@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import pickle
 import sys
+import typing
 from multiprocessing.reduction import ForkingPickler
 from types import FunctionType
 from typing import Any, NamedTuple, TypeAlias
 
-import cloudpickle
+from ..._transport import _typing_objects
+from ..._transport._code_pickler import CACHED, dumps
 
 _Stream: TypeAlias = tuple[str, str] | None  # encoding, and what is done with characters that it has not
 
@@ -50,21 +53,26 @@ def _stream(stream: Any, number: int) -> _Stream:
 
 
 def _by_value(_: ForkingPickler, value: object) -> Any:
-    """Reduce functions and classes that can't be found by their name."""
-    if not isinstance(value, (type, FunctionType)) or value.__module__ is None:
+    """Reduce functions and classes, and whatever else pickle writes by name, if children can't find it by that."""
+    module = getattr(value, "__module__", None) if isinstance(value, _NAMED) else None
+    if module is None:
         return NotImplemented
-    found: Any = sys.modules.get(value.__module__)
-    for name in value.__qualname__.split("."):
-        found = getattr(found, name, None)
-    if found is value and value.__module__ != "__main__":  # which children don't run
-        return NotImplemented
-    return _load, (cloudpickle.dumps(value),)
+    if module != "__main__":  # which children don't run
+        found: Any = sys.modules.get(module)
+        for name in getattr(value, "__qualname__", "").split("."):
+            found = getattr(found, name, None)
+        if found is value or not isinstance(value, (type, FunctionType)):
+            return NotImplemented
+    return _load, (dumps(value, pickle.HIGHEST_PROTOCOL),)
+
+
+_NAMED = (type, FunctionType, typing.TypeVar, *_typing_objects.REDUCERS, CACHED)
 
 
 def _load(pickled: bytes) -> object:
     # In a child, which may be a new interpreter, too: it sends back what it was sent.
     _send_by_value()
-    return cloudpickle.loads(pickled)
+    return pickle.loads(pickled)
 
 
 def _send_by_value() -> None:

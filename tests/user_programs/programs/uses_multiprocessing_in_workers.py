@@ -1,4 +1,5 @@
 # What is asked of a worker: with a class and functions that only the program has, as those of a script or a notebook.
+import functools
 import multiprocessing
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -14,6 +15,11 @@ class Point:
 
 def moved(point):
     return Point(point.x + 1)
+
+
+@functools.lru_cache
+def moved_far(point_of):
+    return moved(moved(Point(point_of)))
 
 
 def put(queue, point):
@@ -32,6 +38,7 @@ def use(method):
     points = [Point(1), Point(2)]
     with context.Pool(2) as pool:
         found += pool.map(moved, points)
+        found += pool.map(moved_far, [1])
     with context.Manager() as manager:
         shared = manager.dict()
         process = context.Process(target=shared.update, args=({"a": 1},))
@@ -48,7 +55,7 @@ def nested(method):
     return next(stateful_map(use, [method], n_jobs=1))
 
 
-WANTED = str([Point(2), Point(2), Point(3), {"a": 1}, Point(2), Point(3)])
+WANTED = str([Point(2), Point(2), Point(3), Point(3), {"a": 1}, Point(2), Point(3)])
 
 if __name__ == "__main__":
     if sys.argv[2] == "nested":

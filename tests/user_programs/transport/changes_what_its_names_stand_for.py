@@ -3,7 +3,7 @@ import runpy
 import sys
 from pathlib import Path
 
-from joblib_stateful import StatefulExecutor
+from joblib_stateful import StatefulExecutor, stateful_map
 
 CELL = """
 import pickle, sys
@@ -28,6 +28,38 @@ def looked_up(_):
 """
 
 SCRIPT = CELL.format(number=10) + "FOUND = executor.submit(ask, Thing()).result()\n"
+
+
+# What a package does that wants pickles of its own scripts to be loaded anywhere.
+OTHERS = """
+import pickle, sys
+
+class Vocabulary:
+    words = ["a", "b"]
+
+class Model:
+    def __init__(self):
+        sys.modules["__main__"].Vocabulary = Vocabulary
+
+    def __call__(self, document):
+        return pickle.loads(b"c__main__\\nVocabulary\\n.").words[document.number]
+"""
+
+
+class Document:
+    def __init__(self, number):
+        self.number = number
+
+
+class Renamed:
+    pass
+
+
+Renamed.__name__, limit = "limit", 10
+
+
+def below(kind, item):
+    return item < limit
 
 
 def run(number):
@@ -60,4 +92,9 @@ if __name__ == "__main__":
         assert executor.submit(looked_up, None).result() is None
         Thing = 5
         assert executor.submit(looked_up, None).result() == 5
+        assert executor.submit(below, Renamed, 9).result()
+    Path("others_module.py").write_text(OTHERS)
+    import others_module
+
+    assert list(stateful_map(others_module.Model, [Document(1)], n_jobs=1, engine=sys.argv[1])) == ["b"]
     print("as in the program")
