@@ -48,8 +48,11 @@ REDUCERS: dict[Any, Callable[[Any], Any]] = {
     random.SystemRandom: _reduce_system_random,
     threading.local: lambda _: (threading.local, ()),
 }
+#: These types. What comes back of them is told by what it holds: the worker's environment is not the program's.
+KINDS = {*REDUCERS}
 
 
 def table_of_numpy(module: Any) -> dict[type, Callable[[Any], Any]]:
     """Return how numpy's are, once its random numbers are used."""
+    KINDS.add(module.RandomState)
     return {module.RandomState: _reduce}

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from cloudpickle import cloudpickle
 
+from ._by_name import KINDS
 from ._code import resolve_lazy
 from ._code_pickler import CACHED, Pickler, reduce_cached
 from ._definitions import (
@@ -389,6 +390,8 @@ class ReferringPickler(Pickler):
             return self._class(found)
         if isinstance(found, _FUNCTION):
             return super().reducer_override(found)
+        if kind in KINDS and self.definer.is_back:
+            return NotImplemented
         reduced = self._object(kind, found)
         reduce = self.reducer_of(kind) if reduced is NotImplemented else None
         return reduced if reduce is None else reduce(found)

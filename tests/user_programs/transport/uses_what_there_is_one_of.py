@@ -32,6 +32,10 @@ def set_variable():
     return os.environ["OF_A_WORKER"], os.getenv("OF_A_WORKER")
 
 
+def tell():
+    return environ
+
+
 def count():
     local.count = getattr(local, "count", 0) + 1
     return local.count
@@ -54,6 +58,9 @@ if __name__ == "__main__":
         assert executor.run_on_all(draw_by_system) == [("a", "b", "c")] * 2
         assert executor.run_on_all(set_variable) == [("1", "1")] * 2
         assert "OF_A_WORKER" not in os.environ
+        assert [found["OF_A_WORKER"] for found in executor.run_on_all(tell)] == ["1"] * 2, (
+            "a worker's is not the program's"
+        )
         assert executor.run_on_all(count) == [1, 1], "as in each new thread"
         assert executor.run_on_all(count) == [2, 2]
     before = set(stateful_map(Sampler, range(1), n_jobs=1))
