@@ -23,7 +23,7 @@ import cloudpickle
 from cloudpickle import cloudpickle as inside
 
 from .._process import _safely
-from . import _by_name
+from . import _by_name, _typing_objects
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -162,7 +162,11 @@ class ComparingPickler(cloudpickle.Pickler):  # type: ignore[misc]  # it is not 
     """cloudpickle's own, for output that is only compared: what use has added to a class is no edit of it."""
 
     #: How objects of further types are reduced.
-    reducers: ClassVar[dict[Any, Callable[[Any], Any]]] = {itertools.count: reduce_count, **_by_name.REDUCERS}
+    reducers: ClassVar[dict[Any, Callable[[Any], Any]]] = {
+        itertools.count: reduce_count,
+        **_by_name.REDUCERS,
+        **_typing_objects.REDUCERS,
+    }
 
     #: Something was reduced since this was set back: see `forget`.
     has_reduced = False

@@ -7,7 +7,7 @@ pickles look for classes of the script in ``sys.modules["__main__"]``; so does w
 from __future__ import annotations
 
 import sys
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, SourceFileLoader
 from types import ModuleType
 from typing import Any
 
@@ -43,7 +43,9 @@ class MainModule:
         """
         if self.globals.get("__spec__") is None:
             package = self.globals.get("__package__")
-            self.globals["__spec__"] = ModuleSpec(f"{package}.__main__" if package else "__main__", None)
+            name, file = f"{package}.__main__" if package else "__main__", self.globals.get("__file__")
+            loader = None if file is None else SourceFileLoader(name, file)
+            self.globals["__spec__"], self.globals["__loader__"] = ModuleSpec(name, loader), loader
 
 
 def main_globals() -> dict[str, Any] | None:

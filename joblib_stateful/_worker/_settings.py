@@ -6,13 +6,19 @@ Only what a program has set is taken over, from those libraries that it has load
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 import sys
+import threading
+from functools import partial
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .._process._imports import when_imported
+from .._process._safely import Log
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+_log = Log()
 
 
 class Setting(NamedTuple):
@@ -43,13 +49,9 @@ def _default_of_decimal(decimal: Any) -> Any:
 
 
 def _numpy_errors(numpy: Any) -> Any:
-    found = numpy.geterr()
-    if not _KNOWN_TO_NUMPY.issuperset(found.values()):
-        raise ValueError  # by a function or file of the program's
-    return found
+    # A function or file of the program's is told of some: there is none in a worker, where code goes on all the same.
+    return {error: "warn" if how in ("call", "log") else how for error, how in numpy.geterr().items()}
 
-
-_KNOWN_TO_NUMPY = frozenset({"ignore", "warn", "raise", "print"})
 
 # As with numpy 2.5, torch 2.13, jax 0.10 and scikit-learn 1.9.
 SETTINGS = (
@@ -84,7 +86,7 @@ SETTINGS = (
         lambda sklearn, value: sklearn.set_config(**value),
     ),
 )
-# With what was there before anybody set it, once that is known; and which have been set since: these are told from then on.
+# What was there before anybody set it, once that is known; and which have been set since: these are told from then on.
 _defaults: dict[str, Any] = {}
 _set_once: set[str] = set()
 
@@ -96,25 +98,60 @@ def settings() -> Settings:
     found = []
     for place, (name, _, read, default, _) in enumerate(SETTINGS):
         module = sys.modules.get(name)
-        if module is None:
+        if type(module) is not ModuleType:  # it isn't there, or is only loaded when somebody looks into it
             continue
         try:
             value = read(module)
             if name not in _defaults:
                 _defaults[name] = default(module)
-        except Exception:  # noqa: BLE001, S112 - in another version it is kept elsewhere, or the module is half imported
-            continue
+        except Exception:  # noqa: BLE001 - in another version it is kept elsewhere, or the module is half imported
+            if name not in _defaults:
+                continue
+            value = _defaults[name]
         if value != _defaults[name] or name in _set_once:
             _set_once.add(name)
             found.append((place, value))
     return tuple(found)
 
 
-def take_over_settings(now: Settings, before: Settings, *, of_thread: bool) -> None:
-    """Set what the program has set, in this thread or the process, as far as it differs from before: else what was set here stays."""
-    known = dict(before)
+# --- in a worker ------------------------------------------------------------------------------------------
+
+
+class _OfThread(threading.local):
+    def __init__(self) -> None:
+        self.taken: dict[int, Any] = {}
+
+
+# What has been taken over last, by this process or thread; and what is to be, also by modules that are yet to be imported.
+_of_process: dict[int, Any] = {}
+_of_thread = _OfThread()
+_wanted: dict[int, Any] = {}
+
+
+def take_over_settings(now: Settings) -> None:
+    """Set what the program has set, as far as it has changed since: what this process has set by itself stays.
+
+    A library that isn't there is not imported for that: it is set when somebody imports it.
+    """
     for place, value in now:
-        setting = SETTINGS[place]
-        if setting.of_thread == of_thread and (place not in known or known[place] != value):
-            with contextlib.suppress(Exception):  # see above
-                setting.write(importlib.import_module(setting.module), value)
+        name, of_thread, *_ = SETTINGS[place]
+        taken = _of_thread.taken if of_thread else _of_process
+        if place in taken and taken[place] == value:
+            continue
+        is_first = place not in _wanted
+        _wanted[place] = value
+        if name in sys.modules:
+            _set(place, sys.modules[name])
+        elif is_first:
+            when_imported(name, partial(_set, place))
+
+
+def _set(place: int, module: ModuleType) -> None:
+    setting, value = SETTINGS[place], _wanted[place]
+    taken = _of_thread.taken if setting.of_thread else _of_process
+    try:
+        setting.write(module, value)
+    except Exception as error:  # noqa: BLE001 - in another version it is kept elsewhere, or the module is half imported
+        _log.warning("The program's settings of %s could not be taken over: %s", setting.module, str(error))
+    else:
+        taken[place] = value

@@ -17,7 +17,7 @@ import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._transport._reducers import Registration, registrations, take_over
-from ._settings import Settings, settings, take_over_settings
+from ._settings import Settings, settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -69,14 +69,17 @@ class Surroundings(NamedTuple):
             raise _gone(error, "The current folder of this program is gone") from error
         limits = sys.getrecursionlimit(), sys.get_int_max_str_digits()
         reducers, set_here = registrations(), settings()
-        if _latest and _latest[0] == (folder, *limits, reducers, set_here) and _latest[1] == sys.path:
-            known: Surroundings = _latest[2]
+        seen, latest_path, known = _latest[0]
+        if known is not None and seen == (folder, *limits, reducers) and latest_path == sys.path:
+            if known.settings != set_here:
+                known = known._replace(settings=set_here)
+                _latest[0] = seen, latest_path, known
             return known
         path: list[Any] = list(sys.path)
         # Anything else in there is passed over by the import system.
         entries = tuple(str(entry) for entry in path if isinstance(entry, str))
         found = cls(folder, entries, tuple(_hidden(entries)), _checked(limits[0]), limits[1], reducers, set_here)
-        _latest[:] = (folder, *limits, reducers, set_here), path, found
+        _latest[0] = (folder, *limits, reducers), path, found
         return found
 
     def take_over(self, before: Surroundings | None) -> None:
@@ -93,8 +96,6 @@ class Surroundings(NamedTuple):
             sys.set_int_max_str_digits(self.int_digits)
         if self.reducers and (before is None or self.reducers != before.reducers):
             take_over(self.reducers)
-        if self.settings:
-            take_over_settings(self.settings, () if before is None else before.settings, of_thread=False)
         if before is None or self.folder != before.folder:
             try:
                 os.chdir(self.folder)
@@ -131,7 +132,8 @@ def _hidden(path: Iterable[str]) -> Iterator[str]:
 
 _HOME = os.path.dirname(os.__file__)  # noqa: PTH120 - importing pathlib would take each program 4 ms
 _STANDARD = (_HOME, os.path.join(_HOME, "lib-dynload"))  # noqa: PTH118 - see above
-_latest: list[Any] = []  # what was seen, the path that was seen, and the surroundings made of it
+# What was seen, the path that was seen, and the surroundings made of it: in one, for any thread may replace them.
+_latest: list[tuple[Any, Any, Surroundings | None]] = [(None, None, None)]
 
 
 def _gone(error: OSError, what: str) -> OSError:

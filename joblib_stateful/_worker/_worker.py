@@ -307,9 +307,8 @@ class Worker:
             surroundings.take_over(self.life.surroundings)
             self.life.surroundings = surroundings
         now = self.life.surroundings
-        if now is not None and now.settings is not (before := getattr(_local, "settings", ())):
-            take_over_settings(now.settings, before, of_thread=True)
-            _local.settings = now.settings
+        if now is not None and now.settings:
+            take_over_settings(now.settings)
 
     @calls_users
     def _run_items(  # noqa: C901 - one loop, for a call of a function can be felt in it

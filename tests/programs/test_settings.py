@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from joblib_stateful._worker import _settings
 from joblib_stateful._worker._settings import SETTINGS, settings, take_over_settings
 from programs import program_text
 
@@ -26,9 +27,19 @@ def test_what_a_program_has_set_is_set_in_its_workers(library: str, run_program:
     assert (done.code, done.out) == (0, "as in the program\n"), done.err
 
 
-def test_a_library_that_keeps_its_settings_elsewhere_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = settings()
+@pytest.mark.parametrize("library", [_needing("numpy")])
+def test_no_worker_imports_a_library_for_its_settings(library: str, run_program: RunProgram) -> None:
+    done = run_program(program_text("programs/has_set_what_its_worker_imports_late"), library)
+    assert (done.code, done.out) == (0, "as in the program\n"), done.err
+
+
+def test_a_library_that_keeps_its_settings_elsewhere_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("_defaults", "_wanted", "_of_process"):
+        monkeypatch.setattr(_settings, name, {})
     monkeypatch.setitem(sys.modules, "torch", sys)
-    assert [at for at, _ in settings() if SETTINGS[at].module == "torch"] == []
     torch = next(at for at, setting in enumerate(SETTINGS) if setting.module == "torch")
-    take_over_settings(((torch, "float64"),), known, of_thread=False)
+    assert torch not in dict(settings())
+    take_over_settings(((torch, "torch.float64"),))
+    assert "settings of torch could not be taken over" in caplog.text
