@@ -48,9 +48,15 @@ def _default_of_decimal(decimal: Any) -> Any:
     return _decimal_of(decimal.Context(28, decimal.ROUND_HALF_EVEN, -999999, 999999, 1, 0, [], traps))
 
 
+_USUAL = {"divide": "warn", "over": "warn", "under": "ignore", "invalid": "warn"}
+
+
 def _numpy_errors(numpy: Any) -> Any:
+    found = numpy.geterr()
+    if found == _USUAL:  # it is asked at each `submit`
+        return found
     # A function or file of the program's is told of some: there is none in a worker, where code goes on all the same.
-    return {error: "warn" if how in ("call", "log") else how for error, how in numpy.geterr().items()}
+    return {error: "warn" if how in ("call", "log") else how for error, how in found.items()}
 
 
 # As with numpy 2.5, torch 2.13, jax 0.10 and scikit-learn 1.9.
@@ -60,7 +66,7 @@ SETTINGS = (
         "numpy",
         True,
         _numpy_errors,
-        lambda _: {"divide": "warn", "over": "warn", "under": "ignore", "invalid": "warn"},
+        lambda _: _USUAL,
         lambda numpy, value: numpy.seterr(**value),
     ),
     Setting(
