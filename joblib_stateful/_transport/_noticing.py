@@ -31,7 +31,7 @@ _ABSENT = "absent"
 _MOST_CODES = 10_000
 # What is remembered, by number and each by bytes.
 _MOST_REMEMBERED, _HEAVY = 500, 1 << 20
-# After a longer print another pickler takes less time than to copy this one's memo, also as it knows nothing then.
+# After a longer print to copy the memo would take as long as the print itself (`benchmarks/memos.py`).
 _LIGHT = 1 << 16
 
 

@@ -18,7 +18,7 @@ class NeedsWholeError(Exception):
     """Parts of a tensor's storage were pickled, and then something that shares memory with them."""
 
 
-# Of a memo with more it takes longer to make a copy than to make another pickler, 5 µs (`benchmarks/classes.py`).
+# Of a memo with more it takes longer to make a copy than to make another pickler, 5 µs (`benchmarks/memos.py`).
 _MOST_COPIED = 100
 # What pickle writes for each of them, and how much of its own it writes at once; what is longer is one object's bytes.
 _MEMOIZE, _MOST_AT_ONCE = b"\x94", 1 << 17
